@@ -1,0 +1,145 @@
+"""What the fourteen rows share: the seven distillations, and the fine-tuning and testing of both data sets.
+
+Learning rates are per 256 samples. `micro_batch` is the official number of samples per GPU and step.
+"""
+
+from mvd.config import (
+    Augmentation,
+    Finetune,
+    ImageTeacher,
+    Mixing,
+    Optimization,
+    Pretrain,
+    Sampling,
+    Test,
+    VideoTeacher,
+)
+
+PRETRAIN_BETAS = (0.9, 0.95)
+FINETUNE_BETAS = (0.9, 0.999)
+SAMPLING: dict[str, Sampling] = {"k400": "dense", "ssv2": "segment"}
+TEST_CLIPS = {"k400": 5, "ssv2": 2}
+FLIP = {"k400": 0.5, "ssv2": 0.0}  # Something-Something tells "from left to right" from its mirror image
+
+
+def masked_images(size: str, *, micro_batch: int) -> ImageTeacher:
+    """MAE on ImageNet-1K as its public checkpoints were made: 1600 epochs of batch 4096."""
+    return ImageTeacher(
+        size=size,
+        optimization=Optimization(
+            global_batch=4096,
+            epochs=1600,
+            warmup_epochs=40,
+            base_lr=1.5e-4,
+            min_lr=0.0,
+            betas=PRETRAIN_BETAS,
+            micro_batch=micro_batch,
+        ),
+    )
+
+
+def masked_clips(size: str, *, global_batch: int, micro_batch: int) -> VideoTeacher:
+    """VideoMAE on Kinetics-400 as its public checkpoints were made: 1600 of 1601 scheduled epochs."""
+    return VideoTeacher(
+        size=size,
+        optimization=Optimization(
+            global_batch=global_batch,
+            epochs=1600,
+            schedule_epochs=1601,
+            warmup_epochs=40,
+            base_lr=1.5e-4,
+            min_lr=1e-5,
+            betas=PRETRAIN_BETAS,
+            micro_batch=micro_batch,
+        ),
+    )
+
+
+def distillation(
+    student: str,
+    teacher: str,
+    *,
+    epochs: int,
+    global_batch: int,
+    min_lr: float,
+    micro_batch: int,
+    drop_path: float = 0.1,
+    activation_checkpointing: bool = False,
+) -> Pretrain:
+    """A student on Kinetics-400; the cosine is laid out over one epoch more than is run, as officially."""
+    return Pretrain(
+        student=student,
+        teacher=teacher,
+        drop_path=drop_path,
+        activation_checkpointing=activation_checkpointing,
+        optimization=Optimization(
+            global_batch=global_batch,
+            epochs=epochs,
+            schedule_epochs=epochs + 1,
+            warmup_epochs=40,
+            base_lr=1.5e-4,
+            min_lr=min_lr,
+            betas=PRETRAIN_BETAS,
+            micro_batch=micro_batch,
+        ),
+    )
+
+
+VITS_FROM_VITB = distillation("small", "base", epochs=400, global_batch=1024, min_lr=1e-4, micro_batch=16)
+VITS_FROM_VITL = distillation("small", "large", epochs=400, global_batch=1024, min_lr=1e-4, micro_batch=16)
+VITB_FROM_VITB = distillation("base", "base", epochs=400, global_batch=1024, min_lr=1e-4, micro_batch=16)
+VITB_FROM_VITL = distillation("base", "large", epochs=400, global_batch=1024, min_lr=1e-4, micro_batch=8)
+VITL_E400 = distillation("large", "large", epochs=400, global_batch=512, min_lr=1e-4, micro_batch=8)
+VITL_E800 = distillation("large", "large", epochs=800, global_batch=512, min_lr=1e-5, micro_batch=8)
+VITH_E800 = distillation(
+    "huge",
+    "huge",
+    epochs=800,
+    global_batch=512,
+    min_lr=1e-5,
+    micro_batch=8,
+    drop_path=0.2,
+    activation_checkpointing=True,
+)
+
+
+def finetuning(
+    size: str,
+    dataset: str,
+    *,
+    epochs: int,
+    base_lr: float,
+    global_batch: int,
+    micro_batch: int,
+    min_lr: float = 1e-6,
+    layer_decay: float = 0.75,
+    drop_path: float = 0.1,
+    head_dropout: float = 0.0,
+    activation_checkpointing: bool = False,
+) -> Finetune:
+    """Supervised fine-tuning; the videos of one official GPU and step are mixed with one another."""
+    return Finetune(
+        size=size,
+        dataset=dataset,
+        sampling=SAMPLING[dataset],
+        drop_path=drop_path,
+        head_dropout=head_dropout,
+        activation_checkpointing=activation_checkpointing,
+        augmentation=Augmentation(flip=FLIP[dataset]),
+        mixing=Mixing(group=micro_batch),
+        optimization=Optimization(
+            global_batch=global_batch,
+            epochs=epochs,
+            warmup_epochs=5,
+            base_lr=base_lr,
+            min_lr=min_lr,
+            betas=FINETUNE_BETAS,
+            layer_decay=layer_decay,
+            micro_batch=micro_batch,
+        ),
+    )
+
+
+def multi_view_test(size: str, dataset: str) -> Test:
+    """5 clips x 3 crops on Kinetics-400, 2 x 3 on Something-Something V2."""
+    return Test(size=size, dataset=dataset, sampling=SAMPLING[dataset], clips=TEST_CLIPS[dataset])

@@ -1,0 +1,129 @@
+"""The cluster profile: everything that belongs to a machine park and never to a recipe.
+
+Read from --cluster FILE, else from the file that $MVD_CLUSTER names, else from cluster.yaml in the project root, else
+the defaults below. cluster.example.yaml explains every field.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from omegaconf import OmegaConf
+
+from launch.settings import Override, apply_overrides, nearest
+from mvd.config import DATASETS, ConfigError, DatasetPaths, Kind, Precision
+
+ROOT = Path(__file__).resolve().parents[1]
+TEACHERS = tuple(f"{family}_{size}" for family in ("mae", "videomae") for size in ("vitb", "vitl", "vith"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a stage of one kind gets: nodes, a file of ds_configs/, and a ceiling for the micro-batch.
+
+    micro_batch: samples (videos in fine-tuning, views in a test) of one GPU and forward pass; null for the recipe's.
+    """
+
+    nodes: int = 4
+    deepspeed: str = "zero1"
+    micro_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1:
+            raise ConfigError(f"nodes is {self.nodes}; a stage needs at least one")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ConfigError(f"micro_batch is {self.micro_batch}; give a positive number of samples, or null")
+        known = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
+        if self.deepspeed not in known:
+            raise ConfigError(f"deepspeed is {self.deepspeed!r}; use a file of ds_configs/: {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Where stages run and where their files lie; relative paths are under the project root."""
+
+    runs: str = "runs"
+    datasets: dict[str, DatasetPaths] = field(default_factory=dict)
+    teachers: dict[str, str] = field(default_factory=dict)
+    gpus_per_node: int = 8
+    image_teacher: Resources = Resources()
+    video_teacher: Resources = Resources()
+    pretrain: Resources = Resources()
+    finetune: Resources = Resources()
+    test: Resources = Resources(nodes=1, micro_batch=16)
+    precision: Precision | None = None
+    workers: int = 8
+    reader: Literal["decord"] = "decord"
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    validate_every: int = 5
+    log_every: int = 10
+    local_processes: int = 2
+    sustained_tflops: float = 100.0
+
+    def __post_init__(self) -> None:
+        for name in ("gpus_per_node", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every"):
+            _check_positive(name, getattr(self, name))
+        _check_positive("local_processes", self.local_processes)
+        _check_positive("sustained_tflops", self.sustained_tflops)
+        if self.workers < 0:
+            raise ConfigError(f"workers is {self.workers}; give 0 (load in the training process) or more")
+        _check_names("datasets", self.datasets, DATASETS)
+        _check_names("teachers", self.teachers, TEACHERS)
+
+    def resources(self, kind: Kind) -> Resources:
+        return getattr(self, kind)
+
+    def gpus(self, kind: Kind) -> int:
+        """GPUs of one stage of that kind."""
+        return self.resources(kind).nodes * self.gpus_per_node
+
+
+def load_cluster(file: str | None, overrides: Iterable[Override]) -> Cluster:
+    """The profile with the command line's `cluster.*` settings on top, all paths absolute.
+
+    Raises:
+        ConfigError: a file that is missing or no YAML, an unknown key, a wrong type.
+    """
+    cluster = apply_overrides(Cluster(), [*_file_settings(file), *overrides])
+    datasets = {"motion": DatasetPaths(root="data/motion")} | cluster.datasets
+    return dataclasses.replace(
+        cluster,
+        runs=_absolute(cluster.runs),
+        datasets={name: dataclasses.replace(paths, root=_absolute(paths.root)) for name, paths in datasets.items()},
+        teachers={name: _absolute(path) for name, path in cluster.teachers.items()},
+    )
+
+
+def _file_settings(file: str | None) -> list[Override]:
+    named = file or os.environ.get("MVD_CLUSTER")
+    path = Path(named).expanduser() if named else ROOT / "cluster.yaml"
+    if not path.is_file():
+        if named:
+            raise ConfigError(f"there is no cluster profile {path}; copy cluster.example.yaml there and edit it")
+        return []
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except Exception as error:  # PyYAML's and OmegaConf's own
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}; mend that line") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a list; write it as `field: value`, as cluster.example.yaml does")
+    return [Override((f"{key!s}",), value, f"{path}: {key!s}") for key, value in content.items()]
+
+
+def _absolute(path: str) -> str:
+    return str(ROOT / Path(path).expanduser())
+
+
+def _check_positive(name: str, value: float) -> None:
+    if value <= 0:
+        raise ConfigError(f"{name} is {value}; give a positive number")
+
+
+def _check_names(section: str, given: Iterable[str], known: Iterable[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{section} has no {name!r}{nearest(name, known)}; use one of {', '.join(known)}")

@@ -1,0 +1,168 @@
+"""From rows to the graph of their stages, and from there to stages that can run on a cluster."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from launch.cluster import Cluster
+from mvd.batch import Batch, solve_batch
+from mvd.config import (
+    DATASETS,
+    ConfigError,
+    Execution,
+    ImageTeacher,
+    Kind,
+    Recipe,
+    Row,
+    Stage,
+    VideoTeacher,
+    stage_id,
+)
+
+KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which they depend on each other
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A stage by what decides its result: no cluster, no paths.
+
+    parents: role -> id of the stage whose weights it starts from, or `checkpoint:<name>` for a teacher's file.
+    rows: names of the rows that need it.
+    """
+
+    kind: Kind
+    id: str
+    recipe: Recipe
+    parents: dict[str, str]
+    rows: tuple[str, ...]
+
+    @property
+    def stage_parents(self) -> list[str]:
+        return [parent for parent in self.parents.values() if not parent.startswith("checkpoint:")]
+
+    @property
+    def teacher_files(self) -> dict[str, str]:
+        """Role -> name of the teacher checkpoint that the cluster profile is to name."""
+        files = {role: parent.partition(":") for role, parent in self.parents.items()}
+        return {role: name for role, (word, _, name) in files.items() if word == "checkpoint"}
+
+
+def build_graph(rows: Iterable[Row], until: Kind = "test") -> list[Node]:
+    """The stages of all rows up to a kind, shared ones once, parents before children."""
+    nodes: dict[str, Node] = {}
+    for row in rows:
+        for node in _row_nodes(row):
+            known = nodes.get(node.id)
+            nodes[node.id] = node if known is None else dataclasses.replace(known, rows=known.rows + node.rows)
+    wanted = KINDS[: KINDS.index(until) + 1]
+    return sorted((n for n in nodes.values() if n.kind in wanted), key=lambda n: KINDS.index(n.kind))
+
+
+def build_stage(node: Node, cluster: Cluster) -> Stage:
+    """The stage as the cluster will run it: batch solved, input and data paths filled in where they are declared."""
+    resources = cluster.resources(node.kind)
+    world_size = cluster.gpus(node.kind)
+    if node.kind == "test":
+        batch = Batch(resources.micro_batch or 1, 1, world_size)
+    else:
+        batch = _solve(node, world_size, resources.micro_batch)
+    inputs = {role: str(Path(cluster.runs) / parent / WEIGHTS) for role, parent in node.parents.items()}
+    for role, name in node.teacher_files.items():
+        inputs[role] = cluster.teachers.get(name, "")
+    execution = Execution(
+        world_size=world_size,
+        micro_batch=batch.micro_batch,
+        accumulation=batch.accumulation,
+        deepspeed=resources.deepspeed,
+        precision=cluster.precision or "bf16",
+        runs=cluster.runs,
+        data=cluster.datasets.get(node.recipe.dataset),
+        reader=cluster.reader,
+        workers=cluster.workers,
+        checkpoint_every=cluster.checkpoint_every,
+        keep_checkpoints=cluster.keep_checkpoints,
+        validate_every=cluster.validate_every,
+        log_every=cluster.log_every,
+    )
+    return Stage(kind=node.kind, id=node.id, recipe=node.recipe, inputs=inputs, execution=execution)
+
+
+def undeclared(nodes: Sequence[Node], cluster: Cluster) -> list[str]:
+    """The cluster profile's fields that these stages need and that nobody has set, as `field: what it is`.
+
+    Raises:
+        ConfigError: a field that is set names a file or folder that does not exist.
+    """
+    needed: dict[str, None] = {}
+    for node in nodes:
+        dataset = node.recipe.dataset
+        if dataset not in cluster.datasets:
+            needed[f"datasets.{dataset}.root: folder of the {dataset} {DATASETS[dataset].media}s"] = None
+        else:
+            _check_data(node, cluster)
+        for role, name in node.teacher_files.items():
+            if name not in cluster.teachers:
+                needed[f"teachers.{name}: checkpoint of the {role.replace('_', ' ')} (or teachers=train)"] = None
+            elif not Path(cluster.teachers[name]).is_file():
+                path = cluster.teachers[name]
+                raise ConfigError(f"teachers.{name}: there is no file {path}; mend the path in the cluster profile")
+    return list(needed)
+
+
+def _row_nodes(row: Row) -> list[Node]:
+    """One row's stages; a teacher is trained for the pretrain that needs it, or as a row of its own."""
+    nodes: list[Node] = []
+
+    def add(kind: Kind, recipe: Recipe, name: str, parents: dict[str, str]) -> str:
+        identity = stage_id(kind, name, recipe, parents)
+        nodes.append(Node(kind=kind, id=identity, recipe=recipe, parents=parents, rows=(row.name,)))
+        return identity
+
+    teachers: dict[str, str] = {}
+    wanted: list[tuple[Kind, ImageTeacher | VideoTeacher | None]] = []
+    if row.pretrain is not None or row.finetune is None:
+        wanted = [("image_teacher", row.image_teacher), ("video_teacher", row.video_teacher)]
+    for kind, teacher in wanted:
+        if teacher is not None and row.teachers == "train":
+            teachers[kind] = add(kind, teacher, teacher.name, {})
+        elif teacher is not None:
+            teachers[kind] = f"checkpoint:{teacher.name}"
+    weights: dict[str, str] = {}
+    if row.pretrain is not None:
+        weights = {"pretrain": add("pretrain", row.pretrain, row.pretrain.name, teachers)}
+    if row.finetune is not None:
+        weights = {"finetune": add("finetune", row.finetune, row.name, weights)}
+    if row.test is not None:
+        add("test", row.test, row.name, weights)
+    return nodes
+
+
+def _solve(node: Node, world_size: int, micro_batch: int | None) -> Batch:
+    try:
+        return solve_batch(node.recipe, world_size, micro_batch)
+    except ConfigError as error:
+        raise ConfigError(f"{node.id}: {error}") from error
+
+
+def _check_data(node: Node, cluster: Cluster) -> None:
+    dataset = node.recipe.dataset
+    paths = cluster.datasets[dataset]
+    if is_generated(dataset):
+        return
+    root = Path(paths.root)
+    if DATASETS[dataset].media == "image":
+        needed = [root, root / "train"]
+    else:
+        lists = {"finetune": (paths.train, paths.val), "test": (paths.test,)}.get(node.kind, (paths.train,))
+        needed = [root, *(root / name for name in lists)]
+    for path in needed:
+        if not path.exists():
+            raise ConfigError(f"datasets.{dataset}: {path} does not exist; mend the path in the cluster profile")
+
+
+def is_generated(dataset: str) -> bool:
+    """Whether a data set is made by this project (mvd.data.motion) the first time it is needed."""
+    return dataset == "motion"

@@ -1,0 +1,151 @@
+"""Runs rows of the paper, or your own: finds their stages, checks everything first, then starts them.
+
+TARGET is a row or a suite: experiments/vith_k400, vith_k400, experiments/all, or a path to a row file of your own.
+KEY=VALUE changes the rows (pretrain.optimization.epochs=2, finetune.seed=1, teachers=train) or the cluster profile
+(cluster.gpus_per_node=4).
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from launch.cluster import ROOT
+from launch.plan import KINDS, Node, build_graph, build_stage, undeclared
+from launch.request import Parser, Request, run_command
+from launch.screen import command, print_next, print_table, short
+from mvd.config import ConfigError, Stage, Test
+
+EXAMPLES = """examples:
+  python launch/submit.py experiments/demo --local                 the whole method in small, on this machine
+  python launch/submit.py experiments/all --dry-run                the plan of all fourteen rows
+  python launch/submit.py experiments/vith_k400 --show             every setting of a row
+  python launch/submit.py vitb_from_vitb_k400 teachers=train --dry-run
+  python launch/submit.py demo finetune.seed=1 --local --until pretrain
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Checks the whole request, then shows, plans or runs it; returns the exit code."""
+    request = build_parser().read(argv)
+    options = request.options
+    if options.local:
+        from launch.local import this_machine
+
+        request = dataclasses.replace(request, cluster=this_machine(request.cluster))
+    nodes = build_graph(request.rows, options.until)
+    needed = undeclared(nodes, request.cluster)
+    stages = [build_stage(node, request.cluster) for node in nodes]
+    if options.show:
+        show(request, nodes, needed)
+    elif options.dry_run:
+        print_plan(request, nodes, stages, needed)
+    elif needed:
+        raise ConfigError(f"the cluster profile does not set {needed[0]}; see cluster.example.yaml")
+    elif options.local:
+        from launch.local import run_plan
+
+        return run_plan(request, stages)
+    else:
+        here = command("submit.py", *request.words, "--local")
+        raise ConfigError(f"this version cannot submit to SLURM yet; run the rows on this machine: {here}")
+    return 0
+
+
+def build_parser() -> Parser:
+    parser = Parser("submit.py", __doc__ or "", EXAMPLES)
+    parser.add_argument("--until", choices=KINDS, default="test", metavar="KIND", help=f"stop after {', '.join(KINDS)}")
+    parser.add_argument("--local", action="store_true", help="run on this machine's GPUs, or on its CPU")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--show", action="store_true", help="print every setting of the rows, and run nothing")
+    instead.add_argument("--dry-run", action="store_true", help="print the plan, and run nothing")
+    return parser
+
+
+def show(request: Request, nodes: Sequence[Node], needed: Sequence[str]) -> None:
+    """Prints every setting of the rows, and where their stages run."""
+    from omegaconf import OmegaConf
+
+    for row in request.rows:
+        print(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(row))))
+    print("# run directories")
+    for node in nodes:
+        print(short(Path(request.cluster.runs) / node.id))
+    print_needed(needed)
+    print_next([("see the plan", command("submit.py", *request.words, "--dry-run"))])
+
+
+def print_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage], needed: Sequence[str]) -> None:
+    """Prints the stages with their batches, estimated cost and order."""
+    from launch.estimate import gpu_hours
+
+    number = {node.id: str(place) for place, node in enumerate(nodes, start=1)}
+    rate = request.cluster.sustained_tflops
+    hours = [gpu_hours(node.recipe, rate) for node in nodes]
+    columns = ["#>", "kind", "stage", "rows>", "GPUs>", "micro-batch x accumulation x GPUs", "length>"]
+    columns += ["deepspeed", "GPU-hours>", "after #"]
+    lines = [
+        [
+            number[node.id],
+            node.kind,
+            node.id,
+            str(len(node.rows)),
+            str(stage.execution.world_size),
+            batch_text(stage),
+            length_text(node),
+            "-" if node.kind == "test" else stage.execution.deepspeed,
+            f"{cost:,.1f}",
+            ", ".join(number[parent] for parent in node.stage_parents) or "-",
+        ]
+        for node, stage, cost in zip(nodes, stages, hours, strict=True)
+    ]
+    print_table(f"plan of {count(len(request.rows), 'row')}", columns, lines)
+    print(f"\n{stage_counts(nodes)}")
+    print(
+        f"about {sum(hours):,.0f} GPU-hours at {rate:g} TFLOP/s sustained per GPU (cluster.sustained_tflops); "
+        "decoding, validation and recomputed activations come on top"
+    )
+    print_needed(needed)
+    profile = f"cp {short(ROOT / 'cluster.example.yaml')} {short(ROOT / 'cluster.yaml')}"
+    here = command("submit.py", *request.words, "--local")
+    steps = [("describe your machines and data", profile) if needed else ("run it on this machine", here)]
+    print_next([*steps, ("see what has been reached", command("report.py", *request.words))])
+
+
+def stage_counts(nodes: Sequence[Node]) -> str:
+    """For instance `7 pre-trainings, 14 fine-tunings, 14 tests`."""
+    words = ("image teacher", "video teacher", "pre-training", "fine-tuning", "test")
+    numbers = [sum(node.kind == kind for node in nodes) for kind in KINDS]
+    return ", ".join(count(number, word) for number, word in zip(numbers, words, strict=True) if number)
+
+
+def count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def batch_text(stage: Stage) -> str:
+    how = stage.execution
+    if stage.kind == "test":
+        return f"{how.micro_batch} views x {how.world_size}"
+    total = how.micro_batch * how.accumulation * how.world_size
+    return f"{how.micro_batch} x {how.accumulation} x {how.world_size} = {total}"
+
+
+def length_text(node: Node) -> str:
+    if isinstance(node.recipe, Test):
+        return f"{node.recipe.clips} x {node.recipe.crops} views"
+    return count(node.recipe.optimization.epochs, "epoch")
+
+
+def print_needed(needed: Sequence[str]) -> None:
+    if needed:
+        print("\nneeded before submitting, in the cluster profile (see cluster.example.yaml):")
+        for field in needed:
+            print(f"  {field}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

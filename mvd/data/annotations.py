@@ -1,0 +1,72 @@
+"""Lists of samples: `path label` files for videos, class folders for images; checked while they are read."""
+
+import os
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from mvd.config import ConfigError, DatasetPaths
+
+Split = Literal["train", "val", "test"]
+
+
+class Entry(NamedTuple):
+    """One sample of a data set: an absolute path and a class number."""
+
+    path: str
+    label: int
+
+
+def load_annotations(paths: DatasetPaths, split: Split, classes: int) -> list[Entry]:
+    """Reads the annotation file of a split: one `path label` a line, relative paths being under the root.
+
+    The last space of a line separates the two, so paths may contain spaces. The videos themselves are not looked
+    at: on a network disk that takes hours.
+
+    Raises:
+        ConfigError: a missing or empty file, or a line without a label, with a bad one, or with a path seen before.
+    """
+    root = Path(paths.root).absolute()
+    file = root / getattr(paths, split)
+    if not file.is_file():
+        raise ConfigError(f"{file} does not exist; give the {split} list's place in the data set's paths")
+    entries: list[Entry] = []
+    first_seen: dict[str, int] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        entry = _parse(line, root, classes, f"{file}:{number}")
+        if entry.path in first_seen:
+            raise ConfigError(f"{file}:{number}: {entry.path} is already on line {first_seen[entry.path]}; keep one")
+        first_seen[entry.path] = number
+        entries.append(entry)
+    if not entries:
+        raise ConfigError(f"{file} lists no videos; write one `path label` a line")
+    return entries
+
+
+def _parse(line: str, root: Path, classes: int, where: str) -> Entry:
+    path, separator, label = line.strip().rpartition(" ")
+    if not separator:
+        raise ConfigError(f"{where}: {line.strip()!r} has no label; write `path label`, separated by one space")
+    if not (label.isascii() and label.isdigit() and int(label) < classes):
+        raise ConfigError(f"{where}: the label {label!r} is not a whole number from 0 to {classes - 1}; mend the line")
+    return Entry(os.path.join(root, path.strip()), int(label))
+
+
+def load_image_folder(paths: DatasetPaths, split: Split, classes: int) -> list[Entry]:
+    """Lists `root/<split>/<class folder>/<image>`; classes are numbered in the alphabetical order of their folders.
+
+    Raises:
+        ConfigError: no such folder, another number of classes than the data set has, or a class without images.
+    """
+    from torchvision.datasets import ImageFolder
+
+    folder = Path(paths.root).absolute() / split
+    try:
+        listing = ImageFolder(str(folder))
+    except FileNotFoundError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"{folder} is not a folder of class folders ({reason}); mend the data set's root") from error
+    if len(listing.classes) != classes:
+        raise ConfigError(f"{folder} holds {len(listing.classes)} class folders where {classes} are due; complete it")
+    return [Entry(path, label) for path, label in listing.samples]

@@ -1,0 +1,146 @@
+"""What happens to a clip's frames before the loader hands them out: uint8 (T, H, W, 3) in, uint8 out.
+
+Every function that draws takes the numpy Generator to draw from; one draw serves all frames of a clip.
+"""
+
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+from timm.data.auto_augment import RandAugment, rand_augment_transform
+
+MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
+SNAP = 3  # crop sizes nearer to the input size than this many pixels become the input size
+
+
+class Box(NamedTuple):
+    """A rectangle of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def multi_scale_sizes(height: int, width: int, size: int) -> list[tuple[int, int]]:
+    """The ten (width, height) of the pre-training crop: fractions of the short side, sides at most one step apart."""
+    sides = [int(min(height, width) * scale) for scale in MULTI_SCALES]
+    sides = [size if abs(side - size) < SNAP else side for side in sides]
+    steps = range(len(sides))
+    return [(sides[j], sides[i]) for i in steps for j in steps if abs(i - j) <= 1]
+
+
+def multi_scale_offsets(height: int, width: int, crop_height: int, crop_width: int) -> list[tuple[int, int]]:
+    """The thirteen (left, top) of the pre-training crop: corners, centre, edge middles, and quarters."""
+    x, y = (width - crop_width) // 4, (height - crop_height) // 4
+    corners = [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2)]
+    middles = [(0, 2), (4, 2), (2, 4), (2, 0)]
+    quarters = [(1, 1), (3, 1), (1, 3), (3, 3)]
+    return [(across * x, down * y) for across, down in corners + middles + quarters]
+
+
+def multi_scale_box(height: int, width: int, size: int, rng: np.random.Generator) -> Box:
+    """Draws the pre-training crop of an image for an input of size x size pixels (method.md; QUIRKS 31)."""
+    sizes = multi_scale_sizes(height, width, size)
+    crop_width, crop_height = sizes[rng.integers(len(sizes))]
+    offsets = multi_scale_offsets(height, width, crop_height, crop_width)
+    left, top = offsets[rng.integers(len(offsets))]
+    return Box(top, left, crop_height, crop_width)
+
+
+def random_resized_box(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """Draws a crop of a share of the area in `scale` and an aspect (width over height) in `ratio`.
+
+    After ten draws that do not fit: the largest central crop whose aspect is within `ratio` (as torchvision does).
+    """
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(rng.integers(height - crop_height + 1))
+            left = int(rng.integers(width - crop_width + 1))
+            return Box(top, left, crop_height, crop_width)
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    crop_width, crop_height = min(width, round(height * aspect)), min(height, round(width / aspect))
+    return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
+
+
+def crop_and_resize_pil(
+    frames: np.ndarray, box: Box, size: int, resample: Image.Resampling = Image.Resampling.BILINEAR
+) -> np.ndarray:
+    """Crops, then resizes to (T, size, size, 3) with Pillow, which smooths where it shrinks."""
+    return np.stack([np.asarray(Image.fromarray(f).resize((size, size), resample)) for f in _crop(frames, box)])
+
+
+def crop_and_resize_bilinear(frames: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """Crops, then resizes to (T, size, size, 3) bilinearly without smoothing (QUIRKS 9).
+
+    The official release interpolates normalised floats; the result here is rounded to whole levels, so it differs by
+    at most half a level of 255.
+    """
+    resized = np.empty((len(frames), size, size, 3), np.uint8)
+    for target, frame in zip(resized, _crop(frames, box), strict=True):
+        smooth = cv2.resize(frame.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
+        np.rint(smooth, out=target, casting="unsafe")
+    return resized
+
+
+def _crop(frames: np.ndarray, box: Box) -> np.ndarray:
+    return frames[:, box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+@cache
+def rand_augment_policy(policy: str) -> RandAugment:
+    """timm's RandAugment of that description, with the official fill and interpolation."""
+    return rand_augment_transform(policy, {"img_mean": (128, 128, 128), "interpolation": Image.Resampling.BICUBIC})
+
+
+def rand_augment(frames: np.ndarray, policy: str, rng: np.random.Generator) -> np.ndarray:
+    """Applies one draw of RandAugment operations and arguments to every frame, at full resolution.
+
+    timm draws from the global generators. Setting them to one drawn seed before each frame gives all frames the same
+    draw, whatever the process did before; afterwards they are put back.
+    """
+    seed = int(rng.integers(2**32))
+    augmented = np.empty_like(frames)
+    with _global_generators_kept():
+        for target, frame in zip(augmented, frames, strict=True):
+            random.seed(seed)
+            np.random.seed(seed)
+            target[:] = rand_augment_policy(policy)(Image.fromarray(frame))
+    return augmented
+
+
+@contextmanager
+def _global_generators_kept() -> Iterator[None]:
+    python, legacy_numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy_numpy)
+
+
+def erase_box(size: int, probability: float, rng: np.random.Generator) -> Box:
+    """Draws the rectangle that random erasing replaces in a size x size clip; an empty one where it does not.
+
+    2 % to a third of the area, height over width between 0.3 and 1/0.3, ten tries to fit (timm's RandomErasing).
+    """
+    if rng.random() < probability:
+        for _ in range(10):
+            area = size * size * rng.uniform(0.02, 1 / 3)
+            aspect = math.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3)))
+            height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if height < size and width < size:
+                top, left = rng.integers(size - height + 1), rng.integers(size - width + 1)
+                return Box(int(top), int(left), height, width)
+    return Box(0, 0, 0, 0)

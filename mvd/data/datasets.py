@@ -1,0 +1,220 @@
+"""What a training sample of each stage is made of: uint8 on the CPU, drawn from (seed, epoch, index) alone."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from mvd.config import DATASETS, ConfigError, DatasetPaths, Finetune, ImageTeacher, Pretrain, Stage, VideoTeacher
+from mvd.data import augment
+from mvd.data.annotations import Entry, load_annotations, load_image_folder
+from mvd.data.masking import random_mask, tube_mask
+from mvd.data.randomness import Purpose, generator
+from mvd.data.reader import Unreadable, open_video, read_image
+from mvd.data.sampling import dense_train_indices, pretrain_indices, segment_train_indices
+from mvd.sizes import SIZES, ClipShape
+
+REPLACEMENTS = 10  # unreadable files in a row after which the data, not one file, must be wrong
+
+
+@dataclass(frozen=True)
+class SampleKey:
+    """Which sample is wanted: all its random choices follow from this and the recipe's seed.
+
+    group: the mixing group's number in its epoch (fine-tuning only).
+    """
+
+    epoch: int
+    index: int
+    group: int = 0
+
+
+class TrainDataset(ABC, Dataset[dict[str, Any]]):
+    """The training split of a stage, keyed by SampleKey.
+
+    A sample is a dictionary of tensors with a leading axis for its augmented copies, plus "indices", the (1,) index
+    of the file that was read, and "unreadable", the paths that could not be read. Such a file is tried twice, then
+    the next one of the list takes its place, with the draws of the key.
+    """
+
+    def __init__(self, seed: int, entries: list[Entry], reader: str) -> None:
+        self.seed = seed
+        self.entries = entries
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        unreadable: list[str] = []
+        for shift in range(REPLACEMENTS + 1):
+            index = (key.index + shift) % len(self)
+            for _ in range(2):
+                try:
+                    sample = self.sample(self.entries[index], key)
+                    return {**sample, "indices": torch.tensor([index]), "unreadable": unreadable}
+                except Unreadable as error:
+                    last = error
+            unreadable.append(self.entries[index].path)
+        raise RuntimeError(
+            f"{len(unreadable)} files in a row cannot be read, the last because of: {last}; check the data set's root"
+        )
+
+    @abstractmethod
+    def sample(self, entry: Entry, key: SampleKey) -> dict[str, torch.Tensor]:
+        """Reads one file and makes its sample."""
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Joins samples to a micro-batch, in order."""
+        batch: dict[str, Any] = {
+            name: torch.cat([sample[name] for sample in samples]) for name in samples[0] if name != "unreadable"
+        }
+        batch["unreadable"] = [path for sample in samples for path in sample["unreadable"]]
+        return batch
+
+    def draws(self, key: SampleKey, purpose: Purpose, copy: int = 0) -> np.random.Generator:
+        """The generator of one of a sample's random choices."""
+        return generator(self.seed, key.epoch, key.index, purpose, copy)
+
+
+def channels_first(frames: np.ndarray) -> np.ndarray:
+    """(T, H, W, 3) -> (3, T, H, W), laid out in that order."""
+    return np.ascontiguousarray(frames.transpose(3, 0, 1, 2))
+
+
+def to_clip(frames: np.ndarray) -> torch.Tensor:
+    """uint8 (T, H, W, 3) -> uint8 tensor (3, T, H, W)."""
+    return torch.from_numpy(channels_first(frames))
+
+
+class ImageTeacherDataset(TrainDataset):
+    """MAE's samples: {"images": (1, 3, S, S), "mask": (1, positions)}; of a video, one random frame."""
+
+    def __init__(self, recipe: ImageTeacher, entries: list[Entry], reader: str) -> None:
+        super().__init__(recipe.seed, entries, reader)
+        self.recipe = recipe
+        self.shape = SIZES[recipe.size].image_training
+        self.media = DATASETS[recipe.dataset].media
+
+    def sample(self, entry: Entry, key: SampleKey) -> dict[str, torch.Tensor]:
+        image = read_image(entry.path) if self.media == "image" else self._random_frame(entry, key)
+        rng = self.draws(key, Purpose.CROP)
+        box = augment.random_resized_box(*image.shape[:2], self.recipe.crop_scale, (3 / 4, 4 / 3), rng)
+        size = self.shape.image_size
+        frames = augment.crop_and_resize_pil(image[None], box, size, Image.Resampling.BICUBIC)
+        if rng.random() < self.recipe.flip:
+            frames = frames[:, :, ::-1]
+        mask = random_mask(self.draws(key, Purpose.MASK), self.shape.positions, self.recipe.mask_ratio)
+        return {"images": to_clip(frames)[None, :, 0], "mask": torch.from_numpy(mask)[None]}
+
+    def _random_frame(self, entry: Entry, key: SampleKey) -> np.ndarray:
+        video = open_video(entry.path, self.reader)
+        return video.frames(self.draws(key, Purpose.FRAMES).integers(len(video), size=1))[0]
+
+
+class MaskedClipDataset(TrainDataset):
+    """Samples of the video teacher and the student: {"video": (1, 3, T, S, S), "mask": (1, tokens)}.
+
+    "image_video", the same crop at the image teacher's size, comes with them only where that size is another one.
+    """
+
+    def __init__(
+        self, recipe: VideoTeacher | Pretrain, clip: ClipShape, image_size: int, entries: list[Entry], reader: str
+    ) -> None:
+        super().__init__(recipe.seed, entries, reader)
+        self.recipe = recipe
+        self.clip = clip
+        self.image_size = image_size
+
+    def sample(self, entry: Entry, key: SampleKey) -> dict[str, torch.Tensor]:
+        video = open_video(entry.path, self.reader)
+        rng = self.draws(key, Purpose.FRAMES)
+        frames = video.frames(pretrain_indices(len(video), rng, self.clip.frames, self.recipe.stride))
+        box = augment.multi_scale_box(*frames.shape[1:3], self.clip.image_size, self.draws(key, Purpose.CROP))
+        mask = tube_mask(self.draws(key, Purpose.MASK), self.clip, self.recipe.mask_ratio)
+        sample = {
+            "video": to_clip(augment.crop_and_resize_pil(frames, box, self.clip.image_size))[None],
+            "mask": torch.from_numpy(mask)[None],
+        }
+        if self.image_size != self.clip.image_size:
+            sample["image_video"] = to_clip(augment.crop_and_resize_pil(frames, box, self.image_size))[None]
+        return sample
+
+
+class FinetuneDataset(TrainDataset):
+    """Fine-tuning's samples, one decoding for all N augmented copies of a video (QUIRKS 3).
+
+    {"video": (N, 3, T, S, S), "labels": (N,), "erase": (N, 4) boxes (top, left, height, width) to fill with noise,
+    "noise_seeds": (N,), "mix_seeds": (N,), the same for all clips of a mixing group}.
+    """
+
+    def __init__(self, recipe: Finetune, entries: list[Entry], reader: str) -> None:
+        super().__init__(recipe.seed, entries, reader)
+        self.recipe = recipe
+        self.clip = SIZES[recipe.size].clip
+
+    def sample(self, entry: Entry, key: SampleKey) -> dict[str, torch.Tensor]:
+        frames = self._read(entry, key)
+        copies = self.recipe.augmentation.samples
+        clips, boxes, seeds = zip(*(self._augment(frames, key, copy) for copy in range(copies)), strict=True)
+        mix_seed = int(generator(self.seed, key.epoch, key.group, Purpose.MIX).integers(2**32))
+        return {
+            "video": torch.from_numpy(np.stack(clips)),
+            "labels": torch.full((copies,), entry.label),
+            "erase": torch.tensor(boxes),
+            "noise_seeds": torch.tensor(seeds),
+            "mix_seeds": torch.full((copies,), mix_seed),
+        }
+
+    def _read(self, entry: Entry, key: SampleKey) -> np.ndarray:
+        video = open_video(entry.path, self.reader)
+        rng = self.draws(key, Purpose.FRAMES)
+        if self.recipe.sampling == "dense":
+            return video.frames(dense_train_indices(len(video), rng, self.clip.frames, self.recipe.stride))
+        return video.frames(segment_train_indices(len(video), rng, self.clip.frames))
+
+    def _augment(self, frames: np.ndarray, key: SampleKey, copy: int) -> tuple[np.ndarray, augment.Box, int]:
+        """One augmented copy (3, T, S, S) of a clip, its erasing box and the seed of the noise in it."""
+        settings, size = self.recipe.augmentation, self.clip.image_size
+        rng = self.draws(key, Purpose.AUGMENT, copy)
+        if settings.auto is not None:
+            frames = augment.rand_augment(frames, settings.auto, rng)
+        box = augment.random_resized_box(*frames.shape[1:3], settings.crop_scale, settings.crop_ratio, rng)
+        clip = augment.crop_and_resize_bilinear(frames, box, size)
+        if rng.random() < settings.flip:
+            clip = clip[:, :, ::-1]
+        return channels_first(clip), augment.erase_box(size, settings.erase, rng), int(rng.integers(2**62))
+
+
+def dataset_paths(stage: Stage) -> DatasetPaths:
+    """Where the stage's data set lies; ConfigError where nobody said."""
+    if stage.execution.data is None:
+        raise ConfigError(f"stage {stage.id}: no path is given for the data set {stage.recipe.dataset}; give its root")
+    return stage.execution.data
+
+
+def build_dataset(stage: Stage) -> TrainDataset:
+    """The training split of a stage.
+
+    Raises:
+        ConfigError: no path, or a list that does not hold what the data set's facts say.
+    """
+    recipe, paths, reader = stage.recipe, dataset_paths(stage), stage.execution.reader
+    facts = DATASETS[recipe.dataset]
+    load = load_annotations if facts.media == "video" else load_image_folder
+    entries = load(paths, "train", facts.classes)
+    if isinstance(recipe, ImageTeacher):
+        return ImageTeacherDataset(recipe, entries, reader)
+    if isinstance(recipe, VideoTeacher):
+        clip = SIZES[recipe.size].clip
+        return MaskedClipDataset(recipe, clip, clip.image_size, entries, reader)
+    if isinstance(recipe, Pretrain):
+        image_size = SIZES[recipe.teacher].image.image_size
+        return MaskedClipDataset(recipe, SIZES[recipe.student].clip, image_size, entries, reader)
+    if isinstance(recipe, Finetune):
+        return FinetuneDataset(recipe, entries, reader)
+    raise ConfigError(f"stage {stage.id}: a {stage.kind} has no training data")

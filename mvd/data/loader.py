@@ -1,0 +1,137 @@
+"""The order of the samples and the loader that follows it, the same on any number of processes.
+
+Update u of an epoch takes the u-th global batch of the epoch's permutation; the rest of the epoch is left out. Each
+process takes a contiguous share of it, micro-batch by micro-batch. In fine-tuning a global batch is cut into mixing
+groups, and a group into mirrored pairs (its j-th video from the front with the j-th from the back), because those
+two are mixed with each other: any whole number of pairs can then be mixed on its own, with the group's one draw.
+"""
+
+import signal
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from mvd.config import ConfigError, Finetune, ImageTeacher, Pretrain, Stage, VideoTeacher
+from mvd.data.datasets import SampleKey, TrainDataset
+from mvd.data.randomness import Purpose, generator
+
+TrainRecipe = ImageTeacher | VideoTeacher | Pretrain | Finetune
+
+
+class Block(NamedTuple):
+    """Samples that must stay together: one, or a mirrored pair of a mixing group."""
+
+    group: int
+    samples: tuple[int, ...]
+
+
+def steps_per_epoch(samples: int, global_batch: int) -> int:
+    """Whole global batches of an epoch.
+
+    Raises:
+        ConfigError: not even one.
+    """
+    if samples < global_batch:
+        raise ConfigError(
+            f"the training list holds {samples} samples, fewer than one global batch of {global_batch}; "
+            "use a smaller global batch or more data"
+        )
+    return samples // global_batch
+
+
+def epoch_order(seed: int, epoch: int, samples: int) -> list[int]:
+    """The permutation of the samples in an epoch."""
+    return generator(seed, epoch, 0, Purpose.ORDER).permutation(samples).tolist()
+
+
+def update_blocks(recipe: TrainRecipe, order: list[int], update: int) -> list[Block]:
+    """The blocks of one update of an epoch; groups are numbered through the epoch."""
+    total = recipe.optimization.global_batch
+    samples = order[update * total : (update + 1) * total]
+    if not isinstance(recipe, Finetune):
+        return [Block(0, (sample,)) for sample in samples]
+    size = recipe.mixing.group
+    blocks = []
+    for start in range(0, total, size):
+        group = samples[start : start + size]
+        number = (update * total + start) // size
+        blocks += [Block(number, (group[j], group[-1 - j])) for j in range(size // 2)]
+    return blocks
+
+
+def unit_order(blocks: list[Block]) -> list[tuple[int, int]]:
+    """The (group, sample) of a micro-batch: for each group the front samples, then their partners, mirrored."""
+    ordered = []
+    for group, members in groupby(blocks, key=lambda block: block.group):
+        samples = [block.samples for block in members]
+        mirrored = [s[0] for s in samples] + [partner for s in reversed(samples) for partner in s[1:]]
+        ordered += [(group, sample) for sample in mirrored]
+    return ordered
+
+
+class UpdateSampler(Sampler[list[SampleKey]]):
+    """One rank's micro-batches from an update to the end of the last epoch; it keeps no state between iterations."""
+
+    def __init__(self, stage: Stage, samples: int, rank: int, start_update: int = 0) -> None:
+        execution, optimization = stage.execution, stage.recipe.optimization
+        solved = execution.micro_batch * execution.accumulation * execution.world_size
+        if solved != optimization.global_batch:
+            raise ConfigError(
+                f"stage {stage.id}: {execution.micro_batch} x {execution.accumulation} x {execution.world_size} = "
+                f"{solved} samples an update, but the recipe says {optimization.global_batch}; make them equal"
+            )
+        if isinstance(stage.recipe, Finetune) and execution.micro_batch % 2:
+            raise ConfigError(
+                f"stage {stage.id}: a micro-batch of {execution.micro_batch} videos splits a mixed pair; make it even"
+            )
+        self.recipe: TrainRecipe = stage.recipe
+        self.execution = execution
+        self.samples = samples
+        self.rank = rank
+        self.start_update = start_update
+        self.steps_per_epoch = steps_per_epoch(samples, optimization.global_batch)
+        self.updates = self.steps_per_epoch * optimization.epochs
+
+    def __len__(self) -> int:
+        return max(self.updates - self.start_update, 0) * self.execution.accumulation
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order: list[int] = []
+        for update in range(self.start_update, self.updates):
+            epoch, step = divmod(update, self.steps_per_epoch)
+            if step == 0 or not order:
+                order = epoch_order(self.recipe.seed, epoch, self.samples)
+            blocks = update_blocks(self.recipe, order, step)
+            share = len(blocks) // self.execution.world_size
+            micro = share // self.execution.accumulation
+            for start in range(self.rank * share, (self.rank + 1) * share, micro):
+                keys = unit_order(blocks[start : start + micro])
+                yield [SampleKey(epoch, sample, group) for group, sample in keys]
+
+
+def train_loader(stage: Stage, dataset: TrainDataset, rank: int, start_update: int = 0) -> DataLoader[dict[str, Any]]:
+    """One loader for the whole run: micro-batches from `start_update` on, across the ends of epochs.
+
+    Raises:
+        ConfigError: fewer samples than a global batch, or a batch that the execution does not make.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=UpdateSampler(stage, len(dataset), rank, start_update),
+        num_workers=stage.execution.workers,
+        collate_fn=dataset.collate,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=start_worker,
+    )
+
+
+def start_worker(_: int) -> None:
+    """Makes a loader process single-threaded and deaf to the signals that the training process answers."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)

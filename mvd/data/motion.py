@@ -1,0 +1,151 @@
+"""A generated data set of real H.264 files: eight classes told apart by motion alone.
+
+A textured sprite on a plain background moves left, right, up or down, turns, or grows or shrinks. Position, angle and
+size are drawn alike for all classes, and opposite classes are each other's clips played backwards, so a single frame
+of unknown time does not tell the class.
+
+Run it: `python -m mvd.data.motion FOLDER`.
+"""
+
+import argparse
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from mvd.config import ConfigError
+
+CLASSES = ("left", "right", "up", "down", "clockwise", "counterclockwise", "grow", "shrink")
+FRAMES = 24
+HEIGHT, WIDTH = 48, 64
+SPRITE = 32  # pixels of the texture's side, before it is scaled into a frame
+MANIFEST, UNFINISHED = "motion.json", "motion.unfinished.json"
+
+
+class Poses(NamedTuple):
+    """The sprite in each frame, (frames,) each: centre in pixels, angle in degrees clockwise, side in pixels."""
+
+    x: np.ndarray
+    y: np.ndarray
+    angle: np.ndarray
+    side: np.ndarray
+
+
+def draw_poses(label: int, rng: np.random.Generator, frames: int = FRAMES) -> Poses:
+    """Draws a clip's motion: a path in every quantity, of which only the class's own is followed, the others being
+    held where their path is at a random time."""
+    time = np.linspace(0, 1, frames)
+    travel, turn, growth = rng.uniform(14, 22), rng.uniform(70, 140), rng.uniform(1.7, 2.2)
+    side = rng.uniform(11, 26 / growth) * growth**time
+    start_x, start_y = rng.uniform(14, WIDTH - 14 - travel), rng.uniform(10, HEIGHT - 10 - travel)
+    paths = [start_x + travel * time, start_y + travel * time, rng.uniform(0, 360) + turn * time, side]
+    moving = ("left right", "up down", "clockwise counterclockwise", "grow shrink")
+    forward = CLASSES[label] in ("right", "down", "clockwise", "grow")
+    held = [np.full(frames, path[rng.integers(frames)]) for path in paths]
+    values = [
+        (path if forward else path[::-1]) if CLASSES[label] in names.split() else still
+        for path, still, names in zip(paths, held, moving, strict=True)
+    ]
+    return Poses(*values)
+
+
+def render(label: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws one clip of a class: uint8 (FRAMES, HEIGHT, WIDTH, 3), RGB."""
+    poses = draw_poses(label, rng)
+    background = rng.integers(0, 256, 3)
+    cells = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+    texture = cv2.resize(cells, (SPRITE, SPRITE), interpolation=cv2.INTER_NEAREST)
+    opaque = np.ones((SPRITE, SPRITE), np.float32)
+    middle = (SPRITE - 1) / 2
+    clip = np.empty((FRAMES, HEIGHT, WIDTH, 3), np.uint8)
+    for frame, x, y, angle, side in zip(clip, *poses, strict=True):
+        matrix = cv2.getRotationMatrix2D((middle, middle), -angle, side / SPRITE)
+        matrix[:, 2] += (x - middle, y - middle)
+        sprite, cover = (cv2.warpAffine(image, matrix, (WIDTH, HEIGHT)) for image in (texture, opaque))
+        frame[:] = np.rint(background * (1 - cover[..., None]) + sprite)
+    return clip
+
+
+def write_video(path: Path, clip: np.ndarray, fps: int = 12) -> None:
+    """Writes uint8 (T, H, W, 3) as H.264 in .mp4, through a rename, so that a file that exists is whole."""
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    with av.open(str(unfinished), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast", "threads": "1"})
+        stream.height, stream.width, stream.pix_fmt = clip.shape[1], clip.shape[2], "yuv420p"
+        for frame in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    unfinished.rename(path)
+
+
+def generate_motion(root: str | Path, train: int = 2400, val: int = 320, seed: int = 0) -> Path:
+    """Writes the data set once: train/ and val/ videos, train.csv, val.csv and test.csv (the val videos again).
+
+    A finished folder is left as it is; an interrupted one is completed. Returns the folder.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
+    root = Path(root)
+    settings = {"version": 1, "train": train, "val": val, "seed": seed}
+    if _settings_of(root) == settings and (root / MANIFEST).exists():
+        return root
+    if _settings_of(root) != settings and root.exists() and any(root.iterdir()):
+        raise ConfigError(f"{root} holds something else than the motion data set {settings}; name another folder")
+    root.mkdir(parents=True, exist_ok=True)
+    (root / UNFINISHED).write_text(json.dumps(settings))
+    splits = {"train": train, "val": val}
+    tasks = [(root, split, i, seed) for split, count in splits.items() for i in range(count)]
+    for split in splits:
+        (root / split).mkdir(exist_ok=True)
+    # Started afresh, not forked: the caller may have threads running.
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
+        done = pool.map(_write_one, tasks, chunksize=16)
+        lines = list(tqdm(done, total=len(tasks), desc="motion data set", unit="video", leave=False))
+    (root / "train.csv").write_text("".join(lines[:train]))
+    for name in ("val.csv", "test.csv"):
+        (root / name).write_text("".join(lines[train:]))
+    (root / UNFINISHED).rename(root / MANIFEST)
+    return root
+
+
+def _settings_of(root: Path) -> dict[str, int] | None:
+    for name in (MANIFEST, UNFINISHED):
+        if (root / name).exists():
+            return json.loads((root / name).read_text())
+    return None
+
+
+def _write_one(task: tuple[Path, str, int, int]) -> str:
+    """Writes one video, unless it is there, and returns its annotation line."""
+    root, split, number, seed = task
+    label = number % len(CLASSES)
+    name = f"{split}/{number:05d}.mp4"
+    if not (root / name).exists():
+        rng = np.random.default_rng([seed, ("train", "val").index(split), number])
+        write_video(root / name, render(label, rng))
+    return f"{name} {label}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the generated motion data set.")
+    parser.add_argument("root", help="folder to write it to")
+    parser.add_argument("--train", type=int, default=2400, help="training videos (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=320, help="validation videos (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    try:
+        print(generate_motion(arguments.root, arguments.train, arguments.val, arguments.seed))
+    except ConfigError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""The networks of masked video distillation, by size."""
+
+from mvd.models.autoencoders import build_image_autoencoder, build_video_autoencoder
+from mvd.models.classifier import build_classifier
+from mvd.models.student import build_student
+from mvd.models.teachers import build_image_teacher, build_video_teacher
+
+__all__ = [
+    "build_classifier",
+    "build_image_autoencoder",
+    "build_image_teacher",
+    "build_student",
+    "build_video_autoencoder",
+    "build_video_teacher",
+]

@@ -1,0 +1,63 @@
+"""The classifier that a pre-trained encoder is fine-tuned as."""
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from mvd.models.encoder import VideoEncoder, layer_norm
+from mvd.models.positions import sincos_3d
+from mvd.sizes import Size, size
+
+
+class Classifier(VideoEncoder):
+    """Encoder, mean over all tokens, norm, dropout, linear head; no norm before the mean."""
+
+    def __init__(
+        self, own: Size, num_classes: int, *, drop_path: float, head_dropout: float, activation_checkpointing: bool
+    ) -> None:
+        clip, width = own.clip, own.encoder.width
+        positions = nn.Buffer(sincos_3d(width, clip.slices, clip.side), persistent=False)
+        super().__init__(
+            own.encoder, clip, positions, drop_path=drop_path, activation_checkpointing=activation_checkpointing
+        )
+        self.norm = nn.Identity()
+        self.fc_norm = layer_norm(width)
+        self.head_dropout = nn.Dropout(head_dropout)
+        self.head = nn.Linear(width, num_classes)
+        self.apply(_init_linear)
+        with torch.no_grad():
+            self.head.weight.mul_(0.001)
+
+    def pooled(self, video: Tensor) -> Tensor:
+        """Clips (B, 3, T, S, S), normalised -> the mean token after the norm, (B, width)."""
+        return self.fc_norm(self.features(video).mean(dim=1))
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Clips (B, 3, T, S, S), normalised -> logits (B, classes)."""
+        return self.head(self.head_dropout(self.pooled(video)))
+
+
+def build_classifier(
+    name: str,
+    *,
+    num_classes: int,
+    drop_path: float = 0.0,
+    head_dropout: float = 0.0,
+    activation_checkpointing: bool = False,
+) -> Classifier:
+    """A classifier of a named size (mvd.sizes); weights drawn from torch's random state."""
+    return Classifier(
+        size(name),
+        num_classes,
+        drop_path=drop_path,
+        head_dropout=head_dropout,
+        activation_checkpointing=activation_checkpointing,
+    )
+
+
+def _init_linear(module: nn.Module) -> None:
+    """Truncated normal linear weights, zero biases; the tubelet embedding keeps PyTorch's default (QUIRKS 25)."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

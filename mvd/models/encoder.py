@@ -1,0 +1,177 @@
+"""What the networks share: tokens of images and clips, their masks, stacks of transformer blocks, the two trunks.
+
+Under bf16 autocast the matrix products run in bf16, while the position tables, being float32, keep the sum that runs
+through the blocks in float32, as in the official mixed-precision pre-training. A bf16 sum would double the error of
+a ViT-B video teacher's features (1.0 % instead of 0.5 % of their standard deviation, random weights).
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed, calculate_drop_path_rates
+from timm.models import beit, vision_transformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mvd.models.positions import sincos_2d
+from mvd.sizes import ClipShape, ImageShape, Transformer
+
+layer_norm = partial(nn.LayerNorm, eps=1e-6)
+
+VideoBlock = beit.Block  # biases for query and value only
+ImageBlock = vision_transformer.Block  # a bias for query, key and value, as MAE has it
+
+
+def fixed(table: Tensor) -> nn.Parameter:
+    """A position table that is never trained but is part of the state dict, as some official models keep theirs."""
+    return nn.Parameter(table, requires_grad=False)
+
+
+def cut_tubelets(video: Tensor, tubelet: int, patch_size: int) -> Tensor:
+    """Cuts clips (B, C, T, H, W) into tokens in (t, h, w) order: (B, N, C, tubelet, patch_size, patch_size)."""
+    batch, channels, frames, height, width = video.shape
+    t, p = tubelet, patch_size
+    blocks = video.reshape(batch, channels, frames // t, t, height // p, p, width // p, p)
+    return blocks.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(1, 3)
+
+
+def take(tokens: Tensor, indices: Tensor) -> Tensor:
+    """The tokens (B, K, ...) at indices (B, K) of tokens (B, N, ...)."""
+    return tokens.take_along_dim(indices.view(*indices.shape, *[1] * (tokens.dim() - 2)), dim=1)
+
+
+def visible_then_masked(mask: Tensor) -> Tensor:
+    """Token indices (B, N), each row's visible ones first, both parts in token order; mask: (B, N), True = masked.
+
+    It needs no answer from the device, so it costs no synchronisation.
+    """
+    return mask.to(torch.uint8).argsort(dim=1, stable=True)
+
+
+def count_masked(mask: Tensor) -> int:
+    """How many tokens each row of a mask (B, N) hides; the one value a masked forward pass fetches from the device.
+
+    Raises:
+        ValueError: the rows hide different numbers of tokens, or all or none of them.
+    """
+    counts = set(mask.sum(dim=1).tolist())
+    if len(counts) != 1 or not 0 < (count := counts.pop()) < mask.shape[1]:
+        raise ValueError(
+            "every clip of a batch must have the same number of masked tokens, and at least one masked and one "
+            "visible token; draw all masks of a batch with one mask ratio"
+        )
+    return count
+
+
+class TubeletEmbedding(nn.Module):
+    """Linear embedding of tubelets; its weight is kept as the Conv3d that official checkpoints hold."""
+
+    def __init__(self, clip: ClipShape, width: int) -> None:
+        super().__init__()
+        self.clip = clip
+        kernel = (clip.tubelet, clip.patch_size, clip.patch_size)
+        self.proj = nn.Conv3d(3, width, kernel_size=kernel, stride=kernel)
+
+    def forward(self, video: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Embeds a clip (B, 3, T, S, S) to (B, N, width), or only its visible tokens (B, K) to (B, K, width).
+
+        Raises:
+            ValueError: the clip has another shape than this network's.
+        """
+        expected = (3, self.clip.frames, self.clip.image_size, self.clip.image_size)
+        if video.shape[1:] != expected:
+            raise ValueError(f"a batch of clips is {tuple(video.shape)}; this network takes (batch, *{expected})")
+        tubelets = cut_tubelets(video, self.clip.tubelet, self.clip.patch_size).flatten(2)
+        if visible is not None:  # before the projection, so that masked tokens cost nothing
+            tubelets = take(tubelets, visible)
+        return F.linear(tubelets, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class Blocks(nn.ModuleList):
+    """Pre-norm transformer blocks with fused attention; drop path rises from 0 to its rate over the depth.
+
+    activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        shape: Transformer,
+        block: type[nn.Module] = VideoBlock,
+        *,
+        drop_path: float = 0.0,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        build = partial(block, shape.width, shape.heads, qkv_bias=True, norm_layer=layer_norm)
+        super().__init__(build(drop_path=rate) for rate in calculate_drop_path_rates(drop_path, shape.depth))
+        self.activation_checkpointing = activation_checkpointing
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        for block in self:
+            if self.activation_checkpointing:
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
+        return tokens
+
+
+class VideoEncoder(nn.Module):
+    """The trunk of student, classifier and video teacher. The norm is left to the owner: not all of them apply it.
+
+    positions: the table (1, N, width), a frozen parameter or a buffer, as the official state dict wants it.
+    """
+
+    def __init__(
+        self,
+        shape: Transformer,
+        clip: ClipShape,
+        positions: Tensor,
+        *,
+        drop_path: float = 0.0,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.pos_embed = positions
+        self.patch_embed = TubeletEmbedding(clip, shape.width)
+        self.blocks = Blocks(shape, drop_path=drop_path, activation_checkpointing=activation_checkpointing)
+        self.norm: nn.Module = layer_norm(shape.width)
+
+    def features(self, video: Tensor, visible: Tensor | None = None) -> Tensor:
+        """The last block's tokens of a clip (B, 3, T, S, S), without the norm: (B, N, width).
+
+        With `visible` (B, K), token indices, only these are looked at: (B, K, width).
+        """
+        tokens = self.patch_embed(video, visible)
+        positions = self.pos_embed if visible is None else F.embedding(visible, self.pos_embed[0])
+        return self.blocks(tokens + positions)
+
+
+class ImageEncoder(nn.Module):
+    """MAE's encoder, the trunk of the image teacher: a class token before the patches, full qkv biases."""
+
+    def __init__(self, shape: Transformer, image: ImageShape) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
+        self.pos_embed = fixed(sincos_2d(shape.width, image.side, class_token=True))
+        self.patch_embed = PatchEmbed(image.image_size, image.patch_size, 3, shape.width)
+        self.blocks = Blocks(shape, ImageBlock)
+        self.norm = layer_norm(shape.width)
+
+    def features(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
+        """The last block's tokens of images (B, 3, S, S), without the norm: (B, 1 + N, width), class token first.
+
+        With `visible` (B, K), patch indices, only these patches are looked at: (B, 1 + K, width).
+        """
+        tokens = self.patch_embed(images) + self.pos_embed[:, 1:]
+        if visible is not None:
+            tokens = take(tokens, visible)
+        class_token = self.cls_token + self.pos_embed[:, :1]
+        return self.blocks(torch.cat([class_token.expand(len(tokens), -1, -1), tokens], dim=1))
+
+
+def init_transformer(module: nn.Module) -> None:
+    """For `apply`: Xavier-uniform linear weights and zero biases; convolutions keep PyTorch's default (QUIRKS 25)."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

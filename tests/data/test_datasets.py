@@ -1,0 +1,152 @@
+"""Training samples: shapes, draws that depend on the key alone, and unreadable files."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mvd.config import ConfigError, Execution, Stage
+from mvd.data import reader
+from mvd.data.annotations import Entry
+from mvd.data.datasets import FinetuneDataset, ImageTeacherDataset, SampleKey, build_dataset
+from mvd.data.reader import UnreadableVideo, open_video
+from tests.data.stages import PLAIN, recipe, stage
+
+KINDS = ["image_teacher", "video_teacher", "pretrain", "finetune"]
+SHAPES = {
+    "image_teacher": {"images": (1, 3, 48, 48), "mask": (1, 36)},
+    "video_teacher": {"video": (1, 3, 16, 48, 48), "mask": (1, 288)},
+    "pretrain": {"video": (1, 3, 16, 48, 48), "mask": (1, 288)},
+    "finetune": {
+        "video": (2, 3, 16, 48, 48),
+        "labels": (2,),
+        "erase": (2, 4),
+        "noise_seeds": (2,),
+        "mix_seeds": (2,),
+    },
+}
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name]
+        for name, value in one.items()
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes(motion_root, kind):
+    sample = build_dataset(stage(motion_root, kind))[SampleKey(0, 5)]
+    assert sample.pop("unreadable") == [] and sample.pop("indices").tolist() == [5]
+    assert {name: tuple(value.shape) for name, value in sample.items()} == SHAPES[kind]
+    assert all(sample[name].dtype == torch.uint8 for name in ("images", "video") if name in sample)
+    assert "mask" not in sample or sample["mask"].dtype == torch.bool
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_follows_from_its_key_and_the_seed_alone(motion_root, kind):
+    dataset = build_dataset(stage(motion_root, kind))
+    first = dataset[SampleKey(1, 7, 3)]
+    for number in range(3):
+        dataset[SampleKey(0, number)]
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+    again = build_dataset(stage(motion_root, kind))
+    assert same(first, again[SampleKey(1, 7, 3)])
+    assert not same(first, again[SampleKey(2, 7, 3)])
+    assert not same(first, build_dataset(stage(motion_root, kind, seed=1))[SampleKey(1, 7, 3)])
+
+
+def test_the_image_video_comes_only_at_another_size(motion_root):
+    sample = build_dataset(stage(motion_root, "pretrain", student="huge", teacher="huge"))[SampleKey(0, 0)]
+    assert sample["video"].shape == (1, 3, 16, 224, 224) and sample["image_video"].shape == (1, 3, 16, 196, 196)
+    smaller = torch.nn.functional.interpolate(sample["video"][0].float(), (196, 196), mode="bilinear")
+    assert (smaller - sample["image_video"][0]).abs().mean() < 2  # the same crop
+
+
+def test_pretraining_neither_flips_nor_recolours(motion_root):
+    """Crops as high as the 48 pixel frames are not resized, so they must be windows of the decoded frames."""
+    dataset = build_dataset(stage(motion_root, "video_teacher"))
+    frames = open_video(dataset.entries[3].path).frames(np.arange(9))
+    windows = {frame[:, left : left + 48].tobytes() for frame in frames for left in (0, 4, 8, 12, 16)}
+    firsts = [dataset[SampleKey(epoch, 3)]["video"][0, :, 0].permute(1, 2, 0).numpy() for epoch in range(60)]
+    assert sum(first.tobytes() in windows for first in firsts) >= 2  # one crop in ten is of that size
+    assert not any(first[:, ::-1].tobytes() in windows for first in firsts)
+
+
+@pytest.mark.parametrize("sampling", ["dense", "segment"])
+def test_the_copies_of_a_video_share_their_frames(motion_root, sampling):
+    made = stage(motion_root, "finetune", sampling=sampling, augmentation=PLAIN)
+    sample = build_dataset(made)[SampleKey(0, 9)]
+    assert torch.equal(sample["video"][0], sample["video"][1])
+    assert sample["labels"].tolist() == [1, 1] and sample["noise_seeds"][0] != sample["noise_seeds"][1]
+
+
+def test_the_copies_of_a_video_are_augmented_differently(motion_root):
+    sample = build_dataset(stage(motion_root, "finetune"))[SampleKey(0, 9)]
+    assert not torch.equal(sample["video"][0], sample["video"][1])
+
+
+def test_collated_copies_stay_side_by_side(motion_root):
+    dataset = build_dataset(stage(motion_root, "finetune"))
+    samples = [dataset[SampleKey(0, index, group)] for index, group in ((0, 0), (3, 0), (6, 1))]
+    batch = dataset.collate(samples)
+    assert batch["labels"].tolist() == [0, 0, 3, 3, 6, 6] and batch["indices"].tolist() == [0, 3, 6]
+    assert torch.equal(batch["video"][3], samples[1]["video"][1])
+    assert len(set(batch["mix_seeds"][:4].tolist())) == 1 and batch["mix_seeds"][4] != batch["mix_seeds"][3]
+
+
+def test_images_of_folders(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    made = recipe("image_teacher", dataset="imagenet", flip=1.0)
+    sample = ImageTeacherDataset(made, [Entry(str(tmp_path / "a.png"), 0)], "decord")[SampleKey(0, 0)]
+    assert sample["images"].shape == (1, 3, 48, 48) and sample["mask"].sum() == 27
+
+
+@pytest.fixture
+def damaged(motion_root, tmp_path) -> FinetuneDataset:
+    """Six videos, of which numbers 2 and 3 are broken."""
+    entries = [Entry(str(motion_root / "train" / f"{number:05d}.mp4"), number) for number in range(6)]
+    for number in (2, 3):
+        (tmp_path / f"{number}.mp4").write_text("no video")
+        entries[number] = Entry(str(tmp_path / f"{number}.mp4"), number)
+    return FinetuneDataset(recipe("finetune"), entries, "decord")
+
+
+def test_an_unreadable_video_is_replaced_by_the_next_and_named(damaged):
+    sample = damaged[SampleKey(0, 2)]
+    assert sample["unreadable"] == [damaged.entries[2].path, damaged.entries[3].path]
+    assert sample["indices"].tolist() == [4] and sample["labels"].tolist() == [4, 4]
+    assert same(sample, damaged[SampleKey(0, 2)])
+    batch = damaged.collate([damaged[SampleKey(0, index)] for index in (1, 3)])
+    assert batch["unreadable"] == [damaged.entries[3].path] and batch["indices"].tolist() == [1, 4]
+
+
+def test_a_passing_fault_is_not_a_replacement(damaged, monkeypatch):
+    opened = []
+
+    def fails_once(path: str):
+        opened.append(path)
+        if len(opened) == 1:
+            raise UnreadableVideo(path, "the disk was away")
+        return reader.DecordVideo(path)
+
+    monkeypatch.setitem(reader.READERS, "decord", fails_once)
+    sample = damaged[SampleKey(0, 0)]
+    assert sample["unreadable"] == [] and sample["indices"].tolist() == [0]
+
+
+def test_a_data_set_of_broken_files_is_given_up(tmp_path):
+    entries = [Entry(str(tmp_path / f"{number}.mp4"), 0) for number in range(20)]
+    dataset = FinetuneDataset(recipe("finetune"), entries, "decord")
+    with pytest.raises(RuntimeError, match="11 files in a row cannot be read.*check the data set's root"):
+        dataset[SampleKey(0, 0)]
+
+
+def test_a_stage_without_a_path_is_refused():
+    with pytest.raises(ConfigError, match="no path is given for the data set motion"):
+        build_dataset(Stage(kind="finetune", id="finetune-x", recipe=recipe("finetune"), execution=Execution()))

@@ -1,0 +1,106 @@
+"""The order of samples does not depend on processes, micro-batches, workers or interruptions."""
+
+import signal
+from collections import Counter
+
+import cv2
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mvd.config import ConfigError, Mixing
+from mvd.data.datasets import build_dataset
+from mvd.data.device import prepare
+from mvd.data.loader import UpdateSampler, epoch_order, start_worker, steps_per_epoch, train_loader
+from tests.data.stages import stage
+
+SPLITS = [(1, 16, 0), (1, 4, 2), (2, 2, 1), (4, 4, 0), (4, 2, 0)]  # ranks, micro-batch, workers
+
+
+def updates(root, kind: str, split: tuple[int, int, int], start: int = 0, **fields) -> list[Counter]:
+    """For each update, the multiset of the prepared samples of all ranks, as bytes."""
+    world_size, micro_batch, workers = split
+    made = stage(root, kind, world_size=world_size, micro_batch=micro_batch, workers=workers, **fields)
+    dataset = build_dataset(made)
+    loaders = [iter(train_loader(made, dataset, rank, start)) for rank in range(world_size)]
+    count = steps_per_epoch(len(dataset), 16) * made.recipe.optimization.epochs - start
+    results = []
+    for _ in range(count):
+        samples: Counter = Counter()
+        for loader in loaders:
+            for _ in range(made.execution.accumulation):
+                samples.update(as_bytes(prepare(next(loader), made.recipe, "cpu")))
+        results.append(samples)
+    assert all(next(loader, None) is None for loader in loaders)
+    return results
+
+
+def as_bytes(prepared: dict[str, torch.Tensor]) -> list[tuple[bytes, ...]]:
+    return [tuple(t.numpy().tobytes() for t in sample) for sample in zip(*prepared.values(), strict=True)]
+
+
+@pytest.fixture(scope="module")
+def reference(motion_root) -> dict[str, list[Counter]]:
+    return {kind: updates(motion_root, kind, SPLITS[0]) for kind in ("pretrain", "finetune")}
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+@pytest.mark.parametrize("split", SPLITS[1:], ids=lambda s: f"{s[0]}ranks-micro{s[1]}-{s[2]}workers")
+def test_an_update_is_the_same_on_any_split(motion_root, reference, kind, split):
+    assert updates(motion_root, kind, split) == reference[kind]
+
+
+@pytest.mark.parametrize("start", [2, 3])
+def test_a_later_start_continues_the_same_run(motion_root, reference, start):
+    """48 videos in updates of 16: starts inside an epoch and at its border."""
+    assert updates(motion_root, "finetune", (2, 8, 0), start) == reference["finetune"][start:]
+
+
+def test_updates_and_epochs_differ(reference):
+    samples = [sample for update in reference["finetune"] for sample in update]
+    assert len(set(samples)) == len(samples) == 2 * 48 * 2
+
+
+def test_another_mixing_group_is_another_recipe(motion_root, reference):
+    assert updates(motion_root, "finetune", (1, 16, 0), mixing=Mixing(group=16)) != reference["finetune"]
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_an_epoch_takes_each_sample_once_and_leaves_out_the_rest(motion_root, kind):
+    made = stage(motion_root, kind, world_size=2, micro_batch=4)
+    keys = [[*UpdateSampler(made, 37, rank)] for rank in range(2)]
+    assert len(keys[0]) == len(UpdateSampler(made, 37, 0)) == 2 * 2 * 2
+    for epoch in range(2):
+        seen = [key.index for rank in keys for batch in rank for key in batch if key.epoch == epoch]
+        assert sorted(seen) == sorted(epoch_order(0, epoch, 37)[:32])
+    assert epoch_order(0, 0, 37) != epoch_order(0, 1, 37) != epoch_order(1, 1, 37)
+
+
+def test_a_micro_batch_mirrors_the_pairs_of_its_groups(motion_root):
+    made = stage(motion_root, "finetune", micro_batch=4)
+    order = epoch_order(0, 0, 48)
+    batches = [[order.index(key.index) for key in batch] for batch in UpdateSampler(made, 48, 0)][:4]
+    assert batches == [[0, 1, 6, 7], [2, 3, 4, 5], [8, 9, 14, 15], [10, 11, 12, 13]]
+
+
+def test_what_cannot_be_shared_out_is_refused(motion_root):
+    with pytest.raises(ConfigError, match="holds 15 samples, fewer than one global batch of 16"):
+        UpdateSampler(stage(motion_root, "pretrain"), 15, 0)
+    with pytest.raises(ConfigError, match="3 x 5 x 1 = 15 samples an update, but the recipe says 16"):
+        UpdateSampler(stage(motion_root, "pretrain", micro_batch=3), 48, 0)
+    with pytest.raises(ConfigError, match="splits a mixed pair"):
+        UpdateSampler(stage(motion_root, "finetune", micro_batch=1), 48, 0)
+
+
+class WorkerFacts(Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> list[bool]:
+        ignored = [signal.getsignal(number) is signal.SIG_IGN for number in (signal.SIGINT, signal.SIGUSR2)]
+        return [*ignored, torch.get_num_threads() == 1, cv2.getNumThreads() <= 1]
+
+
+def test_workers_are_single_threaded_and_ignore_the_trainers_signals():
+    facts = next(iter(DataLoader(WorkerFacts(), num_workers=1, worker_init_fn=start_worker)))
+    assert all(bool(fact) for fact in facts)

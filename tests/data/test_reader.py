@@ -1,0 +1,87 @@
+"""Reading real files, good and bad."""
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from mvd.data.reader import UnreadableImage, UnreadableVideo, open_video, read_image
+
+MANIFEST = json.loads((Path(__file__).parents[1] / "golden" / "data_views_manifest.json").read_text())
+
+
+def test_frames_equal_the_official_decoding(real_videos):
+    facts = MANIFEST["bikes.mp4"]
+    assert hashlib.sha256(Path(real_videos["bikes"]).read_bytes()).hexdigest() == facts["sha256"]
+    video = open_video(real_videos["bikes"])
+    assert len(video) == facts["n_frames"]
+    checks = {int(number): check for number, check in facts["decoded_frame_checks"].items()}
+    for frame, check in zip(video.frames(np.array(list(checks))), checks.values(), strict=True):
+        assert list(frame.shape) == [*facts["hw"], 3]
+        assert int(frame.sum(dtype=np.int64)) == check["sum"]
+        assert hashlib.sha256(frame.tobytes()).hexdigest() == check["sha256"]
+
+
+def test_frames_come_in_the_order_asked_for_and_repeat(real_videos):
+    video = open_video(real_videos["bikes"])
+    frames = video.frames(np.array([30, 5, 5, 249, 30]))
+    single = [video.frames(np.array([number]))[0] for number in (30, 5, 5, 249, 30)]
+    np.testing.assert_array_equal(frames, np.stack(single))
+
+
+def test_random_access_equals_sequential_decoding(motion_root):
+    path = str(motion_root / "train" / "00000.mp4")
+    with av.open(path) as container:
+        sequential = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    frames = open_video(path).frames(np.array([23, 7, 0]))
+    assert np.abs(frames.astype(int) - sequential[[23, 7, 0]]).mean() < 2  # two colour conversions
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "text", "truncated"])
+def test_a_broken_file_is_named(damage, real_videos, tmp_path):
+    path = tmp_path / "broken.mp4"
+    if damage == "empty":
+        path.touch()
+    elif damage == "text":
+        path.write_text("not a video\n" * 1000)
+    elif damage == "truncated":
+        path.write_bytes(Path(real_videos["bikes"]).read_bytes()[:20_000])
+    with pytest.raises(UnreadableVideo, match="broken.mp4 cannot be read") as caught:
+        open_video(str(path)).frames(np.arange(16))
+    assert caught.value.path == str(path) and caught.value.reason
+
+
+def test_a_decoder_that_loses_frames_is_noticed(real_videos):
+    video = open_video(real_videos["bikes"])
+    video._reader = Losing(video._reader)
+    with pytest.raises(UnreadableVideo, match="15 frames came back where 16 were asked for"):
+        video.frames(np.arange(16))
+
+
+class Losing:
+    """A decord reader whose batches lack the last frame."""
+
+    def __init__(self, reader) -> None:
+        self._reader = reader
+
+    def get_batch(self, indices):
+        return self._reader.get_batch(indices[:-1])
+
+
+def test_images(tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.full((5, 7), 9, np.uint8)).save(tmp_path / "grey.png")
+    assert read_image(str(tmp_path / "grey.png")).shape == (5, 7, 3)
+    (tmp_path / "bad.png").write_bytes((tmp_path / "grey.png").read_bytes()[:40])
+    with pytest.raises(UnreadableImage, match="bad.png cannot be read"):
+        read_image(str(tmp_path / "bad.png"))
+
+
+def test_errors_survive_the_way_between_processes():
+    error = pickle.loads(pickle.dumps(UnreadableVideo("a.mp4", "too short")))
+    assert (error.path, error.reason) == ("a.mp4", "too short")

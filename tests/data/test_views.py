@@ -1,0 +1,91 @@
+"""Test views of a list of videos, some of them broken."""
+
+import numpy as np
+import pytest
+import torch
+
+from mvd.config import ConfigError
+from mvd.data.annotations import Entry
+from mvd.data.reader import open_video
+from mvd.data.views import ViewDataset, Views, cut_views, view_loader
+from mvd.sizes import SIZES
+
+TINY = Views("dense", clips=2, crops=3, stride=1, clip=SIZES["tiny"].clip)
+
+
+class Counting:
+    """A video of numbered frames that counts how often it is decoded."""
+
+    def __init__(self, length: int, height: int, width: int) -> None:
+        self.length, self.height, self.width = length, height, width
+        self.decoded: list[int] = []
+
+    def __len__(self) -> int:
+        return self.length
+
+    def frames(self, indices):
+        self.decoded += indices.tolist()
+        frames = np.zeros((len(indices), self.height, self.width, 3), np.uint8)
+        frames[..., 0] = np.asarray(indices)[:, None, None]
+        frames[..., 1] = np.arange(self.width)
+        frames[..., 2] = np.arange(self.height)[:, None]
+        return frames
+
+
+@pytest.mark.parametrize("sampling", ["dense", "segment"])
+def test_views_are_clip_major_and_each_frame_is_decoded_once(sampling):
+    video = Counting(40, 48, 69)
+    views = cut_views(video, TINY._replace(sampling=sampling))
+    assert views.shape == (6, 3, 16, 48, 48) and views.dtype == torch.uint8
+    assert len(video.decoded) == len(set(video.decoded))
+    starts = views[:, 1, 0, 0, 0].tolist()
+    assert starts == [0, 10, 21] * 2
+    frames = views[:, 0, :, 0, 0]
+    assert (frames[0] == frames[2]).all() and (frames[0] != frames[3]).any()
+
+
+@pytest.mark.parametrize(
+    "height, width, expected",
+    [
+        (224, 298, [(0, 0), (0, 37), (0, 74)]),
+        (398, 224, [(0, 0), (87, 0), (174, 0)]),
+        (224, 225, [(0, 0), (0, 0), (0, 1)]),
+    ],
+)
+def test_only_the_longer_side_is_cropped(height, width, expected):
+    views = cut_views(Counting(8, height, width), Views("segment", clips=1))
+    corners = [(int(view[2, 0, 0, 0]), int(view[1, 0, 0, 0])) for view in views]
+    assert corners == expected
+
+
+def test_one_crop_is_the_middle_one():
+    assert cut_views(Counting(24, 48, 64), TINY._replace(crops=1))[0, 1, 0, 0, 0] == 8
+
+
+def test_an_unknown_sampling_is_refused():
+    with pytest.raises(ConfigError, match='use "dense" or "segment"'):
+        cut_views(Counting(24, 48, 64), TINY._replace(sampling="random"))
+
+
+@pytest.fixture
+def entries(motion_root, tmp_path) -> list[Entry]:
+    (tmp_path / "broken.mp4").write_text("no video")
+    good = [Entry(str(motion_root / "val" / f"{number:05d}.mp4"), number % 8) for number in range(5)]
+    return [*good[:2], Entry(str(tmp_path / "broken.mp4"), 7), *good[2:]]
+
+
+@pytest.mark.parametrize("world_size, videos, workers", [(1, 2, 0), (2, 1, 0), (4, 2, 1)])
+def test_each_video_comes_once_and_broken_ones_are_flagged(entries, world_size, videos, workers):
+    dataset = ViewDataset(entries, TINY)
+    seen, unreadable = {}, {}
+    for rank in range(world_size):
+        for batch in view_loader(dataset, rank, world_size, videos, workers):
+            unreadable |= batch["unreadable"]
+            indices = batch["indices"].tolist()
+            assert not set(indices) & set(seen)
+            if indices:
+                assert batch["views"].shape == (len(indices), 6, 3, 16, 48, 48)
+                assert batch["labels"].tolist() == [entries[index].label for index in indices]
+                seen |= dict(zip(indices, batch["views"], strict=True))
+    assert sorted(seen) == [0, 1, 3, 4, 5] and list(unreadable) == [2] and unreadable[2]
+    assert torch.equal(seen[3], cut_views(open_video(entries[3].path), TINY))

@@ -1,0 +1,125 @@
+"""Running a plan here: what is run, skipped, refused and interrupted. Stages are stood in for by tiny programs."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from launch import local, submit
+from launch.cluster import ROOT, Cluster, Resources
+from launch.plan import build_graph
+from launch.rows import load_rows
+from mvd.config import ConfigError, Stage
+
+# What a stage leaves: each process says who it is, the first one writes weights and the result.
+STAGE = """
+import json, os, pathlib, sys
+directory = pathlib.Path(sys.argv[1])
+rank = os.environ["RANK"]
+seen = [os.environ[name] for name in ("WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS")]
+(directory / f"rank-{rank}").write_text(" ".join(seen))
+if rank == "0":
+    (directory / "weights.safetensors").touch()
+    result = {"epochs": 1, "wall_seconds": 3.4, "loss": 0.25, "top1": 75.0, "top5": 99.0, "unreadable": []}
+    if not directory.name.startswith("test"):
+        del result["top1"]
+    (directory / "result.json").write_text(json.dumps(result))
+"""
+
+
+def stand_in(program):
+    return lambda stage: [sys.executable, "-S", "-c", program, str(stage.directory)]
+
+
+@pytest.fixture(autouse=True)
+def keep_signal_handlers():
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def words(profile, tmp_path):
+    """The demo, its data set being there already."""
+    (tmp_path / "motion").mkdir()
+    (tmp_path / "motion" / "test.csv").touch()
+    return ["demo", f"cluster.datasets.motion.root={tmp_path / 'motion'}", "--local"]
+
+
+def test_runs_every_stage_once_and_reports(words, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(local, "stage_command", stand_in(STAGE))
+    assert submit.main(words) == 0
+    first = capfd.readouterr().out
+    nodes = build_graph(load_rows(["demo"], []))
+    threads = max(1, local.CORES // 2)
+    for node in nodes:
+        directory = tmp_path / "runs" / node.id
+        stage = Stage.from_yaml(directory / "stage.yaml")
+        assert (stage.id, stage.execution.world_size, stage.execution.precision) == (node.id, 2, "fp32")
+        assert [(directory / f"rank-{n}").read_text() for n in (0, 1)] == [f"2 {n} {threads}" for n in (0, 1)]
+        assert node.id in first
+    assert "test top-1 75.0 %, top-5 99.0 %" in first and "training loss 0.2500" in first and "3 s" in first
+    assert "tensorboard --logdir" in first and "report.py demo" in first and "+5.0" in first
+
+    monkeypatch.setattr(local, "stage_command", stand_in("raise SystemExit(1)"))
+    assert submit.main(words) == 0
+    assert capfd.readouterr().out.count("complete already, skipped") == len(nodes)
+
+
+def test_a_failing_stage_ends_the_run(words, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(local, "stage_command", stand_in("raise SystemExit(3)"))
+    assert submit.main([*words, "--until", "pretrain"]) == 1
+    printed = capfd.readouterr()
+    assert "error: image_teacher-mae_tiny-" in printed.err and "exit code 3" in printed.err
+    assert "--until pretrain --local" in printed.out
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_a_stage_that_leaves_no_result_has_failed(words, monkeypatch, capfd):
+    monkeypatch.setattr(local, "stage_command", stand_in("pass"))
+    assert submit.main(words) == 1
+    assert "exit code 0 and no result" in capfd.readouterr().err
+
+
+def test_a_stage_without_its_input_is_refused(words, monkeypatch):
+    no_weights = STAGE.replace('(directory / "weights.safetensors").touch()', "pass")
+    monkeypatch.setattr(local, "stage_command", stand_in(no_weights))
+    with pytest.raises(ConfigError, match=r"pretrain-.*: its image_teacher input .* does not exist"):
+        submit.main(words)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(number, words, tmp_path):
+    program = (
+        "import os, signal, sys\n"
+        "if os.environ['RANK'] == '1': sys.stdout.write('ready\\n'); sys.stdout.flush()\n"
+        "signal.pause()"
+    )
+    code = (
+        "import sys; from launch import local, submit\n"
+        f"local.stage_command = lambda stage: [sys.executable, '-S', '-c', {program!r}]\n"
+        f"sys.exit(submit.main({words!r}))"
+    )
+    arguments = [sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(arguments, cwd=ROOT, env=os.environ, stdout=pipe, stderr=pipe, text=True) as run:
+        while run.stdout.readline() != "ready\n":
+            assert run.poll() is None
+        run.send_signal(number)
+        out, err = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "stopped" in out and f"python launch/submit.py {' '.join(words)}" in out
+    assert "Traceback" not in err
+
+
+def test_this_machine_takes_its_gpus_or_the_asked_processes(monkeypatch):
+    cluster = Cluster(finetune=Resources(nodes=8, deepspeed="zero2"), workers=1000, local_processes=3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    on_cpu = local.this_machine(cluster)
+    assert (on_cpu.gpus("finetune"), on_cpu.gpus("test"), on_cpu.precision) == (3, 3, "fp32")
+    assert on_cpu.finetune.deepspeed == "zero2" and on_cpu.workers == max(1, local.CORES // 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
+    on_gpu = local.this_machine(cluster)
+    assert (on_gpu.gpus("pretrain"), on_gpu.precision) == (2, "bf16")

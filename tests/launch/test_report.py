@@ -1,0 +1,61 @@
+"""The report, from fabricated run directories."""
+
+import json
+
+from launch.plan import build_graph
+from launch.rows import load_rows
+from launch.settings import parse_override
+
+
+def ids_of(target, *settings):
+    nodes = build_graph(load_rows([target], [parse_override(text) for text in settings]))
+    return {node.kind: node.id for node in nodes}
+
+
+def test_rows_that_are_done_running_and_not_started(launch, write_result, tmp_path):
+    done, running = ids_of("vitb_from_vitl_k400"), ids_of("vitb_from_vitb_k400")
+    write_result(done["pretrain"], epochs=400)
+    write_result(done["finetune"], epochs=75)
+    unreadable = [f"video{n}.mp4" for n in range(7)]
+    write_result(done["test"], top1=83.16, top5=95.9, unreadable=unreadable)
+    directory = tmp_path / "runs" / running["pretrain"]
+    directory.mkdir()
+    records = [json.dumps({"update": n, "epoch": n}) for n in (3, 4)]
+    (directory / "metrics.jsonl").write_text("\n".join(records) + '\n{"update": 5, "ep')
+
+    text = launch("report.py", "vitb_from_vitl_k400", "vitb_from_vitb_k400", "vith_k400", "--markdown").stdout
+    cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in text.splitlines()[:5]}
+    reached = ["83.4 / 95.8 (paper)", "83.2 / 95.9", "-0.2", "pretrain 400/400, finetune 75/75"]
+    assert cells["vitb_from_vitl_k400"] == [*reached, f"runs/{done['test']}"]
+    progress = ["-", "-", "pretrain 3/400, finetune 0/75", f"runs/{running['pretrain']}"]
+    assert cells["vitb_from_vitb_k400"] == ["82.7 / 95.4 (paper)", *progress]
+    assert cells["vith_k400"] == ["87.3 / 97.4 (paper)", "-", "-", "not started", "-"]
+    assert "vitb_from_vitl_k400: 7 videos could not be read and count as wrong: video0.mp4" in text
+
+    table = launch("report.py", "vitb_from_vitl_k400", "vith_k400").stdout
+    assert "83.2 / 95.9" in table and "not started" in table and "7 videos could not be read" in table
+    assert "tensorboard --logdir runs" in table
+
+
+def test_overrides_lead_to_other_run_directories(launch, write_result):
+    write_result(ids_of("vith_k400", "finetune.seed=1")["test"], top1=50.0, top5=60.0)
+    assert "50.0 / 60.0" in launch("report.py", "vith_k400", "finetune.seed=1").stdout
+    assert "not started" in launch("report.py", "vith_k400").stdout
+
+
+def test_a_report_needs_no_data_paths(launch):
+    done = launch("report.py", "vith_k400", "cluster.datasets.k400.root=/nowhere")
+    assert done.returncode == 0 and "not started" in done.stdout
+
+
+def test_a_row_without_a_target_or_a_test(launch, write_result):
+    write_result(ids_of("teachers/mae_vitb")["image_teacher"], epochs=1600)
+    text = launch("report.py", "teachers/mae_vitb", "--markdown").stdout
+    assert "| mae_vitb | - | - | - | image_teacher 1600/1600 |" in text
+
+
+def test_errors(launch, write_result):
+    (write_result(ids_of("vith_k400")["test"]) / "result.json").write_text("{")
+    for word, message in (("vith_k400", "is damaged; delete it"), ("vith", "no row or suite"), ("--mark", "TARGET")):
+        done = launch("report.py", word)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1

@@ -1,0 +1,88 @@
+"""The command line, as a user meets it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from launch.cluster import ROOT
+
+
+def test_dry_run_of_all_rows(launch):
+    done = launch("submit.py", "experiments/all", "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "7 pre-trainings, 14 fine-tunings, 14 tests" in done.stdout
+    assert "16 x 2 x 32 = 1024" in done.stdout and "GPU-hours" in done.stdout
+    assert "needed before submitting" in done.stdout and "datasets.k400.root" in done.stdout
+    assert done.stdout.count("pretrain-vith_from_vith_e800-") == 1
+    assert "next:" in done.stdout
+
+
+def test_dry_run_with_teachers_to_train(launch):
+    done = launch("submit.py", "vits_from_vitl_ssv2", "teachers=train", "--dry-run")
+    assert "1 image teacher, 1 video teacher, 1 pre-training, 1 fine-tuning, 1 test" in done.stdout
+    assert "datasets.imagenet.root" in done.stdout and "teachers.mae" not in done.stdout
+
+
+def test_dry_run_stops_at_a_kind(launch):
+    done = launch("submit.py", "k400", "--dry-run", "--until", "pretrain")
+    assert "\n7 pre-trainings\n" in done.stdout
+
+
+def test_dry_run_for_this_machine(launch):
+    done = launch("submit.py", "experiments/demo", "finetune.seed=1", "--local", "--dry-run")
+    assert done.returncode == 0 and "x 2 = 64" in done.stdout and "needed" not in done.stdout
+
+
+def test_show_prints_every_setting(launch):
+    done = launch("submit.py", "vith_k400", "--show", "finetune.optimization.epochs=7")
+    assert done.returncode == 0
+    for line in ("name: vith_k400", "epochs: 7", "layer_decay: 0.75", "top1: 87.3", "teachers.mae_vith"):
+        assert line in done.stdout
+    assert f"{ROOT}/launch/submit.py vith_k400 finetune.optimization.epochs=7 --dry-run" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["experiments/vit_k400", "--dry-run"], "no row or suite"),
+        (["vith_k400", "finetune.sed=1", "--dry-run"], "nearest: seed"),
+        (["vith_k400", "finetune.seed=x", "--dry-run"], "to be an integer, not 'x'"),
+        (["vith_k400", "cluster.gpus_per_nod=1", "--dry-run"], "nearest: gpus_per_node"),
+        (["vith_k400", "cluster.pretrain.nodes=7", "--dry-run"], "use 32 or 64 GPUs"),
+        (["vith_k400", "cluster.datasets.k400.root=/nowhere", "--dry-run"], "/nowhere does not exist"),
+        (["vith_k400", "cluster.teachers.mae_vith=/nowhere.pth", "--show"], "there is no file /nowhere.pth"),
+        (["vith_k400", "--local"], "does not set datasets.k400.root"),
+        (["vith_k400"], "does not set datasets.k400.root"),
+        (["demo"], "cannot submit to SLURM yet; run the rows on this machine: python"),
+        (["demo", "--cluster", "/nowhere.yaml"], "no cluster profile /nowhere.yaml"),
+        (["demo", "--until", "pretraining"], "invalid choice: 'pretraining'"),
+        (["demo", "--dryrun"], "unrecognized arguments: --dryrun"),
+        (["finetune.seed=1"], "no row is named"),
+        ([], "TARGET"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(words, message, launch):
+    done = launch("submit.py", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_planning_does_not_import_torch(profile):
+    code = (
+        "import sys; from launch import submit; submit.main(['experiments/all', '--dry-run']); "
+        "submit.main(['demo', '--local', '--show']); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_a_reader_that_leaves_early_is_no_error(profile):
+    command = f"{sys.executable} {ROOT}/launch/submit.py all --dry-run | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("plan of 14 rows") and done.stderr == ""
+
+
+def test_help_has_examples(launch):
+    done = launch("submit.py", "--help")
+    assert done.returncode == 0 and "python launch/submit.py experiments/demo --local" in done.stdout
