@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from mvd.config import DATASETS, Finetune, Precision, Stage
-from mvd.data.annotations import Entry, load_annotations
+from mvd.config import DATASETS, ConfigError, Finetune, Precision, Stage
+from mvd.data.annotations import Entry, Split, load_annotations
 from mvd.data.datasets import dataset_paths
 from mvd.data.device import normalise
 from mvd.data.views import ViewDataset, Views, view_loader
@@ -19,34 +19,36 @@ from mvd.evaluate import merge_views
 from mvd.models import build_classifier
 from mvd.models.checkpoints import load_official
 from mvd.sizes import SIZES
-from mvd.train.engine import Engine, Process
+from mvd.train.engine import Engine, Process, agreeing, gather
 from mvd.train.monitor import Monitor, Progress
 
 
 @torch.no_grad()
-def validate(engine: Engine, stage: Stage, process: Process) -> dict[str, float]:
+def validate(engine: Engine, entries: list[Entry], stage: Stage, process: Process) -> dict[str, float]:
     """Top-1 in percent on the validation videos, one centre view each: repeatable, but not the test protocol.
 
-    Unreadable videos count as wrong. Every process runs the same number of forward passes, as ZeRO-3 needs.
+    Unreadable videos are named and count as wrong. Every process runs as many forward passes, as ZeRO-3 needs.
     """
     recipe: Finetune = stage.recipe
     clip = SIZES[recipe.size].clip
     views = Views(recipe.sampling, clips=1, crops=1, stride=recipe.stride, clip=clip)
-    entries = _entries(stage, "val")
     dataset = ViewDataset(entries, views, stage.execution.reader)
     videos = 2 * stage.execution.micro_batch
     loader = iter(view_loader(dataset, process.rank, process.world_size, videos, stage.execution.workers))
     blank = torch.zeros(1, 3, clip.frames, clip.image_size, clip.image_size, dtype=torch.uint8)
     right = torch.zeros((), device=process.device)
+    unreadable: dict[int, str] = {}
     engine.eval()
     for _ in range(math.ceil(math.ceil(len(entries) / process.world_size) / videos)):
-        batch = next(loader, {})
+        batch = next(loader, {"unreadable": {}})
+        unreadable |= batch["unreadable"]
         pixels = batch["views"].flatten(0, 1) if "views" in batch else blank
         logits = engine(normalise(pixels.to(process.device, non_blocking=True)))
         if "views" in batch:
             right += (logits.argmax(dim=1) == batch["labels"].to(process.device)).sum()
     dist.all_reduce(right)
-    return {"val_top1": 100 * float(right) / len(entries)}
+    unread = _name_unreadable(entries, unreadable, process)
+    return {"val_top1": 100 * float(right) / len(entries), "val_unreadable": len(unread)}
 
 
 def run_test(stage: Stage, process: Process) -> dict[str, Any]:
@@ -56,43 +58,58 @@ def run_test(stage: Stage, process: Process) -> dict[str, Any]:
     `logits/rank-<n>.npz` of the run directory; returns what result.json says of the test.
     """
     started = time.monotonic()
-    entries = _entries(stage, "test")
+    with agreeing():
+        entries = load_entries(stage, "test")
+        model = _load_classifier(stage).to(process.device)
     folder = stage.directory / "logits"
     folder.mkdir(parents=True, exist_ok=True)
-    unreadable = _write_logits(stage, entries, process, folder / f"rank-{process.rank:04d}.npz")
-    reports: list[dict[int, str]] = [{} for _ in range(process.world_size)]
-    dist.all_gather_object(reports, unreadable)
+    unreadable = _write_logits(model, stage, entries, process, folder / f"rank-{process.rank:04d}.npz")
+    unread = _name_unreadable(entries, unreadable, process)
     if not process.is_first:
         return {}
-    reasons = {index: reason for report in reports for index, reason in report.items()}
     top1, top5 = _merge(folder, process.world_size, len(entries))
-    monitor = Monitor(stage.directory, process, 0)
+    monitor = Monitor(stage.directory, process, -1)  # an earlier attempt's record is dropped
     monitor.write(0, 0, {"top1": top1, "top5": top5})
     monitor.close()
-    for index, reason in sorted(reasons.items()):
-        print(f"unreadable, counted as wrong: {entries[index].path}: {reason}", flush=True)
     return {
         "top1": top1,
         "top5": top5,
         "videos": len(entries),
         "views": stage.recipe.clips * stage.recipe.crops,
-        "unreadable": [entries[index].path for index in sorted(reasons)],
+        "unreadable": unread,
         "wall_seconds": time.monotonic() - started,
     }
 
 
-def _entries(stage: Stage, split: str) -> list[Entry]:
+def load_entries(stage: Stage, split: Split) -> list[Entry]:
+    """The videos of a split of the stage's data set."""
     return load_annotations(dataset_paths(stage), split, DATASETS[stage.recipe.dataset].classes)
 
 
+def _load_classifier(stage: Stage) -> nn.Module:
+    """The fine-tuned network; ConfigError where its file is not that of one, head included."""
+    model = build_classifier(stage.recipe.size, num_classes=DATASETS[stage.recipe.dataset].classes)
+    report = load_official(model, stage.inputs["finetune"])
+    if report.missing:
+        missing = ", ".join(report.missing)
+        raise ConfigError(f"{stage.inputs['finetune']} lacks {missing}; test the weights of a fine-tuning stage")
+    return model.eval()
+
+
+def _name_unreadable(entries: list[Entry], reasons: dict[int, str], process: Process) -> list[str]:
+    """The paths of what any process could not read, by index -> reason; the first process prints them."""
+    everyone = {index: reason for part in gather(reasons) for index, reason in part.items()}
+    if process.is_first:
+        for index, reason in sorted(everyone.items()):
+            print(f"unreadable, counted as wrong: {entries[index].path}: {reason}", flush=True)
+    return [entries[index].path for index in sorted(everyone)]
+
+
 @torch.no_grad()
-def _write_logits(stage: Stage, entries: list[Entry], process: Process, path: Path) -> dict[int, str]:
+def _write_logits(model: nn.Module, stage: Stage, entries: list[Entry], process: Process, path: Path) -> dict[int, str]:
     """Runs this process's share of the videos; returns index -> reason of those that could not be read."""
     recipe, how = stage.recipe, stage.execution
     classes = DATASETS[recipe.dataset].classes
-    model = build_classifier(recipe.size, num_classes=classes)
-    load_official(model, stage.inputs["finetune"])
-    model.to(process.device).eval()
     views = Views(recipe.sampling, recipe.clips, recipe.crops, recipe.stride, SIZES[recipe.size].clip)
     dataset = ViewDataset(entries, views, how.reader)
     loader = view_loader(dataset, process.rank, process.world_size, workers=how.workers)
@@ -127,7 +144,9 @@ def _forward(
 def _merge(folder: Path, world_size: int, videos: int) -> tuple[float, float]:
     """Top-1 and top-5 in percent of all videos, those that could not be read included."""
     parts = [np.load(folder / f"rank-{rank:04d}.npz") for rank in range(world_size)]
-    logits, indices, labels = (np.concatenate([part[name] for part in parts]) for name in ("logits", "indices", "labels"))
+    logits, indices, labels = (
+        np.concatenate([part[name] for part in parts]) for name in ("logits", "indices", "labels")
+    )
     if not len(indices):
         return 0.0, 0.0
     read, views, classes = logits.shape

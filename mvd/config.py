@@ -407,9 +407,12 @@ class Stage:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "Stage":
-        """Reads stage.yaml back, typed; ConfigError where a field is unknown or of a wrong type."""
-        raw = OmegaConf.load(path)
+        """Reads stage.yaml back, typed; ConfigError where a field is unknown, missing or of a wrong type."""
         try:
+            raw = OmegaConf.load(path)
+            odd = sorted(set(raw) ^ {f.name for f in dataclasses.fields(cls)})
+            if odd:
+                raise ValueError(f"{', '.join(odd)} is unknown or missing")
             recipe_type = RECIPES[raw.kind]
             recipe = OmegaConf.to_object(merge_typed(OmegaConf.structured(recipe_type), raw.recipe))
             execution = OmegaConf.to_object(merge_typed(OmegaConf.structured(Execution), raw.execution))
@@ -419,7 +422,9 @@ class Stage:
             raise
         except Exception as error:
             first_line = str(error).splitlines()[0]
-            raise ConfigError(f"{path} is not a stage this version can run: {first_line}; submit the row again") from error
+            raise ConfigError(
+                f"{path} is not a stage this version can run: {first_line}; submit the row again"
+            ) from error
 
 
 def merge_typed(base: Any, *layers: Any) -> Any:

@@ -1,5 +1,6 @@
 """provenance.json: where a run's numbers come from, one entry an attempt."""
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -24,10 +25,13 @@ def record_attempt(stage: Stage, world_size: int) -> int:
     """Appends this attempt to the run directory's provenance.json and returns its number, counted from 1.
 
     Raises:
-        ConfigError: an input file's content is not the one that earlier attempts started from.
+        ConfigError: an input file is missing, or its content is not the one that earlier attempts started from.
     """
     path = stage.directory / "provenance.json"
     attempts: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    for role, file in stage.inputs.items():
+        if not Path(file).is_file():
+            raise ConfigError(f"{stage.id}: its {role} file {file} does not exist; put it there, or name another")
     inputs = {role: {"path": file, "sha256": sha256(Path(file))} for role, file in stage.inputs.items()}
     for role, entry in inputs.items():
         if attempts and attempts[0]["inputs"][role]["sha256"] != entry["sha256"]:
@@ -42,9 +46,10 @@ def record_attempt(stage: Stage, world_size: int) -> int:
             "command": sys.argv,
             "host": socket.gethostname(),
             "processes": world_size,
+            "execution": dataclasses.asdict(stage.execution),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "python": platform.python_version(),
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "packages": {name: _version(name) for name in PACKAGES},
             "slurm": {key: value for key, value in os.environ.items() if key.startswith("SLURM_JOB")},
             "inputs": inputs,
             **_code(),
@@ -52,6 +57,13 @@ def record_attempt(stage: Stage, world_size: int) -> int:
     )
     write_json(path, attempts)
     return len(attempts)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # another build of it is installed, under another name
+        return None
 
 
 def _code() -> dict[str, str | None]:

@@ -17,7 +17,7 @@ from mvd.batch import solve_batch
 from mvd.config import ConfigError, Stage
 from mvd.files import write_json
 from mvd.provenance import record_attempt
-from mvd.train.engine import Process, start_processes
+from mvd.train.engine import Process, agreeing, start_processes
 from mvd.train.loop import NonFiniteLoss, train
 
 
@@ -27,24 +27,25 @@ def run_stage(stage: Stage) -> dict[str, Any]:
     Every process of the stage calls it, with the environment variables that torchrun sets.
 
     Raises:
-        ConfigError: something the user gave cannot work.
-        NonFiniteLoss: training diverged.
+        ConfigError: something the user gave cannot work; on one process, the others raise SystemExit.
+        NonFiniteLoss: training diverged; on every process.
     """
-    process = start_processes()
     path = stage.directory / "result.json"
     if path.exists():
         return json.loads(path.read_text())
-    stage = fit_to_processes(stage, process)
-    if process.is_first:
-        stage.directory.mkdir(parents=True, exist_ok=True)
-        attempt = record_attempt(stage, process.world_size)
-        print(f"{stage.id}: attempt {attempt}, {process.world_size} x {process.device.type}", flush=True)
+    process = start_processes()
+    with agreeing():
+        stage = fit_to_processes(stage, process)
+        if process.is_first:
+            stage.directory.mkdir(parents=True, exist_ok=True)
+            attempt = record_attempt(stage, process.world_size)
+            print(f"{stage.id}: attempt {attempt}, {process.world_size} x {process.device.type}", flush=True)
     body = run_test(stage, process) if stage.kind == "test" else train(stage, process)
-    result = {"stage": stage.id, "kind": stage.kind, "complete": True, **body}
+    results = [{"stage": stage.id, "kind": stage.kind, "complete": True, **body}]
     if process.is_first:
-        write_json(path, result)
-    dist.barrier()
-    return result
+        write_json(path, results[0])
+    dist.broadcast_object_list(results)
+    return results[0]
 
 
 def fit_to_processes(stage: Stage, process: Process) -> Stage:
@@ -67,8 +68,12 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         run_stage(Stage.from_yaml(arguments.stage))
-    except (ConfigError, NonFiniteLoss) as error:
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except NonFiniteLoss as error:
+        if dist.get_rank() == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     finally:
         if dist.is_initialized():

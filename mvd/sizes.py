@@ -107,13 +107,13 @@ SIZES: dict[str, Size] = {
     ),
     # The demo's and the tests' size: learns motion on two CPU cores in minutes.
     "tiny": Size(
-        encoder=Transformer(width=128, depth=4, heads=4),
-        decoder=Transformer(width=128, depth=1, heads=4),
+        encoder=Transformer(width=96, depth=4, heads=3),
+        decoder=Transformer(width=96, depth=1, heads=3),
         video_decoder=Transformer(width=96, depth=1, heads=3),
         image_decoder=Transformer(width=96, depth=1, heads=3),
-        clip=ClipShape(image_size=48, patch_size=8),
-        image=ImageShape(image_size=48, patch_size=8),
-        image_training=ImageShape(image_size=48, patch_size=8),
+        clip=ClipShape(image_size=48, patch_size=12),
+        image=ImageShape(image_size=48, patch_size=12),
+        image_training=ImageShape(image_size=48, patch_size=12),
     ),
 }
 

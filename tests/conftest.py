@@ -4,8 +4,12 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mvd.data.motion import generate_motion
+from mvd.models import build_image_teacher, build_video_teacher
+from mvd.models.checkpoints import to_official
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +25,13 @@ def real_videos() -> dict[str, str]:
 def motion_root(tmp_path_factory) -> Path:
     """A small copy of the generated motion data set: 48 training and 16 validation videos."""
     return generate_motion(tmp_path_factory.mktemp("data") / "motion", train=48, val=16)
+
+
+@pytest.fixture(scope="session")
+def teachers(tmp_path_factory) -> dict[str, str]:
+    """Files with the weights of an image and a video teacher of the tiny size, as they are drawn."""
+    folder = tmp_path_factory.mktemp("teachers")
+    torch.manual_seed(1)
+    for role, build in {"image_teacher": build_image_teacher, "video_teacher": build_video_teacher}.items():
+        save_file(to_official(build("tiny")), folder / f"{role}.safetensors")
+    return {role: str(folder / f"{role}.safetensors") for role in ("image_teacher", "video_teacher")}

@@ -126,6 +126,7 @@ def train_loader(stage: Stage, dataset: TrainDataset, rank: int, start_update: i
         collate_fn=dataset.collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=start_worker,
+        generator=torch.Generator(),  # else starting it takes a draw from the global state, which a resume restores
     )
 
 

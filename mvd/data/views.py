@@ -113,4 +113,5 @@ def view_loader(
         collate_fn=dataset.collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=start_worker,
+        generator=torch.Generator(),  # else starting it takes a draw from the global state that drop path uses
     )

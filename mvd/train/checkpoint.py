@@ -16,17 +16,19 @@ import torch.distributed as dist
 
 from mvd.config import ConfigError
 from mvd.files import sha256, write_json
-from mvd.train.engine import Engine, Process
+from mvd.train.engine import Engine, Process, gather
 
 MANIFEST = "manifest.json"
+DAMAGED = "manifest.damaged.json"  # what the manifest becomes where the checkpoint is not what it says
 
 
 def save_checkpoint(engine: Engine, folder: Path, update: int, process: Process, keep: int) -> None:
     """Saves weights, optimizer and every rank's random state as `step-<update>`, then prunes to the newest `keep`.
 
-    All ranks call it together. Until the manifest is renamed into place the folder does not count.
+    All ranks call it together. Until the manifest is renamed into place the folder does not count. Pruning removes
+    the saves that were cut off, too.
     """
-    tag = f"step-{update:08d}"
+    tag = _tag(update)
     target = folder / tag
     if process.is_first:
         shutil.rmtree(target, ignore_errors=True)  # a save that was cut off
@@ -35,7 +37,8 @@ def save_checkpoint(engine: Engine, folder: Path, update: int, process: Process,
     engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
     torch.save(_random_state(), target / f"rng-{process.rank}.pt")
     dist.barrier()
-    entries = _gather(_describe(target, _share(_content(target), process)))
+    content = sorted(set().union(*gather(_content(target))))  # a network disk shows others' files late
+    entries = gather(_describe(target, _share(content, process)))
     if process.is_first:
         manifest = {
             "update": update,
@@ -44,7 +47,7 @@ def save_checkpoint(engine: Engine, folder: Path, update: int, process: Process,
             "files": {name: entry for part in entries for name, entry in part.items()},
         }
         write_json(target / MANIFEST, manifest)
-        for old in _complete(folder)[:-keep]:
+        for old in set(folder.glob("step-*")) - set(_complete(folder)[-keep:]):
             shutil.rmtree(old)
     dist.barrier()
 
@@ -52,16 +55,22 @@ def save_checkpoint(engine: Engine, folder: Path, update: int, process: Process,
 def load_newest_checkpoint(engine: Engine, folder: Path, process: Process) -> int:
     """Restores the newest good checkpoint on all ranks; returns its update, or 0 where there is none.
 
-    Every rank verifies its share of the files and all agree; a damaged checkpoint is named and the one before it tried.
+    Every rank verifies its share of the files and all agree; a damaged checkpoint is named, no longer counts, and the
+    one before it is tried.
 
     Raises:
         ConfigError: the newest good one was saved by another number of processes or another ZeRO stage.
     """
-    for candidate in reversed(_complete(folder)):
-        manifest = json.loads((candidate / MANIFEST).read_text())
-        damaged = [name for part in _gather(_damaged(candidate, manifest, process)) for name in part]
+    candidates = gather(_complete(folder))[0]
+    for candidate in reversed(candidates):
+        manifest = gather(_read_manifest(candidate))[0]
+        if manifest is None:
+            damaged = [MANIFEST]
+        else:
+            damaged = [name for part in gather(_damaged(candidate, manifest, process)) for name in part]
         if damaged:
             if process.is_first:
+                (candidate / MANIFEST).rename(candidate / DAMAGED)
                 print(f"checkpoint {candidate} is damaged ({', '.join(damaged)}); trying the one before", flush=True)
             continue
         _check_same_shape(candidate, manifest, engine, process)
@@ -69,7 +78,11 @@ def load_newest_checkpoint(engine: Engine, folder: Path, process: Process) -> in
         if loaded is None:
             raise ConfigError(f"DeepSpeed could not read {candidate}; remove that folder to go on from the one before")
         _restore_random_state(torch.load(candidate / f"rng-{process.rank}.pt", weights_only=False))
-        return int(manifest["update"])
+        if process.is_first:
+            print(f"resuming after update {manifest['update']} from {candidate}", flush=True)
+        return manifest["update"]
+    if candidates and process.is_first:
+        print(f"no good checkpoint is left in {folder}; starting from update 0", flush=True)
     return 0
 
 
@@ -78,8 +91,22 @@ def _complete(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
 
 
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest, or None where it is damaged itself."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        intact = _tag(manifest["update"]) == folder.name and {"world_size", "zero_stage", "files"} <= manifest.keys()
+    except (ValueError, TypeError, KeyError):
+        return None
+    return manifest if intact else None
+
+
+def _tag(update: int) -> str:
+    return f"step-{update:08d}"
+
+
 def _content(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    return [path for path in folder.iterdir() if path.name != MANIFEST]
 
 
 def _share(paths: list[Path], process: Process) -> list[Path]:
@@ -99,9 +126,7 @@ def _damaged(folder: Path, manifest: dict[str, Any], process: Process) -> list[s
     return [path.name for path in mine if present.get(path.name) != expected[path.name]]
 
 
-def _check_same_shape(
-    folder: Path, manifest: dict[str, Any], engine: Engine, process: Process
-) -> None:
+def _check_same_shape(folder: Path, manifest: dict[str, Any], engine: Engine, process: Process) -> None:
     if manifest["world_size"] != process.world_size:
         raise ConfigError(
             f"{folder} was saved by {manifest['world_size']} processes and {process.world_size} are running; "
@@ -112,12 +137,6 @@ def _check_same_shape(
             f"{folder} was saved with ZeRO stage {manifest['zero_stage']} and this run uses stage "
             f"{engine.zero_optimization_stage()}; resume with the former"
         )
-
-
-def _gather(value: Any) -> list[Any]:
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _random_state() -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """Processes and the DeepSpeed engine: one code path for CPU (gloo) and GPU (NCCL)."""
 
 import json
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +76,10 @@ def load_deepspeed_config(name: str) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in DS_CONFIGS.glob("*.json")))
         raise ConfigError(f"no DeepSpeed configuration is called {name!r}; use one of {known}")
-    config = json.loads(path.read_text())
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}); mend it") from error
     forbidden = sorted(ROW_KEYS & config.keys())
     if forbidden:
         raise ConfigError(f"{path} sets {', '.join(forbidden)}, which belongs to the row; remove it from the file")
@@ -83,7 +89,7 @@ def load_deepspeed_config(name: str) -> dict[str, Any]:
 def build_engine(
     model: nn.Module, optimizer: torch.optim.Optimizer, config_name: str, batch: Batch, precision: Precision
 ) -> Engine:
-    """Wraps the model and its own optimizer (so that DeepSpeed compiles none); bf16 means autocast over fp32 weights."""
+    """Wraps the model and its own optimizer (DeepSpeed would compile one); bf16 means autocast over fp32 weights."""
     config = load_deepspeed_config(config_name) | {
         "train_micro_batch_size_per_gpu": batch.micro_batch,
         "gradient_accumulation_steps": batch.accumulation,
@@ -100,7 +106,7 @@ def build_engine(
 
 
 def take_step(engine: Engine) -> float:
-    """Applies the accumulated gradient and returns its 2-norm over all parameters.
+    """Applies the accumulated gradient and returns its 2-norm over all parameters: NaN where that is not finite.
 
     ZeRO computes the norm on the way; stage 0 does not, and there every process holds the whole gradient.
     """
@@ -108,7 +114,8 @@ def take_step(engine: Engine) -> float:
     if engine.zero_optimization_stage() == 0:
         norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
     engine.step()
-    return float(engine.get_global_grad_norm() if norm is None else norm)
+    norm = float(engine.get_global_grad_norm() if norm is None else norm)
+    return norm if 0 <= norm < math.inf else math.nan  # ZeRO says inf or -1, and skips the update
 
 
 def full_state_dict(engine: Engine) -> dict[str, torch.Tensor]:
@@ -119,6 +126,31 @@ def full_state_dict(engine: Engine) -> dict[str, torch.Tensor]:
             if dist.get_rank() == 0:
                 state[name] = weight.detach().to("cpu", torch.float32, copy=True).contiguous()
     return state
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's value, in the order of their ranks."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def agreeing() -> Iterator[None]:
+    """Ends all processes together where some meet a ConfigError, so that none waits for one that is gone.
+
+    The first of those raises its error, the other processes leave with exit status 2: the message comes once.
+    """
+    error = None
+    try:
+        yield
+    except ConfigError as caught:
+        error = caught
+    failed = [rank for rank, fails in enumerate(gather(error is not None)) if fails]
+    if error is not None and failed[0] == dist.get_rank():
+        raise error
+    if failed:
+        raise SystemExit(2)
 
 
 def mean_across_processes(values: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from mvd.train.engine import Process
+from mvd.files import write_text
+from mvd.train.engine import Process, gather
 
 SECONDS_BETWEEN_LINES = 15  # where the output is a file: one line then, instead of a line that redraws itself
 
@@ -28,7 +29,7 @@ class Progress:
             initial=done,
             dynamic_ncols=True,
             file=sys.stderr if self.interactive else open(os.devnull, "w"),  # noqa: SIM115
-            bar_format="{desc} {percentage:3.0f}% step {n_fmt}/{total_fmt} {postfix} [{elapsed}, ETA {remaining}]",
+            bar_format="{desc} {percentage:3.0f}% step {n_fmt}/{total_fmt}{postfix} [{elapsed}, ETA {remaining}]",
         )
 
     def show(self, update: int, text: str) -> None:
@@ -66,6 +67,19 @@ class Monitor:
         for name, value in values.items():
             self.events.add_scalar(name, value, update)
 
+    def latest(self) -> dict[str, float]:
+        """Each number's last value, earlier attempts' included; empty on the other processes."""
+        values: dict[str, float] = {}
+        if self.enabled and self.metrics.exists():
+            for line in self.metrics.read_text().splitlines():
+                values |= json.loads(line)
+        return values
+
+    def flush(self) -> None:
+        """Has the events written that are still queued, which a kill would take along."""
+        if self.enabled:
+            self.events.flush()
+
     def close(self) -> None:
         if self.enabled:
             self.events.close()
@@ -74,7 +88,28 @@ class Monitor:
         if self.metrics.exists():
             lines = self.metrics.read_text().splitlines()
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["update"] <= update]
-            self.metrics.write_text("".join(line + "\n" for line in kept))
+            write_text(self.metrics, "".join(line + "\n" for line in kept))
+
+
+class UnreadableFiles:
+    """Training files that could not be read, of all processes and attempts: one path a line of unreadable.txt."""
+
+    def __init__(self, directory: Path, process: Process) -> None:
+        self.path = directory / "unreadable.txt"
+        self.process = process
+        self.named = set(self.path.read_text().splitlines()) if self.path.exists() else set()
+        self.found: set[str] = set()
+
+    def share(self) -> None:
+        """Names what any process has found since the last call; all processes call it together."""
+        new = sorted(set().union(*gather(self.found)) - self.named)
+        self.found.clear()
+        self.named.update(new)
+        if new and self.process.is_first:
+            for path in new:
+                print(f"unreadable, the next video takes its place: {path}", flush=True)
+            with open(self.path, "a") as handle:
+                handle.writelines(f"{path}\n" for path in new)
 
 
 def peak_memory_gb(device: torch.device) -> float:

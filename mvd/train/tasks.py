@@ -23,7 +23,7 @@ Batch = dict[str, Tensor]
 
 
 class Task(Protocol):
-    """A network and its losses; `losses` calls the network through DeepSpeed's engine and names the minimised "loss"."""
+    """A network and its losses: `losses` calls it through DeepSpeed's engine; the one named "loss" is minimised."""
 
     model: nn.Module
 

@@ -1,0 +1,140 @@
+"""Accuracy over several processes equals what a plain reading of the definition gives."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from mvd import config
+from mvd.accuracy import load_entries, validate
+from mvd.config import ConfigError, DatasetPaths, Execution, Stage
+from mvd.evaluate import test_views
+from mvd.files import write_json
+from mvd.models import build_classifier, build_student
+from mvd.models.checkpoints import load_official, to_official
+from mvd.run import run_stage
+from mvd.sizes import SIZES
+from mvd.train.engine import start_processes
+from tests.runs import read_result, small_stage, succeed, write_stage
+
+CLIP = SIZES["tiny"].clip
+COUNTS = (1, 2)
+
+
+class Judged(NamedTuple):
+    """The stages as one and as two processes ran them, with what they printed, and what is to come out, in percent."""
+
+    test: dict[int, Stage]
+    val_top1: dict[int, dict[str, float]]
+    printed: dict[int, list[str]]
+    expected: dict[str, float]
+    broken: str
+
+
+def run_both(folder: Path) -> None:
+    process = start_processes()
+    stage = Stage.from_yaml(folder / "finetune" / "stage.yaml")
+    model = build_classifier("tiny", num_classes=8)
+    load_official(model, folder / "classifier.safetensors")
+    entries = load_entries(stage, "val")
+    write_json(folder / f"validated-{process.rank}.json", validate(model, entries, stage, process))
+    run_stage(Stage.from_yaml(folder / "test" / "stage.yaml"))
+    try:
+        run_stage(Stage.from_yaml(folder / "headless" / "stage.yaml"))
+    except ConfigError as error:
+        write_json(folder / "refused.json", str(error))
+    except SystemExit:  # the first process names the error
+        return
+
+
+def lively_classifier() -> nn.Module:
+    """Random weights whose answers differ from video to video, which a fresh head's hardly do."""
+    torch.manual_seed(2)
+    model = build_classifier("tiny", num_classes=8).eval()
+    with torch.no_grad():
+        model.head.weight.normal_(std=1.0)
+    return model
+
+
+@torch.no_grad()
+def answers(model: nn.Module, path: str, clips: int, crops: int) -> list[int]:
+    """The classes of a video, the likeliest first."""
+    views = test_views(path, "dense", clips, crops, stride=1, clip=CLIP)
+    return model(views).softmax(dim=1).mean(dim=0).argsort(descending=True).tolist()
+
+
+def label_lists(folder: Path, root: Path, model: nn.Module) -> dict[str, float]:
+    """Writes val.csv and test.csv with one broken video each, and labels so that the accuracies are known.
+
+    In turn the likeliest class, the second and the last are written down as the true one.
+    """
+    videos = [str(root / line.rpartition(" ")[0]) for line in (root / "val.csv").read_text().splitlines()]
+    wanted = [(0, 1, 7)[number % 3] for number in range(len(videos))]
+    broken = folder / "broken.mp4"
+    broken.write_bytes(Path(videos[0]).read_bytes()[:500])
+    for name, clips, crops in (("val", 1, 1), ("test", 2, 3)):
+        labels = [answers(model, video, clips, crops)[place] for video, place in zip(videos, wanted, strict=True)]
+        assert len(set(labels)) > 2
+        lines = [f"{video} {label}\n" for video, label in zip(videos, labels, strict=True)]
+        (folder / f"{name}.csv").write_text("".join([*lines[:5], f"{broken} 0\n", *lines[5:]]))
+    total = len(videos) + 1
+    return {"top1": 100 * wanted.count(0) / total, "top5": 100 * sum(place < 5 for place in wanted) / total}
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory, motion_root) -> Judged:
+    folder = tmp_path_factory.mktemp("accuracy")
+    model = lively_classifier()
+    expected = label_lists(folder, motion_root, model)
+    data = DatasetPaths(root=str(motion_root), val=str(folder / "val.csv"), test=str(folder / "test.csv"))
+    tests, validated, printed = {}, {}, {}
+    for count in COUNTS:
+        runs = folder / f"{count} processes"
+        runs.mkdir()
+        weights = runs / "classifier.safetensors"
+        save_file(to_official(model), weights)
+        write_stage(small_stage("finetune", "finetune", runs, data, workers=count - 1))
+        tests[count] = test_stage("test", runs, data, weights, workers=count - 1)
+        save_file(to_official(build_student("tiny", teacher="tiny")), runs / "student.safetensors")
+        test_stage("headless", runs, data, runs / "student.safetensors", workers=0)
+        printed[count] = succeed(run_both, runs, count)
+        reports = [json.loads(path.read_text()) for path in runs.glob("validated-*.json")]
+        assert len(reports) == count and all(report == reports[0] for report in reports)
+        validated[count] = reports[0]
+    return Judged(tests, validated, printed, expected, str(folder / "broken.mp4"))
+
+
+def test_stage(name: str, runs: Path, data: DatasetPaths, weights: Path, workers: int) -> Stage:
+    recipe = config.Test(size="tiny", dataset="motion", sampling="dense", stride=1, clips=2, crops=3)
+    how = Execution(world_size=2, micro_batch=4, precision="fp32", runs=str(runs), data=data, workers=workers)
+    stage = Stage(kind="test", id=name, recipe=recipe, inputs={"finetune": str(weights)}, execution=how)
+    write_stage(stage)
+    return stage
+
+
+test_stage.__test__ = False
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_the_test_counts_every_video_once_and_unreadable_ones_as_wrong(judged, count):
+    result = read_result(judged.test[count])
+    assert {name: result[name] for name in ("top1", "top5")} == pytest.approx(judged.expected, abs=1e-9)
+    assert result["unreadable"] == [judged.broken]
+    assert (result["videos"], result["views"]) == (17, 6)
+    assert f"unreadable, counted as wrong: {judged.broken}" in judged.printed[count][0]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_validation_counts_every_video_once_and_unreadable_ones_as_wrong(judged, count):
+    expected = {"val_top1": judged.expected["top1"], "val_unreadable": 1}
+    assert judged.val_top1[count] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_weights_without_a_head_are_not_tested(judged, count):
+    refused = json.loads((Path(judged.test[count].execution.runs) / "refused.json").read_text())
+    assert "student.safetensors lacks fc_norm.weight" in refused and "test the weights of a fine-tuning" in refused

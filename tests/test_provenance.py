@@ -1,0 +1,68 @@
+"""provenance.json: one entry an attempt, and inputs that may not change between them."""
+
+import hashlib
+import json
+import platform
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from mvd import provenance
+from mvd.config import ConfigError, Stage
+from mvd.provenance import record_attempt
+from tests.runs import small_stage, write_stage
+
+
+@pytest.fixture
+def stage(tmp_path) -> Stage:
+    (tmp_path / "student.safetensors").write_bytes(b"weights")
+    made = small_stage("finetune", "tuned", tmp_path, tmp_path, {"pretrain": str(tmp_path / "student.safetensors")})
+    write_stage(made)
+    return made
+
+
+def entries(stage: Stage) -> list[dict]:
+    return json.loads((stage.directory / "provenance.json").read_text())
+
+
+def test_each_attempt_adds_what_its_numbers_come_from(stage, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    assert [record_attempt(stage, 2), record_attempt(stage, 4)] == [1, 2]
+    first, second = entries(stage)
+    assert (first["attempt"], first["processes"], second["attempt"], second["processes"]) == (1, 2, 2, 4)
+    assert first["slurm"]["SLURM_JOB_ID"] == "4711"
+    assert first["inputs"]["pretrain"]["sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert torch.__version__.startswith(first["packages"]["torch"].split("+")[0])
+    assert (first["host"], first["python"]) == (socket.gethostname(), platform.python_version())
+    assert first["execution"]["accumulation"] == 2 and first["command"]
+
+
+def test_the_code_is_named_by_commit_and_difference(stage, tmp_path, monkeypatch):
+    record_attempt(stage, 1)
+    monkeypatch.setattr(provenance, "PROJECT", tmp_path)
+    record_attempt(stage, 1)
+    first, outside = entries(stage)
+    assert (first["commit"] is None) == (not (Path(__file__).parents[1] / ".git").exists())
+    assert outside["commit"] is None and outside["diff"] is None
+
+
+def test_a_changed_input_is_refused(stage):
+    record_attempt(stage, 1)
+    Path(stage.inputs["pretrain"]).write_bytes(b"others")
+    with pytest.raises(ConfigError, match="student.safetensors is not the pretrain this run started from"):
+        record_attempt(stage, 1)
+    assert len(entries(stage)) == 1
+
+
+def test_a_missing_input_is_refused(stage):
+    Path(stage.inputs["pretrain"]).unlink()
+    with pytest.raises(ConfigError, match="tuned: its pretrain file .* does not exist"):
+        record_attempt(stage, 1)
+
+
+def test_a_package_under_another_name_is_recorded_as_unknown(stage, monkeypatch):
+    monkeypatch.setattr(provenance, "PACKAGES", ("torch", "a-package-nobody-has"))
+    record_attempt(stage, 1)
+    assert entries(stage)[0]["packages"]["a-package-nobody-has"] is None

@@ -1,0 +1,223 @@
+"""Kills and damaged files: what counts as a checkpoint, and that a resumed run ends as if nothing had happened."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from mvd.config import ConfigError, DatasetPaths, Stage
+from mvd.files import write_json
+from mvd.run import run_stage
+from mvd.train import checkpoint
+from tests.runs import UPDATES, again, call, events, read_metrics, read_result, small_stage, succeed, write_stage
+
+KILLED_AT = 8
+DAMAGES = ("truncated", "flipped", "manifest", "two", "none", "all")
+
+
+def run_those_without_result(folder: Path) -> None:
+    """Runs the stages one after the other; where one is refused, its folder gets the reason."""
+    for path in sorted(folder.glob("*/*/stage.yaml")):
+        stage = Stage.from_yaml(path)
+        if stage.execution.world_size != int(os.environ["WORLD_SIZE"]):
+            continue
+        print(f"=== {path.parent.parent.name}", flush=True)
+        with contextlib.suppress(SystemExit):
+            try:
+                run_stage(stage)
+            except ConfigError as error:
+                write_json(path.parent / "refused.json", str(error))
+
+
+def run_killed(folder: Path) -> None:
+    """Runs the stage until the first process is killed: all files of a checkpoint are there but its manifest."""
+    write = checkpoint.write_json
+
+    def write_or_die(path: Path, manifest: dict) -> None:
+        if manifest["update"] == KILLED_AT:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, manifest)
+
+    checkpoint.write_json = write_or_die
+    (path,) = folder.glob("killed/*/stage.yaml")
+    run_stage(Stage.from_yaml(path))
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory, motion_root) -> DatasetPaths:
+    """The training videos, of which the first and the last cannot be read."""
+    folder = tmp_path_factory.mktemp("lists")
+    lines = (motion_root / "train.csv").read_text().splitlines()
+    for place in (0, -1):
+        (folder / f"broken{place}.mp4").write_bytes(b"no video")
+        lines[place] = f"{folder}/broken{place}.mp4 0"
+    (folder / "train.csv").write_text("\n".join(lines) + "\n")
+    return DatasetPaths(root=str(motion_root), train=str(folder / "train.csv"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, lists) -> Stage:
+    """A finished run that draws random numbers in its network, and validates after each epoch."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    stage = small_stage(
+        "finetune",
+        "finetune",
+        folder / "whole",
+        lists,
+        drop_path=0.3,
+        head_dropout=0.3,
+        checkpoint_every=4,
+        keep_checkpoints=3,
+    )
+    write_stage(stage)
+    succeed(run_those_without_result, folder)
+    return stage
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, undisturbed) -> tuple[Stage, list[str]]:
+    """A killed run of the same, and what its checkpoint folder held."""
+    folder = tmp_path_factory.mktemp("killed")
+    execution = dataclasses.replace(undisturbed.execution, runs=str(folder / "killed"), keep_checkpoints=1)
+    stage = dataclasses.replace(undisturbed, execution=execution)
+    write_stage(stage)
+    finished = call(run_killed, folder)
+    assert finished.code == -signal.SIGKILL
+    return stage, sorted(str(path.relative_to(stage.directory)) for path in stage.directory.glob("checkpoints/*/*"))
+
+
+def step(stage: Stage, update: int) -> Path:
+    return stage.directory / "checkpoints" / f"step-{update:08d}"
+
+
+def damage(stage: Stage, how: str) -> None:
+    newest, before = step(stage, UPDATES), step(stage, 8)
+    optimizer = next(newest.glob("zero_pp_rank_1_*"))
+    if how == "truncated":
+        os.truncate(optimizer, optimizer.stat().st_size - 1)
+    if how == "flipped":
+        content = bytearray(optimizer.read_bytes())
+        content[len(content) // 2] ^= 1
+        optimizer.write_bytes(content)
+    if how == "manifest":
+        os.truncate(newest / checkpoint.MANIFEST, 100)
+    if how == "two":
+        (newest / "rng-0.pt").unlink()
+        (before / "rng-1.pt").write_bytes(b"")
+    if how == "all":
+        for path in stage.directory.glob("checkpoints/*/rng-1.pt"):
+            path.unlink()
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory, undisturbed, killed) -> tuple[dict[str, Stage], dict[str, str]]:
+    """Name -> run that was started again, and what its first process printed then."""
+    folder = tmp_path_factory.mktemp("resumed")
+    stages = {"killed": again(killed[0], folder / "killed")}
+    for how in DAMAGES:
+        stages[how] = again(undisturbed, folder / how)
+        damage(stages[how], how)
+    stages["other ZeRO stage"] = again(undisturbed, folder / "other ZeRO stage", deepspeed="zero2")
+    stages["fewer processes"] = again(undisturbed, folder / "fewer processes", world_size=1, micro_batch=4)
+    alone = succeed(run_those_without_result, folder, count=1)
+    together = succeed(run_those_without_result, folder)
+    parts = "".join([alone[0], together[0]]).split("=== ")[1:]
+    return stages, dict(part.split("\n", 1) for part in parts)
+
+
+def test_the_newest_checkpoints_are_kept(undisturbed, killed):
+    assert sorted(path.name for path in undisturbed.directory.glob("checkpoints/step-*")) == [
+        f"step-{update:08d}" for update in (4, 8, 12)
+    ]
+    assert any(name.startswith("checkpoints/step-00000004/") for name in killed[1])
+
+
+def test_a_kill_leaves_a_checkpoint_without_manifest(killed):
+    cut_off = [Path(name).name for name in killed[1] if f"step-{KILLED_AT:08d}" in name]
+    assert {"rng-0.pt", "rng-1.pt"} < set(cut_off) and checkpoint.MANIFEST not in cut_off
+
+
+def test_a_manifest_names_every_file_of_its_checkpoint(undisturbed):
+    folder = step(undisturbed, UPDATES)
+    manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
+    assert (manifest["update"], manifest["world_size"], manifest["zero_stage"]) == (UPDATES, 2, 1)
+    assert {*manifest["files"], checkpoint.MANIFEST} == {path.name for path in folder.iterdir()}
+    assert all(entry["bytes"] == (folder / name).stat().st_size for name, entry in manifest["files"].items())
+
+
+@pytest.mark.parametrize("name", ["killed", *DAMAGES])
+def test_a_resumed_run_ends_as_the_undisturbed_one(undisturbed, resumed, name):
+    stage = resumed[0][name]
+    expected, weights = (load_file(s.directory / "weights.safetensors") for s in (undisturbed, stage))
+    assert weights.keys() == expected.keys()
+    assert [key for key in weights if not weights[key].equal(expected[key])] == []
+    assert numbers(stage) == numbers(undisturbed)
+    timeless = {key: value for key, value in read_result(undisturbed).items() if key != "wall_seconds"}
+    assert timeless.items() <= read_result(stage).items()
+
+
+def numbers(stage: Stage) -> list[tuple]:
+    """What metrics.jsonl says of each update that does not depend on the machine."""
+    names = ("update", "epoch", "loss", "grad_norm", "lr", "val_top1")
+    return [tuple(record.get(name) for name in names) for record in read_metrics(stage)]
+
+
+def test_the_undisturbed_run_validates_and_counts_each_update_once(undisturbed):
+    records = read_metrics(undisturbed)
+    assert [record["update"] for record in records if "loss" in record] == list(range(1, UPDATES + 1))
+    assert [record["update"] for record in records if "val_top1" in record] == [6, 12]
+
+
+def test_the_curves_of_a_killed_run_show_each_update_once(resumed):
+    points = events(resumed[0]["killed"])
+    assert points["loss"] == points["lr"] == list(range(1, UPDATES + 1))
+    assert points["val_top1"] == [6, 12]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("killed", ["resuming after update 4"]),
+        ("truncated", ["step-00000012 is damaged (zero_pp_rank_1_", "resuming after update 8"]),
+        ("flipped", ["step-00000012 is damaged (zero_pp_rank_1_", "resuming after update 8"]),
+        ("manifest", ["step-00000012 is damaged (manifest.json)", "resuming after update 8"]),
+        ("two", ["step-00000012 is damaged (rng-0.pt)", "step-00000008 is damaged (rng-1.pt)", "after update 4"]),
+        ("none", ["resuming after update 12"]),
+        ("all", ["step-00000004 is damaged (rng-1.pt)", "no good checkpoint is left", "starting from update 0"]),
+    ],
+)
+def test_the_newest_good_checkpoint_is_used_and_the_damaged_are_named(resumed, name, said):
+    printed = resumed[1][name]
+    assert [text for text in said if text not in printed] == []
+    assert printed.count("is damaged") == sum("is damaged" in text for text in said) or name == "all"
+
+
+def test_what_a_cut_off_save_left_is_removed(resumed):
+    stage = resumed[0]["killed"]
+    assert [path.name for path in stage.directory.glob("checkpoints/step-*")] == ["step-00000012"]
+
+
+def test_the_unreadable_videos_of_all_processes_and_attempts_are_named(resumed, lists):
+    folder = Path(lists.train).parent
+    expected = [f"{folder}/broken-1.mp4", f"{folder}/broken0.mp4"]
+    for stage in resumed[0].values():
+        if (stage.directory / "result.json").exists():
+            assert read_result(stage)["unreadable"] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("other ZeRO stage", "was saved with ZeRO stage 1 and this run uses stage 2; resume with the former"),
+        ("fewer processes", "was saved by 2 processes and 1 are running; resume with 2"),
+    ],
+)
+def test_a_checkpoint_of_another_make_is_refused(resumed, name, reason):
+    stage = resumed[0][name]
+    assert reason in json.loads((stage.directory / "refused.json").read_text())
+    assert not (stage.directory / "result.json").exists()
