@@ -14,7 +14,8 @@ from typing import Literal
 from omegaconf import OmegaConf
 
 from launch.settings import Override, apply_overrides, nearest
-from mvd.config import DATASETS, ConfigError, DatasetPaths, Kind, Precision
+from mvd.batch import working_world_sizes
+from mvd.config import DATASETS, ConfigError, DatasetPaths, Kind, Precision, Recipe, Test
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHERS = tuple(f"{family}_{size}" for family in ("mae", "videomae") for size in ("vitb", "vitl", "vith"))
@@ -24,15 +25,16 @@ TEACHERS = tuple(f"{family}_{size}" for family in ("mae", "videomae") for size i
 class Resources:
     """What a stage of one kind gets: nodes, a file of ds_configs/, and a ceiling for the micro-batch.
 
+    nodes: null for as many GPUs of the profile's `nodes` as the recipe's batch splits over; a number is kept to.
     micro_batch: samples (videos in fine-tuning, views in a test) of one GPU and forward pass; null for the recipe's.
     """
 
-    nodes: int = 4
+    nodes: int | None = None
     deepspeed: str = "zero1"
     micro_batch: int | None = None
 
     def __post_init__(self) -> None:
-        if self.nodes < 1:
+        if self.nodes is not None and self.nodes < 1:
             raise ConfigError(f"nodes is {self.nodes}; a stage needs at least one")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ConfigError(f"micro_batch is {self.micro_batch}; give a positive number of samples, or null")
@@ -48,6 +50,7 @@ class Cluster:
     runs: str = "runs"
     datasets: dict[str, DatasetPaths] = field(default_factory=dict)
     teachers: dict[str, str] = field(default_factory=dict)
+    nodes: int = 4
     gpus_per_node: int = 8
     image_teacher: Resources = Resources()
     video_teacher: Resources = Resources()
@@ -65,7 +68,7 @@ class Cluster:
     sustained_tflops: float = 100.0
 
     def __post_init__(self) -> None:
-        for name in ("gpus_per_node", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every"):
+        for name in ("nodes", "gpus_per_node", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every"):
             _check_positive(name, getattr(self, name))
         _check_positive("local_processes", self.local_processes)
         _check_positive("sustained_tflops", self.sustained_tflops)
@@ -77,9 +80,12 @@ class Cluster:
     def resources(self, kind: Kind) -> Resources:
         return getattr(self, kind)
 
-    def gpus(self, kind: Kind) -> int:
-        """GPUs of one stage of that kind."""
-        return self.resources(kind).nodes * self.gpus_per_node
+    def gpus(self, kind: Kind, recipe: Recipe) -> int:
+        """GPUs of one stage: those of its kind's nodes, or the most of the profile's that its batch splits over."""
+        nodes = self.resources(kind).nodes
+        if nodes is not None or isinstance(recipe, Test):
+            return (nodes or self.nodes) * self.gpus_per_node
+        return max(n for n in working_world_sizes(recipe) if n <= self.nodes * self.gpus_per_node)
 
 
 def load_cluster(file: str | None, overrides: Iterable[Override]) -> Cluster:

@@ -28,14 +28,15 @@ def this_machine(cluster: Cluster) -> Cluster:
     processes = gpus or cluster.local_processes
     return dataclasses.replace(
         cluster,
+        nodes=1,
         gpus_per_node=processes,
         precision=cluster.precision or ("bf16" if gpus else "fp32"),
         workers=min(cluster.workers, max(1, CORES // processes)),
-        image_teacher=dataclasses.replace(cluster.image_teacher, nodes=1),
-        video_teacher=dataclasses.replace(cluster.video_teacher, nodes=1),
-        pretrain=dataclasses.replace(cluster.pretrain, nodes=1),
-        finetune=dataclasses.replace(cluster.finetune, nodes=1),
-        test=dataclasses.replace(cluster.test, nodes=1),
+        image_teacher=dataclasses.replace(cluster.image_teacher, nodes=None),
+        video_teacher=dataclasses.replace(cluster.video_teacher, nodes=None),
+        pretrain=dataclasses.replace(cluster.pretrain, nodes=None),
+        finetune=dataclasses.replace(cluster.finetune, nodes=None),
+        test=dataclasses.replace(cluster.test, nodes=None),
     )
 
 

@@ -64,7 +64,7 @@ def build_graph(rows: Iterable[Row], until: Kind = "test") -> list[Node]:
 def build_stage(node: Node, cluster: Cluster) -> Stage:
     """The stage as the cluster will run it: batch solved, input and data paths filled in where they are declared."""
     resources = cluster.resources(node.kind)
-    world_size = cluster.gpus(node.kind)
+    world_size = cluster.gpus(node.kind, node.recipe)
     if node.kind == "test":
         batch = Batch(resources.micro_batch or 1, 1, world_size)
     else:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mvd.config import ConfigError, Finetune, Recipe, Test
+from mvd.config import ConfigError, Finetune, TrainRecipe
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,13 @@ class Batch:
         return f"{self.micro_batch} x {self.accumulation} x {self.world_size} = {self.total}"
 
 
-def solve_batch(recipe: Recipe, world_size: int, micro_batch: int | None = None) -> Batch:
+def working_world_sizes(recipe: TrainRecipe) -> list[int]:
+    """The process counts over which the recipe's global batch splits, ascending."""
+    units = recipe.optimization.global_batch // _unit(recipe)
+    return [count for count in range(1, units + 1) if units % count == 0]
+
+
+def solve_batch(recipe: TrainRecipe, world_size: int, micro_batch: int | None = None) -> Batch:
     """The largest micro-batch, up to the given or else the official one, that makes the global batch exactly.
 
     A fine-tuning micro-batch holds whole pairs of videos, since the two members of a pair are mixed with each other;
@@ -30,13 +36,10 @@ def solve_batch(recipe: Recipe, world_size: int, micro_batch: int | None = None)
     Raises:
         ConfigError: no micro-batch works; names the nearest process counts that do.
     """
-    if isinstance(recipe, Test):
-        raise ConfigError("a test has no global batch to solve")
-    total = recipe.optimization.global_batch
-    unit = 2 if isinstance(recipe, Finetune) else 1
+    total, unit = recipe.optimization.global_batch, _unit(recipe)
     ceiling = micro_batch or recipe.optimization.micro_batch
-    if world_size < 1 or total % (world_size * unit):
-        working = [n for n in range(1, total // unit + 1) if total % (n * unit) == 0]
+    working = working_world_sizes(recipe)
+    if world_size not in working:
         below = max((n for n in working if n < world_size), default=None)
         above = min((n for n in working if n > world_size), default=None)
         nearest = " or ".join(str(n) for n in (below, above) if n is not None)
@@ -45,6 +48,10 @@ def solve_batch(recipe: Recipe, world_size: int, micro_batch: int | None = None)
             f"a global batch of {total} does not split into {shares} on {world_size} GPUs; use {nearest} GPUs"
         )
     share = total // world_size
-    candidates = [m for m in range(unit, share + 1, unit) if share % m == 0 and m <= max(ceiling, unit)]
-    micro = max(candidates)
+    micro = max(m for m in range(unit, share + 1, unit) if share % m == 0 and m <= max(ceiling, unit))
     return Batch(micro, share // micro, world_size)
+
+
+def _unit(recipe: TrainRecipe) -> int:
+    """Samples that one process must take together."""
+    return 2 if isinstance(recipe, Finetune) else 1

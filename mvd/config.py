@@ -281,7 +281,8 @@ class Test:
         _check(self.clips > 0 and self.crops > 0, "test: clips and crops are counts of views; give positive numbers")
 
 
-Recipe = ImageTeacher | VideoTeacher | Pretrain | Finetune | Test
+TrainRecipe = ImageTeacher | VideoTeacher | Pretrain | Finetune
+Recipe = TrainRecipe | Test
 RECIPES: dict[str, type] = {
     "image_teacher": ImageTeacher,
     "video_teacher": VideoTeacher,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mvd.config import DATASETS, Finetune, ImageTeacher, Pretrain, VideoTeacher
+from mvd.config import DATASETS, Finetune, Pretrain, TrainRecipe
 from mvd.data.mixup import ClipMixup
 
 MEAN = (0.485, 0.456, 0.406)
@@ -22,9 +22,7 @@ def normalise(pixels: torch.Tensor, channel_axis: int = 1) -> torch.Tensor:
     return pixels.float().div_(255).sub_(mean).div_(std)
 
 
-def prepare(
-    batch: dict[str, Any], recipe: ImageTeacher | VideoTeacher | Pretrain | Finetune, device: torch.device | str
-) -> dict[str, torch.Tensor]:
+def prepare(batch: dict[str, Any], recipe: TrainRecipe, device: torch.device | str) -> dict[str, torch.Tensor]:
     """Moves a loader's batch to the device and makes what the stage's objective takes, pixels normalised.
 
     Image teacher: {"images" (B, 3, S, S), "mask" (B, positions)}. Video teacher: {"video" (B, 3, T, S, S), "mask"

@@ -15,11 +15,9 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from mvd.config import ConfigError, Finetune, ImageTeacher, Pretrain, Stage, VideoTeacher
+from mvd.config import ConfigError, Finetune, Stage, TrainRecipe
 from mvd.data.datasets import SampleKey, TrainDataset
 from mvd.data.randomness import Purpose, generator
-
-TrainRecipe = ImageTeacher | VideoTeacher | Pretrain | Finetune
 
 
 class Block(NamedTuple):

@@ -79,7 +79,7 @@ def write_video(path: Path, clip: np.ndarray, fps: int = 12) -> None:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast", "threads": "1"})
         stream.height, stream.width, stream.pix_fmt = clip.shape[1], clip.shape[2], "yuv420p"
         for frame in clip:
-            # Converted by OpenCV: the encoder's own conversion varies in a bit or two where a width is no multiple of 16.
+            # Converted by OpenCV: PyAV's own conversion varies from run to run where a width is no multiple of 16.
             planes = cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         container.mux(stream.encode())

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from experiments.vitb_from_vitb_k400 import row
 from launch import local, submit
 from launch.cluster import ROOT, Cluster, Resources
 from launch.plan import build_graph
@@ -118,8 +119,8 @@ def test_this_machine_takes_its_gpus_or_the_asked_processes(monkeypatch):
     cluster = Cluster(finetune=Resources(nodes=8, deepspeed="zero2"), workers=1000, local_processes=3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     on_cpu = local.this_machine(cluster)
-    assert (on_cpu.gpus("finetune"), on_cpu.gpus("test"), on_cpu.precision) == (3, 3, "fp32")
+    assert (on_cpu.gpus("pretrain", row.pretrain), on_cpu.gpus("test", row.test), on_cpu.precision) == (2, 3, "fp32")
     assert on_cpu.finetune.deepspeed == "zero2" and on_cpu.workers == max(1, local.CORES // 3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
     on_gpu = local.this_machine(cluster)
-    assert (on_gpu.gpus("pretrain"), on_gpu.precision) == (2, "bf16")
+    assert (on_gpu.gpus("pretrain", row.pretrain), on_gpu.precision) == (2, "bf16")
