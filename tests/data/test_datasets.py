@@ -16,9 +16,9 @@ from tests.data.stages import PLAIN, recipe, stage
 
 KINDS = ["image_teacher", "video_teacher", "pretrain", "finetune"]
 SHAPES = {
-    "image_teacher": {"images": (1, 3, 48, 48), "mask": (1, 36)},
-    "video_teacher": {"video": (1, 3, 16, 48, 48), "mask": (1, 288)},
-    "pretrain": {"video": (1, 3, 16, 48, 48), "mask": (1, 288)},
+    "image_teacher": {"images": (1, 3, 48, 48), "mask": (1, 16)},
+    "video_teacher": {"video": (1, 3, 16, 48, 48), "mask": (1, 128)},
+    "pretrain": {"video": (1, 3, 16, 48, 48), "mask": (1, 128)},
     "finetune": {
         "video": (2, 3, 16, 48, 48),
         "labels": (2,),
@@ -104,7 +104,7 @@ def test_images_of_folders(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     made = recipe("image_teacher", dataset="imagenet", flip=1.0)
     sample = ImageTeacherDataset(made, [Entry(str(tmp_path / "a.png"), 0)], "decord")[SampleKey(0, 0)]
-    assert sample["images"].shape == (1, 3, 48, 48) and sample["mask"].sum() == 27
+    assert sample["images"].shape == (1, 3, 48, 48) and sample["mask"].sum() == 12
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.vitb_from_vitb_k400 import row
 from launch.cluster import ROOT, Cluster, load_cluster
 from launch.rows import find, load_rows
 from launch.settings import parse_override
@@ -145,7 +146,7 @@ def test_profile_defaults_file_and_command_line(write_profile):
     path = write_profile("gpus_per_node: 4\npretrain: {nodes: 2}\ndatasets: {k400: {root: /k}}\nruns: out\n")
     settings = [parse_override("gpus_per_node=2"), parse_override("datasets.k400.val=validate.csv")]
     cluster = load_cluster(path, settings)
-    assert (cluster.gpus("pretrain"), cluster.gpus("finetune")) == (4, 8)
+    assert (cluster.gpus("pretrain", row.pretrain), cluster.gpus("finetune", row.finetune)) == (4, 8)
     assert (cluster.datasets["k400"].root, cluster.datasets["k400"].val) == ("/k", "validate.csv")
     assert Path(cluster.runs) == ROOT / "out"
 
@@ -160,7 +161,7 @@ def test_profile_from_the_environment(write_profile, monkeypatch):
     [
         ("gpu_per_node: 4", r"cluster.yaml: gpu_per_node: a cluster has no key .* \(nearest: gpus_per_node"),
         ("pretrain: {node: 4}", r"pretrain has no key 'node' \(nearest: nodes"),
-        ("pretrain: {nodes: four}", r"pretrain.nodes is to be an integer, not 'four'"),
+        ("pretrain: {nodes: four}", r"pretrain.nodes is to be an integer or null, not 'four'"),
         ("pretrain: {nodes: 0}", r"nodes is 0"),
         ("pretrain: {deepspeed: zero9}", r"deepspeed is 'zero9'; .* zero0, zero1, zero2, zero3"),
         ("precision: fp16", r"precision is to be one of bf16, fp32 or null, not 'fp16'"),

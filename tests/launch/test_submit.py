@@ -31,7 +31,7 @@ def test_dry_run_stops_at_a_kind(launch):
 
 def test_dry_run_for_this_machine(launch):
     done = launch("submit.py", "experiments/demo", "finetune.seed=1", "--local", "--dry-run")
-    assert done.returncode == 0 and "x 2 = 64" in done.stdout and "needed" not in done.stdout
+    assert done.returncode == 0 and "8 x 1 x 2 = 16" in done.stdout and "needed" not in done.stdout
 
 
 def test_show_prints_every_setting(launch):

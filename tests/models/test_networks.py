@@ -17,14 +17,18 @@ from mvd.models.encoder import cut_tubelets, take, visible_then_masked
 from mvd.sizes import SIZES
 from tests.official import golden, tube_mask
 
-CLIP = SIZES["tiny"].clip
+TINY = SIZES["tiny"]
+CLIP = TINY.clip
+PATCH = CLIP.patch_size
+MASKED = round(0.9 * CLIP.positions)
+MASKED_PATCHES = round(0.75 * TINY.image_training.positions)
 
 
 def tiny_video(batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, 3, 16, 48, 48, generator=torch.Generator().manual_seed(0))
 
 
-def tiny_mask(masked: int = 32) -> torch.Tensor:
+def tiny_mask(masked: int = MASKED) -> torch.Tensor:
     return tube_mask(CLIP.slices, CLIP.positions, masked)
 
 
@@ -60,10 +64,10 @@ def test_student_sees_only_visible_tokens():
     video = tiny_video()
     changed = video.clone()
     hidden = mask.view(2, CLIP.slices, 1, CLIP.side, CLIP.side)[:, :, 0]
-    pixels = hidden.repeat_interleave(2, 1).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    pixels = hidden.repeat_interleave(CLIP.tubelet, 1).repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
     changed.masked_fill_(pixels[:, None], 9.0)
     for one, other in zip(student(video, mask), student(changed, mask), strict=True):
-        assert one.shape == (2, 8 * 32, 128)
+        assert one.shape == (2, CLIP.slices * MASKED, TINY.encoder.width)
         assert torch.equal(one, other)
     assert not torch.equal(student(video, mask)[0], student(video * 2, mask)[0])
 
@@ -73,9 +77,9 @@ def test_student_and_teacher_may_differ_in_width():
     assert student.decoder_img.head.out_features == student.decoder_vid.head.out_features == 1024
 
 
-@pytest.mark.parametrize("rows", [[32, 31], [36, 36], [0, 0]])
+@pytest.mark.parametrize("rows", [[MASKED, MASKED - 1], [CLIP.positions] * 2, [0, 0]])
 def test_impossible_masks_are_refused(rows):
-    mask = torch.stack([tube_mask(8, 36, masked, batch=1)[0] for masked in rows])
+    mask = torch.stack([tube_mask(CLIP.slices, CLIP.positions, masked, batch=1)[0] for masked in rows])
     with pytest.raises(ValueError, match="same number of masked tokens"):
         build_student("tiny", teacher="tiny")(tiny_video(), mask)
 
@@ -182,23 +186,26 @@ def test_activation_checkpointing_changes_no_gradient(build):
 
 
 def test_autoencoders_predict_the_masked_values():
-    images, mask = torch.randn(2, 3, 48, 48), tube_mask(slices=1, positions=36, masked=27)
-    assert build_image_autoencoder("tiny")(images, mask).shape == (2, 27, 8 * 8 * 3)
-    assert build_video_autoencoder("tiny")(tiny_video(), tiny_mask()).shape == (2, 256, 2 * 8 * 8 * 3)
+    images, mask = torch.randn(2, 3, 48, 48), tube_mask(1, TINY.image_training.positions, MASKED_PATCHES)
+    patch_values = TINY.image_training.patch_size**2 * 3
+    assert build_image_autoencoder("tiny")(images, mask).shape == (2, MASKED_PATCHES, patch_values)
+    tubelet_values = CLIP.tubelet * PATCH**2 * 3
+    predicted = build_video_autoencoder("tiny")(tiny_video(), tiny_mask())
+    assert predicted.shape == (2, CLIP.slices * MASKED, tubelet_values)
 
 
 def test_autoencoders_predict_in_token_order():
     """With the decoder's blocks taken out, a prediction depends on its own position alone."""
-    images, mask = torch.randn(2, 3, 48, 48), tube_mask(slices=1, positions=36, masked=27)
+    images, mask = torch.randn(2, 3, 48, 48), tube_mask(1, TINY.image_training.positions, MASKED_PATCHES)
     model = build_image_autoencoder("tiny")
     model.decoder_blocks = nn.Identity()
     at_position = model.decoder_pred(model.decoder_norm(model.mask_token + model.decoder_pos_embed[:, 1:]))
-    expected = at_position.expand(2, -1, -1)[mask].view(2, 27, -1)
+    expected = at_position.expand(2, -1, -1)[mask].view(2, MASKED_PATCHES, -1)
     torch.testing.assert_close(model(images, mask), expected)
 
     video, mask = tiny_video(), tiny_mask()
     model = build_video_autoencoder("tiny")
     model.decoder.blocks = nn.Identity()
     at_position = model.decoder.head(model.decoder.norm(model.mask_token + model.pos_embed))
-    expected = at_position.expand(2, -1, -1)[mask].view(2, 256, -1)
+    expected = at_position.expand(2, -1, -1)[mask].view(2, CLIP.slices * MASKED, -1)
     torch.testing.assert_close(model(video, mask), expected)
