@@ -17,7 +17,7 @@ from launch.cluster import ROOT
 from launch.plan import KINDS, Node, build_graph, build_stage, undeclared
 from launch.request import Parser, Request, run_command
 from launch.screen import command, print_next, print_table, short
-from mvd.config import ConfigError, Stage, Test
+from mvd.config import ConfigError, Stage, Test, sizes_of
 
 EXAMPLES = """examples:
   python launch/submit.py experiments/demo --local                 the whole method in small, on this machine
@@ -71,6 +71,9 @@ def show(request: Request, nodes: Sequence[Node], needed: Sequence[str]) -> None
 
     for row in request.rows:
         print(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(row))))
+    sizes = {name: dataclasses.asdict(size) for node in nodes for name, size in sizes_of(node.recipe).items()}
+    print("# what the sizes stand for")
+    print(OmegaConf.to_yaml(OmegaConf.create({"sizes": sizes})))
     print("# run directories")
     for node in nodes:
         print(short(Path(request.cluster.runs) / node.id))

@@ -449,11 +449,14 @@ def identity(value: Any) -> Any:
     return [identity(v) for v in value] if isinstance(value, list | tuple) else value
 
 
+def sizes_of(recipe: Recipe) -> dict[str, Size]:
+    """The geometry behind the size names of a recipe."""
+    names = (getattr(recipe, key, None) for key in ("size", "student", "teacher"))
+    return {name: SIZES[name] for name in names if name is not None}
+
+
 def stage_id(kind: str, name: str, recipe: Recipe, input_ids: dict[str, str]) -> str:
     """`<kind>-<name>-<8 hex>`; the digest covers the recipe, the geometry its sizes stand for, and its inputs' ids."""
-    sizes: dict[str, Size] = {
-        key: SIZES[getattr(recipe, key)] for key in ("size", "student", "teacher") if hasattr(recipe, key)
-    }
-    facts = {"kind": kind, "recipe": identity(recipe), "sizes": identity(sizes), "inputs": input_ids}
+    facts = {"kind": kind, "recipe": identity(recipe), "sizes": identity(sizes_of(recipe)), "inputs": input_ids}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     return f"{kind}-{name}-{digest}"

@@ -37,7 +37,7 @@ def test_dry_run_for_this_machine(launch):
 def test_show_prints_every_setting(launch):
     done = launch("submit.py", "vith_k400", "--show", "finetune.optimization.epochs=7")
     assert done.returncode == 0
-    for line in ("name: vith_k400", "epochs: 7", "layer_decay: 0.75", "top1: 87.3", "teachers.mae_vith"):
+    for line in ("name: vith_k400", "epochs: 7", "layer_decay: 0.75", "top1: 87.3", "depth: 32", "teachers.mae_vith"):
         assert line in done.stdout
     assert f"{ROOT}/launch/submit.py vith_k400 finetune.optimization.epochs=7 --dry-run" in done.stdout
 
