@@ -40,7 +40,7 @@ finetune = Finetune(
     # No flip and no RandAugment: a mirrored "left" is a "right", and a sheared clip moves another way.
     augmentation=Augmentation(auto=None, crop_scale=(0.7, 1.0), flip=0.0, erase=0.0, samples=1),
     mixing=Mixing(mixup=0.1, cutmix=0.0, group=8),
-    optimization=optimization(4, peak_lr=3e-3),
+    optimization=optimization(5, peak_lr=3e-3),
 )
 test = Test(size="tiny", dataset="motion", sampling="dense", stride=1, clips=5, crops=3)
 
