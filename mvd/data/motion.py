@@ -75,13 +75,15 @@ def render(label: int, rng: np.random.Generator) -> np.ndarray:
 def write_video(path: Path, clip: np.ndarray, fps: int = 12) -> None:
     """Writes uint8 (T, H, W, 3) as H.264 in .mp4, through a rename, so that a file that exists is whole."""
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    # No B-frames: with them x264 writes other bytes from run to run.
-    options = {"crf": "18", "preset": "veryfast", "threads": "1", "x264-params": "bframes=0"}
+    # With a slower preset's lookahead, x264 now and then writes other bytes from run to run.
+    options = {"crf": "18", "preset": "ultrafast", "threads": "1"}
     with av.open(str(unfinished), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width, stream.pix_fmt = clip.shape[1], clip.shape[2], "yuv420p"
         for frame in clip:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            # Converted by OpenCV: PyAV's own conversion, too, varies from run to run.
+            planes = cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         container.mux(stream.encode())
     unfinished.rename(path)
 
@@ -95,7 +97,7 @@ def generate_motion(root: str | Path, train: int = 2400, val: int = 320, seed: i
         ConfigError: the folder holds something else.
     """
     root = Path(root)
-    settings = {"version": 4, "train": train, "val": val, "seed": seed}
+    settings = {"version": 5, "train": train, "val": val, "seed": seed}
     if _settings_of(root) == settings and (root / MANIFEST).exists():
         return root
     if _settings_of(root) != settings and root.exists() and any(root.iterdir()):
