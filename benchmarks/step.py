@@ -66,7 +66,7 @@ def make_update(update: str, variant: str) -> Update:
     def step() -> tuple[float, float]:
         value = loss(engine)
         engine.backward(value)
-        return float(value), take_step(engine)
+        return value.item(), take_step(engine)
 
     return Update(step)
 
@@ -79,7 +79,7 @@ def _plain_step(
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     optimizer.step()
     optimizer.zero_grad()
-    return float(value), float(norm)
+    return value.item(), norm.item()
 
 
 def _clips() -> Tensor:
