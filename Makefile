@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test lint bench-step clean help
 
 help:
-	@echo "make demo        install, then train, distil, fine-tune and test the tiny row (about 6 minutes on 2 cores)"
+	@echo "make demo        install, then train, distil, fine-tune and test the tiny row (under 8 minutes on 2 cores)"
 	@echo "make test        install the test extra and run the whole suite"
 	@echo "make lint        check style and annotations"
 	@echo "make bench-step  time real-size training updates against a plain implementation"
