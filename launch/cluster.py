@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from launch.settings import Override, apply_overrides, nearest
 from mvd.batch import working_world_sizes
-from mvd.config import DATASETS, ConfigError, DatasetPaths, Kind, Precision, Recipe, Test
+from mvd.config import DATASETS, ConfigError, Kind, Precision, Recipe, Test
+from mvd.stage import DatasetPaths
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHERS = tuple(f"{family}_{size}" for family in ("mae", "videomae") for size in ("vitb", "vitl", "vith"))

@@ -16,8 +16,9 @@ from launch.processes import run_processes
 from launch.report import print_report, read_result, report_line
 from launch.request import Request
 from launch.screen import command, print_next, print_table, short
-from mvd.config import ConfigError, Stage
+from mvd.config import ConfigError
 from mvd.files import write_text
+from mvd.stage import Stage
 
 CORES = len(os.sched_getaffinity(0))
 

@@ -8,18 +8,8 @@ from typing import get_args
 
 from launch.cluster import Cluster
 from mvd.batch import Batch, solve_batch
-from mvd.config import (
-    DATASETS,
-    ConfigError,
-    Execution,
-    ImageTeacher,
-    Kind,
-    Recipe,
-    Row,
-    Stage,
-    VideoTeacher,
-    stage_id,
-)
+from mvd.config import DATASETS, ConfigError, ImageTeacher, Kind, Recipe, Row, VideoTeacher
+from mvd.stage import Execution, Stage, stage_id
 
 KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which they depend on each other
 WEIGHTS = "weights.safetensors"

@@ -17,7 +17,8 @@ from launch.cluster import ROOT
 from launch.plan import KINDS, Node, build_graph, build_stage, undeclared
 from launch.request import Parser, Request, run_command
 from launch.screen import command, print_next, print_table, short
-from mvd.config import ConfigError, Stage, Test, sizes_of
+from mvd.config import ConfigError, Test
+from mvd.stage import Stage, sizes_of
 
 EXAMPLES = """examples:
   python launch/submit.py experiments/demo --local                 the whole method in small, on this machine

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from mvd.config import DATASETS, ConfigError, Finetune, Precision, Stage
+from mvd.config import DATASETS, ConfigError, Finetune, Precision
 from mvd.data.annotations import Entry, Split, load_annotations
 from mvd.data.datasets import dataset_paths
 from mvd.data.device import normalise
@@ -19,6 +19,7 @@ from mvd.evaluate import merge_views
 from mvd.models import build_classifier
 from mvd.models.checkpoints import load_official
 from mvd.sizes import SIZES
+from mvd.stage import Stage
 from mvd.train.engine import Engine, Process, agreeing, gather
 from mvd.train.monitor import Monitor, Progress
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from mvd.config import ConfigError, Stage
+from mvd.config import ConfigError
 from mvd.files import sha256, write_json
+from mvd.stage import Stage
 
 PACKAGES = ("torch", "torchvision", "deepspeed", "timm", "decord", "numpy", "opencv-python-headless", "pillow")
 PROJECT = Path(__file__).resolve().parents[1]

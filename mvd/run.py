@@ -14,9 +14,10 @@ import torch.distributed as dist
 
 from mvd.accuracy import run_test
 from mvd.batch import solve_batch
-from mvd.config import ConfigError, Stage
+from mvd.config import ConfigError
 from mvd.files import write_json
 from mvd.provenance import record_attempt
+from mvd.stage import Stage
 from mvd.train.engine import Process, agreeing, start_processes
 from mvd.train.loop import NonFiniteLoss, train
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launch.processes import run_processes
-from mvd.config import DatasetPaths, Execution, Mixing, Optimization, Stage
+from mvd.config import Mixing, Optimization
 from mvd.files import write_text
+from mvd.stage import DatasetPaths, Execution, Stage
 from tests.data.stages import PLAIN, recipe
 
 UPDATES = 12  # two epochs of the 48 training videos in batches of 8

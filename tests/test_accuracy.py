@@ -11,13 +11,14 @@ from torch import nn
 
 from mvd import config
 from mvd.accuracy import load_entries, validate
-from mvd.config import ConfigError, DatasetPaths, Execution, Stage
+from mvd.config import ConfigError
 from mvd.evaluate import test_views
 from mvd.files import write_json
 from mvd.models import build_classifier, build_student
 from mvd.models.checkpoints import load_official, to_official
 from mvd.run import run_stage
 from mvd.sizes import SIZES
+from mvd.stage import DatasetPaths, Execution, Stage
 from mvd.train.engine import start_processes
 from tests.runs import read_result, small_stage, succeed, write_stage
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from mvd import provenance
-from mvd.config import ConfigError, Stage
+from mvd.config import ConfigError
 from mvd.provenance import record_attempt
+from mvd.stage import Stage
 from tests.runs import small_stage, write_stage
 
 

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from mvd import run as run_module
-from mvd.config import Stage
 from mvd.files import write_json
 from mvd.run import run_stage
+from mvd.stage import Stage
 from tests.runs import read_result, run, run_cli, small_stage, write_stage
 
 NORM = "encoder.blocks.0.norm1.weight"

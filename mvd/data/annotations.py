@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mvd.config import ConfigError, DatasetPaths
+from mvd.config import ConfigError
+from mvd.stage import DatasetPaths
 
 Split = Literal["train", "val", "test"]
 

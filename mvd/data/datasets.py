@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from mvd.config import DATASETS, ConfigError, DatasetPaths, Finetune, ImageTeacher, Pretrain, Stage, VideoTeacher
+from mvd.config import DATASETS, ConfigError, Finetune, ImageTeacher, Pretrain, VideoTeacher
 from mvd.data import augment
 from mvd.data.annotations import Entry, load_annotations, load_image_folder
 from mvd.data.masking import random_mask, tube_mask
@@ -17,6 +17,7 @@ from mvd.data.randomness import Purpose, generator
 from mvd.data.reader import Unreadable, open_video, read_image
 from mvd.data.sampling import dense_train_indices, pretrain_indices, segment_train_indices
 from mvd.sizes import SIZES, ClipShape
+from mvd.stage import DatasetPaths, Stage
 
 REPLACEMENTS = 10  # unreadable files in a row after which the data, not one file, must be wrong
 

@@ -15,9 +15,10 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from mvd.config import ConfigError, Finetune, Stage, TrainRecipe
+from mvd.config import ConfigError, Finetune, TrainRecipe
 from mvd.data.datasets import SampleKey, TrainDataset
 from mvd.data.randomness import Purpose, generator
+from mvd.stage import Stage
 
 
 class Block(NamedTuple):

@@ -9,11 +9,12 @@ from safetensors.torch import save_file
 
 from mvd.accuracy import load_entries, validate
 from mvd.batch import Batch
-from mvd.config import DATASETS, Finetune, Stage
+from mvd.config import DATASETS, Finetune
 from mvd.data.datasets import build_dataset
 from mvd.data.device import prepare
 from mvd.data.loader import steps_per_epoch, train_loader
 from mvd.files import write_atomically
+from mvd.stage import Stage
 from mvd.train.checkpoint import load_newest_checkpoint, save_checkpoint
 from mvd.train.engine import (
     Process,

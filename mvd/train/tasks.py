@@ -7,7 +7,7 @@ import torch
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from mvd.config import ConfigError, Finetune, ImageTeacher, Precision, Pretrain, Stage, VideoTeacher
+from mvd.config import ConfigError, Finetune, ImageTeacher, Precision, Pretrain, VideoTeacher
 from mvd.models import (
     build_classifier,
     build_image_autoencoder,
@@ -17,6 +17,7 @@ from mvd.models import (
     build_video_teacher,
 )
 from mvd.models.checkpoints import load_official
+from mvd.stage import Stage
 from mvd.train.objectives import distillation_loss, image_reconstruction_loss, video_reconstruction_loss
 
 Batch = dict[str, Tensor]

@@ -3,18 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from mvd.config import (
-    Augmentation,
-    DatasetPaths,
-    Execution,
-    Finetune,
-    ImageTeacher,
-    Mixing,
-    Optimization,
-    Pretrain,
-    Stage,
-    VideoTeacher,
-)
+from mvd.config import Augmentation, Finetune, ImageTeacher, Mixing, Optimization, Pretrain, VideoTeacher
+from mvd.stage import DatasetPaths, Execution, Stage
 
 
 def optimization(global_batch: int, epochs: int) -> Optimization:

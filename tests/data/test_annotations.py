@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvd.config import ConfigError, DatasetPaths
+from mvd.config import ConfigError
 from mvd.data.annotations import load_annotations, load_image_folder
+from mvd.stage import DatasetPaths
 
 
 def written(folder, text: str) -> DatasetPaths:

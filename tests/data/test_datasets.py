@@ -7,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mvd.config import ConfigError, Execution, Stage
+from mvd.config import ConfigError
 from mvd.data import reader
 from mvd.data.annotations import Entry
 from mvd.data.datasets import FinetuneDataset, ImageTeacherDataset, SampleKey, build_dataset
 from mvd.data.reader import UnreadableVideo, open_video
+from mvd.stage import Execution, Stage
 from tests.data.stages import PLAIN, recipe, stage
 
 KINDS = ["image_teacher", "video_teacher", "pretrain", "finetune"]

@@ -6,9 +6,10 @@ import av
 import numpy as np
 import pytest
 
-from mvd.config import ConfigError, DatasetPaths
+from mvd.config import ConfigError
 from mvd.data.annotations import load_annotations
 from mvd.data.motion import CLASSES, HEIGHT, MANIFEST, UNFINISHED, WIDTH, draw_poses, generate_motion, render
+from mvd.stage import DatasetPaths
 
 
 def snapshot(root) -> dict[str, bytes]:

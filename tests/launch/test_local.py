@@ -12,7 +12,8 @@ from launch import local, submit
 from launch.cluster import ROOT, Cluster, Resources
 from launch.plan import build_graph
 from launch.rows import load_rows
-from mvd.config import ConfigError, Stage
+from mvd.config import ConfigError
+from mvd.stage import Stage
 
 # What a stage leaves: each process says who it is, the first one writes weights and the result.
 STAGE = """

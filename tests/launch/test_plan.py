@@ -12,7 +12,8 @@ from launch.estimate import gpu_hours, tflop_per_sample, total_tflop
 from launch.plan import KINDS, build_graph, build_stage, undeclared
 from launch.rows import load_rows
 from launch.settings import parse_override
-from mvd.config import ConfigError, DatasetPaths, Stage
+from mvd.config import ConfigError
+from mvd.stage import DatasetPaths, Stage
 
 
 def ids(rows, *settings):

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from mvd.config import ConfigError, DatasetPaths, Stage
+from mvd.config import ConfigError
 from mvd.files import write_json
 from mvd.run import run_stage
+from mvd.stage import DatasetPaths, Stage
 from mvd.train import checkpoint
 from tests.runs import UPDATES, again, call, events, read_metrics, read_result, small_stage, succeed, write_stage
 

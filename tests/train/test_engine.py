@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from mvd.batch import Batch
-from mvd.config import ConfigError, Execution, Stage
+from mvd.config import ConfigError
 from mvd.data.datasets import build_dataset
 from mvd.data.device import prepare
 from mvd.data.loader import train_loader
@@ -19,6 +19,7 @@ from mvd.files import write_json
 from mvd.models import build_classifier, build_image_teacher, build_student, build_video_teacher
 from mvd.models.checkpoints import load_official, to_official
 from mvd.run import run_stage
+from mvd.stage import Execution, Stage
 from mvd.train import engine as engine_module
 from mvd.train.engine import build_engine, full_state_dict, load_deepspeed_config, start_processes
 from mvd.train.objectives import distillation_loss

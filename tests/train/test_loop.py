@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvd.config import Stage
 from mvd.data.annotations import load_annotations
 from mvd.files import write_json
 from mvd.run import run_stage
+from mvd.stage import Stage
 from mvd.train.engine import Process, full_state_dict, start_processes
 from mvd.train.loop import NonFiniteLoss, TrainingRun
 from mvd.train.tasks import build_task
