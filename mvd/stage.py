@@ -1,0 +1,127 @@
+"""A stage: one recipe, what it starts from and how it is executed; its file, and the identity that names it.
+
+Free of torch, so that the launcher starts in a moment.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+
+from mvd.config import RECIPES, ConfigError, Kind, Precision, Recipe, merge_typed
+from mvd.sizes import SIZES, Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetPaths:
+    """Where a data set lies: annotation files relative to the root, or absolute."""
+
+    root: str
+    train: str = "train.csv"
+    val: str = "val.csv"
+    test: str = "test.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How and where a stage runs: everything that must not change its result.
+
+    micro_batch counts samples (videos in fine-tuning) of one process and forward pass. deepspeed names a file of
+    ds_configs/. checkpoint_every counts updates, validate_every epochs, log_every updates; workers are loader
+    processes of one training process.
+    """
+
+    world_size: int = 1
+    micro_batch: int = 1
+    accumulation: int = 1
+    deepspeed: str = "zero1"
+    precision: Precision = "bf16"
+    runs: str = "runs"
+    data: DatasetPaths | None = None
+    reader: Literal["decord"] = "decord"
+    workers: int = 8
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    validate_every: int = 5
+    log_every: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One node of a plan, complete: what `mvd.run.run_stage` needs and nothing else.
+
+    inputs: role (image_teacher, video_teacher, pretrain, finetune) -> file with its weights.
+    """
+
+    kind: Kind
+    id: str
+    recipe: Any
+    inputs: dict[str, str] = field(default_factory=dict)
+    execution: Execution = field(default_factory=Execution)
+
+    def __post_init__(self) -> None:
+        expected = RECIPES[self.kind]
+        if not isinstance(self.recipe, expected):
+            given = type(self.recipe).__name__
+            raise ConfigError(f"stage {self.id}: a {self.kind} takes a {expected.__name__} recipe, not {given}")
+
+    @property
+    def directory(self) -> Path:
+        """The stage's run directory."""
+        return Path(self.execution.runs) / self.id
+
+    def to_yaml(self) -> str:
+        return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "Stage":
+        """Reads stage.yaml back, typed; ConfigError where a field is unknown, missing or of a wrong type."""
+        try:
+            raw = OmegaConf.load(path)
+            odd = sorted(set(raw) ^ {f.name for f in dataclasses.fields(cls)})
+            if odd:
+                raise ValueError(f"{', '.join(odd)} is unknown or missing")
+            recipe_type = RECIPES[raw.kind]
+            recipe = OmegaConf.to_object(merge_typed(OmegaConf.structured(recipe_type), raw.recipe))
+            execution = OmegaConf.to_object(merge_typed(OmegaConf.structured(Execution), raw.execution))
+            inputs = OmegaConf.to_container(raw.inputs)
+            return cls(kind=raw.kind, id=raw.id, recipe=recipe, inputs=inputs, execution=execution)
+        except ConfigError:
+            raise
+        except Exception as error:
+            first_line = str(error).splitlines()[0]
+            raise ConfigError(
+                f"{path} is not a stage this version can run: {first_line}; submit the row again"
+            ) from error
+
+
+def identity(value: Any) -> Any:
+    """The part of a recipe that decides its result, as plain containers."""
+    if dataclasses.is_dataclass(value):
+        return {
+            f.name: identity(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if f.metadata.get("digest", True)
+        }
+    if isinstance(value, dict):
+        return {str(k): identity(v) for k, v in value.items()}
+    if isinstance(value, int) and not isinstance(value, bool):
+        return float(value)  # 40 and 40.0 are one setting, whichever a row file wrote
+    return [identity(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def sizes_of(recipe: Recipe) -> dict[str, Size]:
+    """The geometry behind the size names of a recipe."""
+    names = (getattr(recipe, key, None) for key in ("size", "student", "teacher"))
+    return {name: SIZES[name] for name in names if name is not None}
+
+
+def stage_id(kind: str, name: str, recipe: Recipe, input_ids: dict[str, str]) -> str:
+    """`<kind>-<name>-<8 hex>`; the digest covers the recipe, the geometry its sizes stand for, and its inputs' ids."""
+    facts = {"kind": kind, "recipe": identity(recipe), "sizes": identity(sizes_of(recipe)), "inputs": input_ids}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{kind}-{name}-{digest}"
