@@ -33,7 +33,7 @@ def test_views(
     *,
     stride: int = 4,
     clip: ClipShape = CLIP_OF_THE_ROWS,
-    reader: str = "decord",
+    reader: str = "pyav",
 ) -> torch.Tensor:
     """The test views of a video, clip by clip and crop by crop: float32 (clips x crops, 3, T, S, S), normalised.
 

@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 from mvd.config import RECIPES, ConfigError, Kind, Precision, Recipe, merge_typed
 from mvd.sizes import SIZES, Size
 
+Reader = Literal["pyav", "decord"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetPaths:
@@ -42,7 +44,7 @@ class Execution:
     precision: Precision = "bf16"
     runs: str = "runs"
     data: DatasetPaths | None = None
-    reader: Literal["decord"] = "decord"
+    reader: Reader = "pyav"
     workers: int = 8
     checkpoint_every: int = 500
     keep_checkpoints: int = 2

@@ -14,8 +14,9 @@ from mvd.data import augment
 from mvd.data.annotations import Entry, load_annotations, load_image_folder
 from mvd.data.masking import random_mask, tube_mask
 from mvd.data.randomness import Purpose, generator
-from mvd.data.reader import Unreadable, open_video, read_image
+from mvd.data.reader import open_video, read_image
 from mvd.data.sampling import dense_train_indices, pretrain_indices, segment_train_indices
+from mvd.data.unreadable import Unreadable
 from mvd.sizes import SIZES, ClipShape
 from mvd.stage import DatasetPaths, Stage
 

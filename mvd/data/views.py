@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, Dataset
 from mvd.config import ConfigError, Sampling
 from mvd.data.annotations import Entry
 from mvd.data.loader import start_worker
-from mvd.data.reader import UnreadableVideo, Video, open_video
+from mvd.data.reader import Video, open_video
 from mvd.data.sampling import dense_test_indices, segment_test_indices
+from mvd.data.unreadable import UnreadableVideo
 from mvd.sizes import ClipShape
 
 
@@ -68,7 +69,7 @@ def _spread_crops(frames: np.ndarray, crops: int) -> list[np.ndarray]:
 class ViewDataset(Dataset[dict[str, Any]]):
     """The views of every video of a list. A video that cannot be read is flagged, never replaced."""
 
-    def __init__(self, entries: list[Entry], views: Views, reader: str = "decord") -> None:
+    def __init__(self, entries: list[Entry], views: Views, reader: str = "pyav") -> None:
         self.entries = entries
         self.views = views
         self.reader = reader

@@ -11,7 +11,8 @@ from mvd.config import ConfigError
 from mvd.data import reader
 from mvd.data.annotations import Entry
 from mvd.data.datasets import FinetuneDataset, ImageTeacherDataset, SampleKey, build_dataset
-from mvd.data.reader import UnreadableVideo, open_video
+from mvd.data.reader import open_video
+from mvd.data.unreadable import UnreadableVideo
 from mvd.stage import Execution, Stage
 from tests.data.stages import PLAIN, recipe, stage
 
@@ -104,7 +105,7 @@ def test_images_of_folders(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     made = recipe("image_teacher", dataset="imagenet", flip=1.0)
-    sample = ImageTeacherDataset(made, [Entry(str(tmp_path / "a.png"), 0)], "decord")[SampleKey(0, 0)]
+    sample = ImageTeacherDataset(made, [Entry(str(tmp_path / "a.png"), 0)], "pyav")[SampleKey(0, 0)]
     assert sample["images"].shape == (1, 3, 48, 48) and sample["mask"].sum() == 12
 
 
@@ -115,7 +116,7 @@ def damaged(motion_root, tmp_path) -> FinetuneDataset:
     for number in (2, 3):
         (tmp_path / f"{number}.mp4").write_text("no video")
         entries[number] = Entry(str(tmp_path / f"{number}.mp4"), number)
-    return FinetuneDataset(recipe("finetune"), entries, "decord")
+    return FinetuneDataset(recipe("finetune"), entries, "pyav")
 
 
 def test_an_unreadable_video_is_replaced_by_the_next_and_named(damaged):
@@ -134,16 +135,16 @@ def test_a_passing_fault_is_not_a_replacement(damaged, monkeypatch):
         opened.append(path)
         if len(opened) == 1:
             raise UnreadableVideo(path, "the disk was away")
-        return reader.DecordVideo(path)
+        return reader.PacketVideo(path)
 
-    monkeypatch.setitem(reader.READERS, "decord", fails_once)
+    monkeypatch.setitem(reader.READERS, "pyav", fails_once)
     sample = damaged[SampleKey(0, 0)]
     assert sample["unreadable"] == [] and sample["indices"].tolist() == [0]
 
 
 def test_a_data_set_of_broken_files_is_given_up(tmp_path):
     entries = [Entry(str(tmp_path / f"{number}.mp4"), 0) for number in range(20)]
-    dataset = FinetuneDataset(recipe("finetune"), entries, "decord")
+    dataset = FinetuneDataset(recipe("finetune"), entries, "pyav")
     with pytest.raises(RuntimeError, match="11 files in a row cannot be read.*check the data set's root"):
         dataset[SampleKey(0, 0)]
 
