@@ -10,7 +10,7 @@ import torch
 from mvd.config import Sampling
 from mvd.data.device import normalise
 from mvd.data.reader import open_video
-from mvd.data.views import Views, cut_views
+from mvd.data.views import Views, decode_views
 from mvd.sizes import ClipShape
 
 VideoId = int | str
@@ -40,8 +40,8 @@ def test_views(
     Raises:
         UnreadableVideo: the file cannot be decoded.
     """
-    views = cut_views(open_video(str(path), reader), Views(sampling, clips, crops, stride, clip))
-    return normalise(views)
+    views = decode_views(open_video(str(path), reader), Views(sampling, clips, crops, stride, clip))
+    return normalise(views.cut())
 
 
 test_views.__test__ = False  # type: ignore[attr-defined]  # pytest takes it for a test by its name
