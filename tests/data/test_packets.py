@@ -1,5 +1,7 @@
 """The packet reader against a plain decoding of whole files, on files that readers stumble over."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -16,7 +18,10 @@ NAMES = torture.NAMES
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
-    return torture.write_all(tmp_path_factory.mktemp("torture"))
+    """Name -> file."""
+    folder = tmp_path_factory.mktemp("torture")
+    subprocess.run([sys.executable, "-m", "tests.data.torture", str(folder)], check=True)
+    return {path.stem: path for path in folder.iterdir()}
 
 
 def decode_all(path: Path) -> np.ndarray:

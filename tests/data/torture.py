@@ -1,6 +1,7 @@
 """Video files that readers stumble over, written with PyAV."""
 
 import struct
+import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -120,24 +121,23 @@ COPIES = {"edit_list": ("b_frames", 0.5), "edit_list_gop_12": ("gop_12", 0.7), "
 NAMES = (*(Path(name).stem for name in ENCODINGS), *OTHERS, *COPIES)
 
 
-def write_all(folder: Path) -> dict[str, Path]:
-    """Name -> file of all that can be read."""
+def write_all(folder: Path) -> None:
+    """Writes all files that can be read, each under its name."""
     clip = moving_picture(60, 48, 64)
-    files = {}
     for name, options in ENCODINGS.items():
-        path = folder / name
-        files[path.stem] = write(path, clip, CODECS.get(path.suffix, "libx264"), **options)
+        write(folder / name, clip, CODECS.get(Path(name).suffix, "libx264"), **options)
     fast = {"cpu-used": "8", "deadline": "realtime"}
     irregular = np.cumsum([40, 20, 100, 7, 33] * 12).tolist()
     odd = moving_picture(20, 37, 51)
-    files |= {
-        "irregular_times": write(folder / "irregular.mp4", clip, times=irregular),
-        "odd_size_vp9": write(folder / "odd.webm", odd, "libvpx-vp9", **fast),
-        "odd_size": write(folder / "odd.mp4", odd, pix_fmt="yuv444p"),
-        "cropped": write(folder / "cropped.mp4", moving_picture(20, 50, 54)),
-        "one_frame": write(folder / "one.mp4", clip[:1]),
-        "two_frames": write(folder / "two.mp4", clip[:2]),
-    }
-    return files | {
-        name: copy_from(files[source], folder / f"{name}.mp4", seconds) for name, (source, seconds) in COPIES.items()
-    }
+    write(folder / "irregular_times.mp4", clip, times=irregular)
+    write(folder / "odd_size_vp9.webm", odd, "libvpx-vp9", **fast)
+    write(folder / "odd_size.mp4", odd, pix_fmt="yuv444p")
+    write(folder / "cropped.mp4", moving_picture(20, 50, 54))
+    write(folder / "one_frame.mp4", clip[:1])
+    write(folder / "two_frames.mp4", clip[:2])
+    for name, (source, seconds) in COPIES.items():
+        copy_from(folder / f"{source}.mp4", folder / f"{name}.mp4", seconds)
+
+
+if __name__ == "__main__":  # a process of its own: once decord is loaded, PyAV's VP9 encoder finds another libvpx
+    write_all(Path(sys.argv[1]))
