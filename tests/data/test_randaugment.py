@@ -12,7 +12,6 @@ from timm.data import auto_augment
 from mvd.config import ConfigError
 from mvd.data.augment import Box, cut
 from mvd.data.randaugment import (
-    FILL,
     OPERATIONS,
     Operation,
     apply_operations,
@@ -48,7 +47,7 @@ def pictures(height: int = 61, width: int = 83) -> np.ndarray:
 
 def of_pillow(frames: np.ndarray, name: str, *argument: float) -> np.ndarray:
     function = getattr(auto_augment, name)
-    kwargs = {"fillcolor": FILL, "resample": Image.Resampling.BICUBIC}
+    kwargs = {"fillcolor": (128, 128, 128), "resample": Image.Resampling.BICUBIC}
     return np.stack([np.asarray(function(Image.fromarray(frame), *argument, **kwargs)) for frame in frames])
 
 
