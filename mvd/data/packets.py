@@ -8,6 +8,7 @@ are left out where nobody asked for them: no other frame depends on them.
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from itertools import accumulate
 
 import av
@@ -62,6 +63,23 @@ class PacketVideo:
             raise UnreadableVideo(self._path, "its frames are of different sizes")
         return np.stack([arrays[place] for place in places])
 
+    def decode_all(self) -> Iterator[VideoFrame]:
+        """Every frame in order, as it comes out of the decoder: neither converted nor turned upright.
+
+        Raises:
+            UnreadableVideo: one of them is damaged.
+        """
+        try:
+            for number, frame in enumerate(self._shown(self._packets)):
+                if not self._timed:
+                    frame.pts, frame.time_base = number, 1 / self._rate
+                    yield frame
+                elif frame.pts in self._number_of:
+                    frame.time_base = self._time_base  # the last ones come without
+                    yield frame
+        except av.FFmpegError as error:
+            raise UnreadableVideo(self._path, first_line(error)) from error
+
     def _read_packets(self) -> list[Packet]:
         with av.open(self._path, metadata_errors="replace") as container:
             stream = container.streams.best("video")
@@ -74,6 +92,8 @@ class PacketVideo:
             self._decoder.thread_count = 1
             self._reformatter = VideoReformatter()
             self._unit_prefix = unit_prefix(self._decoder)
+            self._time_base, self._rate = stream.time_base, stream.average_rate or Fraction(25)
+            self.codec = self._decoder.name
             return [packet for packet in container.demux(stream) if packet.size]
 
     def _number_frames(self) -> None:

@@ -22,6 +22,6 @@ class UnreadableImage(Unreadable):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its name where it has none."""
-    lines = str(error).strip().splitlines()
+    """The first line of an error's message, without numbers and paths; its name where it has none."""
+    lines = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__
