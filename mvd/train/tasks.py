@@ -64,8 +64,8 @@ class Distillation:
         image_teacher, video_teacher = build_image_teacher(recipe.teacher), build_video_teacher(recipe.teacher)
         load_official(image_teacher, inputs["image_teacher"])
         load_official(video_teacher, inputs["video_teacher"])
-        self.image_teacher = _autocast(image_teacher.to(device), precision, device)
-        self.video_teacher = _autocast(video_teacher.to(device), precision, device)
+        self.image_teacher = autocast(image_teacher.to(device), precision, device)
+        self.video_teacher = autocast(video_teacher.to(device), precision, device)
 
     def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
         video = batch["video"]
@@ -109,7 +109,7 @@ def build_task(stage: Stage, classes: int, device: torch.device) -> Task:
     raise ConfigError(f"stage {stage.id} is a {stage.kind}; only the other kinds train")
 
 
-def _autocast(module: nn.Module, precision: Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
+def autocast(module: nn.Module, precision: Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The module under the precision that the engine gives the student."""
 
     def call(inputs: Tensor) -> Tensor:
