@@ -74,7 +74,7 @@ class RegisteredClassifier(Classifier):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's way to tell a parameter's layer from its name, for layer-wise learning rates."""
-        return {"stem": r"^pos_embed|^patch_embed", "blocks": [(r"^blocks\.(\d+)", None), (r"^fc_norm", (99999,))]}
+        return {"stem": r"^pos_embed|^patch_embed", "blocks": r"^blocks\.(\d+)"}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """torch's, for files in official layout too; timm applies no filter to `checkpoint_path` itself."""
