@@ -51,16 +51,20 @@ class GradientWatch:
 
     def __init__(self, model: nn.Module) -> None:
         self.norms: dict[str, Tensor] = {}
-        self.trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.register_hook(self._note(name))
+        trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.trainable = list(trainable)
+        self.hooks = [parameter.register_hook(self._note(name)) for name, parameter in trainable.items()]
 
     def _note(self, name: str) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:
             self.norms[name] = gradient.norm()
 
         return hook
+
+    def close(self) -> None:
+        """Looks no longer, and costs nothing any more."""
+        for hook in self.hooks:
+            hook.remove()
 
     def problems(self) -> list[str]:
         """The trainable parameters that got no gradient, or one that is not finite."""

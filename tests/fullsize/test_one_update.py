@@ -7,6 +7,7 @@ Through the loop and the engine, on a clip or two of a real video, in one proces
 import dataclasses
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -83,7 +84,8 @@ def test_one_update(name, tmp_path, videos, teacher_files):
         ),
     )
     command = [sys.executable, "-m", "tests.fullsize.update", str(write_stage(stage))]
-    done = subprocess.run(command, capture_output=True, text=True)
+    free_port = os.environ | {"MASTER_PORT": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, env=free_port)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     print(f"{name}: {result['parameters'] / 1e6:.1f} M parameters, {stage.execution.deepspeed}, {result['values']}")
