@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench-step clean help
+.PHONY: demo test lint bench-step bench-gpu clean help
 
 help:
 	@echo "make demo        install, then train, distil, fine-tune and test the tiny row (under 8 minutes on 2 cores)"
 	@echo "make test        install the test extra and run the whole suite"
 	@echo "make lint        check style and annotations"
 	@echo "make bench-step  time real-size training updates against a plain implementation"
+	@echo "make bench-gpu   time every row's training updates on this machine's GPU"
 	@echo "make clean       remove .venv, the demo's runs and its data"
 
 demo: .venv/installed
@@ -23,6 +24,9 @@ lint: .venv/installed-test
 
 bench-step: .venv/installed
 	$(BIN)/python benchmarks/step.py
+
+bench-gpu: .venv/installed
+	$(BIN)/python -m benchmarks.gpu
 
 clean:
 	rm -rf .venv runs data

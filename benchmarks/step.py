@@ -1,8 +1,8 @@
 """Times one real-size update against the same maths as plain PyTorch: `make bench-step`.
 
-Two updates: B-from-B pre-training and ViT-B fine-tuning, each of two clips. The baseline is what a user would write:
-explicit softmax attention, teachers, student and optimizer in fp32, no DeepSpeed. Ours runs through the engine, in
-fp32 and in bf16 autocast, on the same weights and clips. Every round times all variants one after the other, so that
+Two updates: B-from-B pre-training and ViT-B fine-tuning, each of two clips. The baseline is `plain.py`: explicit
+softmax attention, teachers, student and optimizer in fp32, no DeepSpeed. Ours runs through the engine, in fp32 and in
+bf16 autocast, on the same weights and clips. Every round times all variants one after the other, so that
 a ratio compares neighbours in time; the table gives the median, lowest and highest ratio of the rounds.
 
 Peak memory is measured apart, in a process of its own for each variant.
@@ -16,12 +16,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import plain
 import torch
 from rich.console import Console
 from rich.table import Table
-from timm.layers import set_fused_attn
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
@@ -35,96 +34,115 @@ from mvd.models import build_classifier, build_image_teacher, build_student, bui
 from mvd.sizes import SIZES
 from mvd.train.engine import build_engine, start_processes, take_step
 from mvd.train.objectives import distillation_loss
-from mvd.train.optimizer import build_optimizer
+from mvd.train.optimizer import build_optimizer, parameter_groups
+from mvd.train.tasks import autocast
 
 VARIANTS = ("plain fp32", "ours fp32", "ours bf16")
 UPDATES = ("pretrain B from B", "finetune B")
+BASE = SIZES["base"]
 CLIPS = 2
 # Relative difference of the first update's loss and gradient norm from the baseline's.
 TOLERANCE = {"plain fp32": 0.0, "ours fp32": 1e-4, "ours bf16": 2e-2}
 
 
-@dataclass
-class Update:
-    """One variant of one update, ready to run: `step()` returns loss and gradient norm."""
-
-    step: Callable[[], tuple[float, float]]
+Step = Callable[[], tuple[float, float]]
 
 
-def make_update(update: str, variant: str) -> Update:
-    """Builds networks with fixed random weights; `plain` means timm's explicit softmax attention and no engine."""
-    plain = variant.startswith("plain")
-    set_fused_attn(not plain)
+def make_step(update: str, variant: str) -> Step:
+    """One variant of one update, ready to run and with fixed weights and clips; returns loss and gradient norm."""
+    make = _pretrain_step if update.startswith("pretrain") else _finetune_step
     torch.manual_seed(0)
-    model, loss, optimization = (_pretrain if update.startswith("pretrain") else _finetune)(variant)
-    optimizer = build_optimizer(model, optimization)
-    if plain:
-        return Update(lambda: _plain_step(model, optimizer, loss))
-    precision: Precision = "bf16" if variant.endswith("bf16") else "fp32"
-    engine = build_engine(model, optimizer, "zero1", Batch(CLIPS, 1, 1), precision)
-
-    def step() -> tuple[float, float]:
-        value = loss(engine)
-        engine.backward(value)
-        return value.item(), take_step(engine)
-
-    return Update(step)
+    return make(variant)
 
 
-def _plain_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[nn.Module], Tensor]
-) -> tuple[float, float]:
-    value = loss(model)
-    value.backward()
-    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    optimizer.step()
-    optimizer.zero_grad()
-    return value.item(), norm.item()
+def _pretrain_step(variant: str) -> Step:
+    student = build_student("base", teacher="base")
+    image_teacher, video_teacher = build_image_teacher("base"), build_video_teacher("base")
+    video = _clips()
+    masks = [tube_mask(generator(0, 0, i, Purpose.MASK), BASE.clip, 0.9) for i in range(CLIPS)]
+    mask = torch.stack([torch.as_tensor(m) for m in masks])
+    settings = VITB_FROM_VITB.optimization
+    if variant.startswith("plain"):
+        net = _plain(plain.Student(BASE, BASE), student)
+        teachers = _plain(plain.ImageTeacher(BASE), image_teacher), _plain(plain.VideoTeacher(BASE), video_teacher)
+        return _plain_step(net, settings, lambda: plain.distillation_loss(net, *teachers, video, mask))
+    precision = _precision(variant)
+    calls = [autocast(teacher, precision, torch.device("cpu")) for teacher in (image_teacher, video_teacher)]
+    return _engine_step(
+        student, settings, precision, lambda engine: distillation_loss(engine, *calls, video, video, mask).total
+    )
+
+
+def _finetune_step(variant: str) -> Step:
+    classifier = build_classifier("base", num_classes=400)
+    video = _clips()
+    targets = torch.softmax(torch.randn(CLIPS, 400, generator=torch.Generator().manual_seed(2)), dim=1)
+    settings = vitb_row.finetune.optimization
+    if variant.startswith("plain"):
+        net = _plain(plain.Classifier(BASE, 400), classifier)
+        return _plain_step(net, settings, lambda: plain.finetuning_loss(net, video, targets))
+    criterion = SoftTargetCrossEntropy()
+    return _engine_step(
+        classifier, settings, _precision(variant), lambda engine: criterion(engine(video).float(), targets)
+    )
 
 
 def _clips() -> Tensor:
     return torch.randn(CLIPS, 3, 16, 224, 224, generator=torch.Generator().manual_seed(1))
 
 
-def _pretrain(variant: str) -> tuple[nn.Module, Callable[[nn.Module], Tensor], Optimization]:
-    student = build_student("base", teacher="base")
-    image_teacher, video_teacher = build_image_teacher("base"), build_video_teacher("base")
-    video = _clips()
-    masks = [tube_mask(generator(0, 0, i, Purpose.MASK), SIZES["base"].clip, 0.9) for i in range(CLIPS)]
-    mask = torch.stack([torch.as_tensor(m) for m in masks])
-
-    def under_precision(teacher: nn.Module) -> Callable[[Tensor], Tensor]:
-        def call(inputs: Tensor) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16, enabled=variant.endswith("bf16")):
-                return teacher(inputs)
-
-        return call
-
-    def loss(model: nn.Module) -> Tensor:
-        teachers = under_precision(image_teacher), under_precision(video_teacher)
-        return distillation_loss(model, *teachers, video, video, mask).total
-
-    return student, loss, VITB_FROM_VITB.optimization
+def _precision(variant: str) -> Precision:
+    return "bf16" if variant.endswith("bf16") else "fp32"
 
 
-def _finetune(variant: str) -> tuple[nn.Module, Callable[[nn.Module], Tensor], Optimization]:
-    classifier = build_classifier("base", num_classes=400)
-    video = _clips()
-    targets = torch.softmax(torch.randn(CLIPS, 400, generator=torch.Generator().manual_seed(2)), dim=1)
-    criterion = SoftTargetCrossEntropy()
-    return classifier, lambda model: criterion(model(video).float(), targets), vitb_row.finetune.optimization
+def _plain(network: nn.Module, ours: nn.Module) -> nn.Module:
+    """The plain network with our network's weights; both build their own position tables."""
+    missing, unexpected = network.load_state_dict(ours.state_dict(), strict=False)
+    if unexpected or [name for name in missing if "pos_embed" not in name]:
+        sys.exit(f"error: {type(network).__name__} is not the network of mvd.models: {missing} {unexpected}")
+    return network
+
+
+def _plain_step(network: nn.Module, settings: Optimization, loss: Callable[[], Tensor]) -> Step:
+    groups = parameter_groups(network, settings.weight_decay, settings.layer_decay)
+    for group in groups:
+        group["lr"] = settings.peak_lr * group["lr_scale"]
+    optimizer = torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps)
+
+    def step() -> tuple[float, float]:
+        value = loss()
+        value.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+        optimizer.step()
+        optimizer.zero_grad()
+        return value.item(), norm.item()
+
+    return step
+
+
+def _engine_step(
+    model: nn.Module, settings: Optimization, precision: Precision, loss: Callable[[nn.Module], Tensor]
+) -> Step:
+    engine = build_engine(model, build_optimizer(model, settings), "zero1", Batch(CLIPS, 1, 1), precision)
+
+    def step() -> tuple[float, float]:
+        value = loss(engine)
+        engine.backward(value)
+        return value.item(), take_step(engine)
+
+    return step
 
 
 def compare(update: str, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """Seconds and first loss of every round and variant; stops where the results do not agree."""
-    variants = {name: make_update(update, name) for name in VARIANTS}
-    first = {name: variant.step() for name, variant in variants.items()}  # also warms up
+    variants = {name: make_step(update, name) for name in VARIANTS}
+    first = {name: variant() for name, variant in variants.items()}  # also warms up
     check_agreement(update, first)
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for _ in range(rounds):
         for name, variant in variants.items():
             started = time.perf_counter()
-            variant.step()
+            variant()
             seconds[name].append(time.perf_counter() - started)
     return {name: list(zip(seconds[name], seconds[VARIANTS[0]], strict=True)) for name in VARIANTS}
 
@@ -152,13 +170,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="paired measurements (default: %(default)s)")
     parser.add_argument("--memory", nargs=2, metavar=("UPDATE", "VARIANT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    start_processes()
     if arguments.memory:
-        update = make_update(*arguments.memory)
-        update.step()
-        update.step()
+        start_processes()
+        step = make_step(*arguments.memory)
+        step()
+        step()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
         return
+    memory = {(update, name): peak_memory_gb(update, name) for update in UPDATES for name in VARIANTS}
+    start_processes()  # after the children, which would want the same port
     table = Table("update", "variant", "seconds", "speed-up", "lowest - highest", "peak GB")
     for update in UPDATES:
         for name, pairs in compare(update, arguments.rounds).items():
@@ -169,7 +189,7 @@ def main() -> None:
                 f"{statistics.median(own for own, _ in pairs):.2f}",
                 f"{statistics.median(ratios):.2f}x",
                 f"{min(ratios):.2f} - {max(ratios):.2f}",
-                f"{peak_memory_gb(update, name):.2f}",
+                f"{memory[update, name]:.2f}",
             )
     threads = torch.get_num_threads()
     Console(width=110).print(f"{CLIPS} clips an update, {threads} threads, torch {torch.__version__}", table)

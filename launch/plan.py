@@ -3,13 +3,15 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from launch.cluster import Cluster
 from mvd.batch import Batch, solve_batch
 from mvd.config import DATASETS, ConfigError, ImageTeacher, Kind, Recipe, Row, VideoTeacher
-from mvd.stage import Execution, Stage, stage_id
+from mvd.files import sha256
+from mvd.stage import Execution, Stage, identity, stage_id
 
 KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which they depend on each other
 WEIGHTS = "weights.safetensors"
@@ -19,8 +21,10 @@ WEIGHTS = "weights.safetensors"
 class Node:
     """A stage by what decides its result: no cluster, no paths.
 
-    parents: role -> id of the stage whose weights it starts from, or `checkpoint:<name>` for a teacher's file.
+    parents: role -> id of the stage whose weights it starts from, or `checkpoint:<name>` for a teacher's file, or
+        `weights:<sha256>` for a file that is given instead of a stage.
     rows: names of the rows that need it.
+    files: role -> path of the file that is given instead of a stage.
     """
 
     kind: Kind
@@ -28,10 +32,11 @@ class Node:
     recipe: Recipe
     parents: dict[str, str]
     rows: tuple[str, ...]
+    files: dict[str, str]
 
     @property
     def stage_parents(self) -> list[str]:
-        return [parent for parent in self.parents.values() if not parent.startswith("checkpoint:")]
+        return [parent for parent in self.parents.values() if ":" not in parent]
 
     @property
     def teacher_files(self) -> dict[str, str]:
@@ -41,7 +46,13 @@ class Node:
 
 
 def build_graph(rows: Iterable[Row], until: Kind = "test") -> list[Node]:
-    """The stages of all rows up to a kind, shared ones once, parents before children."""
+    """The stages of all rows up to a kind, shared ones once, parents before children.
+
+    Raises:
+        ConfigError: weights that are given do not exist, or are given instead of two different stages.
+    """
+    rows = list(rows)
+    _check_given_once(rows)
     nodes: dict[str, Node] = {}
     for row in rows:
         for node in _row_nodes(row):
@@ -62,6 +73,8 @@ def build_stage(node: Node, cluster: Cluster) -> Stage:
     inputs = {role: str(Path(cluster.runs) / parent / WEIGHTS) for role, parent in node.parents.items()}
     for role, name in node.teacher_files.items():
         inputs[role] = cluster.teachers.get(name, "")
+    inputs |= node.files
+    digests = {role: node.parents[role].removeprefix("weights:") for role in node.files}
     execution = Execution(
         world_size=world_size,
         micro_batch=batch.micro_batch,
@@ -77,7 +90,7 @@ def build_stage(node: Node, cluster: Cluster) -> Stage:
         validate_every=cluster.validate_every,
         log_every=cluster.log_every,
     )
-    return Stage(kind=node.kind, id=node.id, recipe=node.recipe, inputs=inputs, execution=execution)
+    return Stage(kind=node.kind, id=node.id, recipe=node.recipe, inputs=inputs, digests=digests, execution=execution)
 
 
 def undeclared(nodes: Sequence[Node], cluster: Cluster) -> list[str]:
@@ -98,36 +111,77 @@ def undeclared(nodes: Sequence[Node], cluster: Cluster) -> list[str]:
                 needed[f"teachers.{name}: checkpoint of the {role.replace('_', ' ')} (or teachers=train)"] = None
             elif not Path(cluster.teachers[name]).is_file():
                 path = cluster.teachers[name]
-                raise ConfigError(f"teachers.{name}: there is no file {path}; mend the path in the cluster profile")
+                raise ConfigError(
+                    f"teachers.{name}: there is no file {path}; put the {role.replace('_', ' ')}'s checkpoint there, "
+                    "mend the path in the cluster profile, or run with teachers=train"
+                )
     return list(needed)
 
 
 def _row_nodes(row: Row) -> list[Node]:
-    """One row's stages; a teacher is trained for the pretrain that needs it, or as a row of its own."""
+    """One row's stages; a teacher is trained for the pretrain that needs it, or as a row of its own.
+
+    Of the weights that are given, the latest count: nothing before them is run.
+    """
     nodes: list[Node] = []
+    files = _given_files(row)
 
     def add(kind: Kind, recipe: Recipe, name: str, parents: dict[str, str]) -> str:
         identity = stage_id(kind, name, recipe, parents)
-        nodes.append(Node(kind=kind, id=identity, recipe=recipe, parents=parents, rows=(row.name,)))
+        used = {role: path for role, path in files.items() if role in parents}
+        nodes.append(Node(kind=kind, id=identity, recipe=recipe, parents=parents, rows=(row.name,), files=used))
         return identity
 
     teachers: dict[str, str] = {}
     wanted: list[tuple[Kind, ImageTeacher | VideoTeacher | None]] = []
-    if row.pretrain is not None or row.finetune is None:
+    if not files and (row.pretrain is not None or row.finetune is None):
         wanted = [("image_teacher", row.image_teacher), ("video_teacher", row.video_teacher)]
     for kind, teacher in wanted:
         if teacher is not None and row.teachers == "train":
             teachers[kind] = add(kind, teacher, teacher.name, {})
         elif teacher is not None:
             teachers[kind] = f"checkpoint:{teacher.name}"
-    weights: dict[str, str] = {}
-    if row.pretrain is not None:
+    weights = {role: f"weights:{_content(path)}" for role, path in files.items()}
+    if row.pretrain is not None and not files:
         weights = {"pretrain": add("pretrain", row.pretrain, row.pretrain.name, teachers)}
-    if row.finetune is not None:
+    if row.finetune is not None and "finetune" not in files:
         weights = {"finetune": add("finetune", row.finetune, row.name, weights)}
     if row.test is not None:
         add("test", row.test, row.name, weights)
     return nodes
+
+
+def _given_files(row: Row) -> dict[str, str]:
+    """Role -> absolute path of the latest weights that the row is given instead of a stage, if any."""
+    for role in ("finetune", "pretrain"):
+        recipe = getattr(row, role)
+        if recipe is not None and recipe.weights is not None:
+            path = Path(recipe.weights).expanduser().absolute()
+            if not path.is_file():
+                raise ConfigError(f"{role}.weights: there is no file {path}; put the weights there, or mend the path")
+            return {role: str(path)}
+    return {}
+
+
+def _content(path: str) -> str:
+    """sha256 of a file, which is read again only after it has changed."""
+    stat = Path(path).stat()
+    return _digest(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache
+def _digest(path: str, size: int, changed: int) -> str:
+    return sha256(Path(path))
+
+
+def _check_given_once(rows: Sequence[Row]) -> None:
+    """Refuses one file instead of different stages, such as one student's weights for a suite of rows."""
+    instead: dict[tuple[str, str], Any] = {}
+    for row in rows:
+        for role, path in _given_files(row).items():
+            stage = identity({"pretrain": row.pretrain, role: getattr(row, role)})
+            if instead.setdefault((role, path), stage) != stage:
+                raise ConfigError(f"{role}.weights: {path} cannot be the {role} of all these rows; submit them apart")
 
 
 def _solve(node: Node, world_size: int, micro_batch: int | None) -> Batch:

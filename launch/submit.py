@@ -38,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
 
         request = dataclasses.replace(request, cluster=this_machine(request.cluster))
     nodes = build_graph(request.rows, options.until)
+    if not nodes:
+        raise ConfigError(f"with these weights given, nothing is left to run until {options.until}; leave --until out")
     needed = undeclared(nodes, request.cluster)
     stages = [build_stage(node, request.cluster) for node in nodes]
     if options.show:
@@ -108,6 +110,7 @@ def print_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage],
     ]
     print_table(f"plan of {count(len(request.rows), 'row')}", columns, lines)
     print(f"\n{stage_counts(nodes)}")
+    print_given(nodes)
     print(
         f"about {sum(hours):,.0f} GPU-hours at {rate:g} TFLOP/s sustained per GPU (cluster.sustained_tflops); "
         "decoding, validation and recomputed activations come on top"
@@ -117,6 +120,14 @@ def print_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage],
     here = command("submit.py", *request.words, "--local")
     steps = [("describe your machines and data", profile) if needed else ("run it on this machine", here)]
     print_next([*steps, ("see what has been reached", command("report.py", *request.words))])
+
+
+def print_given(nodes: Sequence[Node]) -> None:
+    """Names the files that are given instead of a stage."""
+    given = {(role, path): node.parents[role] for node in nodes for role, path in node.files.items()}
+    for (role, path), content in given.items():
+        word, _, digest = content.partition(":")
+        print(f"{role} {word} given: {path} (sha256 {digest[:8]}...)")
 
 
 def stage_counts(nodes: Sequence[Node]) -> str:

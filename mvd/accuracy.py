@@ -17,10 +17,9 @@ from mvd.data.device import normalise
 from mvd.data.views import ViewDataset, Views, view_loader
 from mvd.evaluate import merge_views
 from mvd.models import build_classifier
-from mvd.models.checkpoints import load_official
 from mvd.sizes import SIZES
 from mvd.stage import Stage
-from mvd.train.engine import Engine, Process, agreeing, gather
+from mvd.train.engine import Engine, Process, agreeing, gather, load_weights
 from mvd.train.monitor import Monitor, Progress
 
 
@@ -90,7 +89,7 @@ def load_entries(stage: Stage, split: Split) -> list[Entry]:
 def _load_classifier(stage: Stage) -> nn.Module:
     """The fine-tuned network; ConfigError where its file is not that of one, head included."""
     model = build_classifier(stage.recipe.size, num_classes=DATASETS[stage.recipe.dataset].classes)
-    report = load_official(model, stage.inputs["finetune"])
+    report = load_weights(model, stage.inputs["finetune"])
     if report.missing:
         missing = ", ".join(report.missing)
         raise ConfigError(f"{stage.inputs['finetune']} lacks {missing}; test the weights of a fine-tuning stage")

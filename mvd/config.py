@@ -156,7 +156,10 @@ class VideoTeacher:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain:
-    """Masked feature distillation of a student from an image and a video teacher of one size (paper, section 3)."""
+    """Masked feature distillation of a student from an image and a video teacher of one size (paper, section 3).
+
+    weights: a file with the student's weights, which is taken instead of running this stage.
+    """
 
     student: str
     teacher: str
@@ -167,6 +170,7 @@ class Pretrain:
     optimization: Optimization
     seed: int = 0
     activation_checkpointing: bool = field(default=False, metadata=_HOW)
+    weights: str | None = field(default=None, metadata=_HOW)
 
     def __post_init__(self) -> None:
         _check_size(self.student, "pretrain.student")
@@ -232,7 +236,10 @@ class Mixing:
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune:
-    """Supervised fine-tuning of a pre-trained encoder (or of random weights, where a row has no pretrain)."""
+    """Supervised fine-tuning of a pre-trained encoder (or of random weights, where a row has no pretrain).
+
+    weights: a file with the classifier's weights, which is taken instead of running this stage.
+    """
 
     size: str
     dataset: str
@@ -245,6 +252,7 @@ class Finetune:
     optimization: Optimization
     seed: int = 0
     activation_checkpointing: bool = field(default=False, metadata=_HOW)
+    weights: str | None = field(default=None, metadata=_HOW)
 
     def __post_init__(self) -> None:
         _check_size(self.size, "finetune.size")

@@ -26,7 +26,8 @@ def record_attempt(stage: Stage, world_size: int) -> int:
     """Appends this attempt to the run directory's provenance.json and returns its number, counted from 1.
 
     Raises:
-        ConfigError: an input file is missing, or its content is not the one that earlier attempts started from.
+        ConfigError: an input file is missing, or its content is not the one that the stage's id was made from, or that
+            earlier attempts started from.
     """
     path = stage.directory / "provenance.json"
     attempts: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
@@ -35,6 +36,8 @@ def record_attempt(stage: Stage, world_size: int) -> int:
             raise ConfigError(f"{stage.id}: its {role} file {file} does not exist; put it there, or name another")
     inputs = {role: {"path": file, "sha256": sha256(Path(file))} for role, file in stage.inputs.items()}
     for role, entry in inputs.items():
+        if stage.digests.get(role, entry["sha256"]) != entry["sha256"]:
+            raise ConfigError(f"{entry['path']} has changed since {stage.id} was submitted; submit the row again")
         if attempts and attempts[0]["inputs"][role]["sha256"] != entry["sha256"]:
             raise ConfigError(
                 f"{entry['path']} is not the {role} this run started from (its content changed since "

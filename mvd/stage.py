@@ -57,12 +57,14 @@ class Stage:
     """One node of a plan, complete: what `mvd.run.run_stage` needs and nothing else.
 
     inputs: role (image_teacher, video_teacher, pretrain, finetune) -> file with its weights.
+    digests: role -> sha256 of an input that was given as a file, as its content was when the stage got its id.
     """
 
     kind: Kind
     id: str
     recipe: Any
     inputs: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
@@ -90,8 +92,8 @@ class Stage:
             recipe_type = RECIPES[raw.kind]
             recipe = OmegaConf.to_object(merge_typed(OmegaConf.structured(recipe_type), raw.recipe))
             execution = OmegaConf.to_object(merge_typed(OmegaConf.structured(Execution), raw.execution))
-            inputs = OmegaConf.to_container(raw.inputs)
-            return cls(kind=raw.kind, id=raw.id, recipe=recipe, inputs=inputs, execution=execution)
+            inputs, digests = OmegaConf.to_container(raw.inputs), OmegaConf.to_container(raw.digests)
+            return cls(kind=raw.kind, id=raw.id, recipe=recipe, inputs=inputs, digests=digests, execution=execution)
         except ConfigError:
             raise
         except Exception as error:

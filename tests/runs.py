@@ -16,6 +16,7 @@ from mvd.files import write_text
 from mvd.stage import DatasetPaths, Execution, Stage
 from tests.data.stages import PLAIN, recipe
 
+OPTIMIZATION = {field.name for field in dataclasses.fields(Optimization)}
 UPDATES = 12  # two epochs of the 48 training videos in batches of 8
 
 
@@ -66,7 +67,7 @@ def small_stage(
     """A stage of 12 updates, each of 2 micro-batches of 2 samples on 2 processes; fields of recipe or execution."""
     known = {field.name for field in dataclasses.fields(Execution)}
     how = {key: fields.pop(key) for key in list(fields) if key in known}
-    optimization = {key: fields.pop(key) for key in list(fields) if key in {"layer_decay", "epochs"}}
+    optimization = {key: fields.pop(key) for key in list(fields) if key in OPTIMIZATION}
     settings = Optimization(
         **{
             "global_batch": 8,

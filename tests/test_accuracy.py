@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -71,9 +72,13 @@ def answers(model: nn.Module, path: str, clips: int, crops: int) -> list[int]:
 def label_lists(folder: Path, root: Path, model: nn.Module) -> dict[str, float]:
     """Writes val.csv and test.csv with one broken video each, and labels so that the accuracies are known.
 
-    In turn the likeliest class, the second and the last are written down as the true one.
+    In turn the likeliest class, the second and the last are written down as the true one. The last video has the
+    file name of the first one.
     """
     videos = [str(root / line.rpartition(" ")[0]) for line in (root / "val.csv").read_text().splitlines()]
+    namesake = folder / Path(videos[0]).name
+    namesake.write_bytes(Path(videos.pop()).read_bytes())
+    videos.append(str(namesake))
     wanted = [(0, 1, 7)[number % 3] for number in range(len(videos))]
     broken = folder / "broken.mp4"
     broken.write_bytes(Path(videos[0]).read_bytes()[:500])
@@ -133,6 +138,20 @@ def test_the_test_counts_every_video_once_and_unreadable_ones_as_wrong(judged, c
 def test_validation_counts_every_video_once_and_unreadable_ones_as_wrong(judged, count):
     expected = {"val_top1": judged.expected["top1"], "val_unreadable": 1}
     assert judged.val_top1[count] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@torch.no_grad()
+def test_logits_are_kept_in_full_precision(judged, count):
+    model = lively_classifier()
+    stage = judged.test[count]
+    entries = load_entries(stage, "test")
+    for path in (stage.directory / "logits").iterdir():
+        part = np.load(path)
+        assert part["logits"].dtype == np.float32
+        number, logits = int(part["indices"][0]), part["logits"][0]
+        views = test_views(entries[number].path, "dense", 2, 3, stride=1, clip=CLIP)
+        np.testing.assert_allclose(logits, model(views), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", COUNTS)

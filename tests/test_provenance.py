@@ -1,5 +1,6 @@
 """provenance.json: one entry an attempt, and inputs that may not change between them."""
 
+import dataclasses
 import hashlib
 import json
 import platform
@@ -55,6 +56,15 @@ def test_a_changed_input_is_refused(stage):
     with pytest.raises(ConfigError, match="student.safetensors is not the pretrain this run started from"):
         record_attempt(stage, 1)
     assert len(entries(stage)) == 1
+
+
+def test_an_input_that_changed_before_the_first_attempt_is_refused(stage):
+    given = dataclasses.replace(stage, digests={"pretrain": hashlib.sha256(b"weights").hexdigest()})
+    record_attempt(given, 1)
+    Path(stage.inputs["pretrain"]).write_bytes(b"others")
+    (stage.directory / "provenance.json").unlink()
+    with pytest.raises(ConfigError, match="student.safetensors has changed since tuned was submitted"):
+        record_attempt(given, 1)
 
 
 def test_a_missing_input_is_refused(stage):

@@ -1,41 +1,54 @@
 """Weights in the layout of the official releases: MVD's, MAE's and VideoMAE's files, and ours, which are the same.
 
 The networks name their parameters as the official ones do, so loading is a matter of finding the state dict, of
-prefixes, and of saying exactly what does not fit.
+prefixes, of the two ways to keep an attention's biases, and of saying exactly what does not fit.
 """
 
-import argparse
-import pickle
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from mvd.config import ConfigError
 from mvd.models.classifier import Classifier
+from mvd.models.weight_files import CheckpointError, find_state_dict, read_weights
 
-# Where official files keep the encoder, depending on which of their programs wrote them.
-PREFIXES = ("encoder.", "backbone.")
-NESTING = ("model", "module")
+PREFIXES = ("encoder.", "backbone.")  # under which some files keep the encoder
 CLASSIFIER_HEAD = ("fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias")
-
-
-class CheckpointError(ConfigError):
-    """Weights that cannot be used: one sentence that says what, where, and the mend."""
+TABLE_TOLERANCE = 1e-3  # what half precision loses of a position table
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a checkpoint: its keys that were used and ignored, the model's that stay freshly initialised."""
+    """What became of a checkpoint: its keys that were used and ignored, the model's that stay freshly initialised.
+
+    notes: what differs from what was expected and is harmless, each as a sentence's part.
+    """
 
     used: tuple[str, ...]
     ignored: tuple[str, ...]
     missing: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """One line for the user; ignored keys of one part are counted together."""
+        parts = Counter(plain_key(key).partition(".")[0] for key in self.ignored)
+        ignored = ", ".join(part if count == 1 else f"{part} ({count})" for part, count in parts.items())
+        lines = [f"{len(self.used)} keys used", f"{len(self.ignored)} ignored" + (f": {ignored}" if ignored else "")]
+        if self.missing:
+            lines.append(f"freshly initialised: {', '.join(self.missing)}")
+        return "; ".join([*lines, *self.notes])
+
+
+@dataclass(frozen=True)
+class Found:
+    """A weight as a checkpoint has it, and the keys that it was made from."""
+
+    keys: tuple[str, ...]
+    weight: Tensor
 
 
 def load_official(model: nn.Module, source: Mapping[str, Any] | str | Path) -> LoadReport:
@@ -49,26 +62,21 @@ def load_official(model: nn.Module, source: Mapping[str, Any] | str | Path) -> L
         CheckpointError: the file cannot be read or is not safe, or a needed key is missing or of a wrong shape.
     """
     origin = "the state dict" if isinstance(source, Mapping) else str(source)
-    entries = _state_dict(source if isinstance(source, Mapping) else _read(Path(source)), origin)
-    key_of = {_plain(key): key for key in entries} | {key: key for key in entries}  # an exact name goes first
-    weights = {name: weight for name, weight in model.state_dict().items() if not _is_position_table(name)}
-    found = {name: key_of.get(name) or key_of.get(_plain(name)) for name in weights}
-    missing = tuple(name for name, key in found.items() if key is None)
-    pairs = [(name, key) for name, key in found.items() if key is not None]
-    starts_fresh = CLASSIFIER_HEAD if isinstance(model, Classifier) else ()
+    entries = find_state_dict(source, origin) if isinstance(source, Mapping) else read_weights(Path(source))
+    weights = {name: weight for name, weight in model.state_dict().items() if not is_position_table(name)}
+    found = find_weights(weights, entries)
+    missing = tuple(name for name in weights if name not in found)
+    starts_fresh = tuple(name for name in CLASSIFIER_HEAD if name in weights) if isinstance(model, Classifier) else ()
     problems = [f"{name} is missing" for name in missing if missing != starts_fresh]
-    problems += [
-        f"{key} is {tuple(entries[key].shape)} instead of {tuple(weights[name].shape)}"
-        for name, key in pairs
-        if entries[key].shape != weights[name].shape
-    ]
+    problems += [problem for name, given in found.items() for problem in _misfit(given, weights[name])]
     if problems:
         raise CheckpointError(f"{origin} does not fit this {type(model).__name__}: {_sum_up(problems)}")
     with torch.no_grad():
-        for name, key in pairs:
-            weights[name].copy_(entries[key])
-    used = {key for _, key in pairs}
-    return LoadReport(tuple(k for k in entries if k in used), tuple(k for k in entries if k not in used), missing)
+        for name, given in found.items():
+            weights[name].copy_(given.weight)
+    keys = {key for given in found.values() for key in given.keys}
+    used, ignored = tuple(k for k in entries if k in keys), tuple(k for k in entries if k not in keys)
+    return LoadReport(used, ignored, missing, (*_other_tables(model, entries), *_key_biases(found, entries)))
 
 
 def to_official(model: nn.Module) -> dict[str, Tensor]:
@@ -76,43 +84,80 @@ def to_official(model: nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in model.state_dict().items()}
 
 
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint file {path}; name an existing .pth or .safetensors file")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # official files hold their arguments too
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is not a plain checkpoint: it holds more than tensors and settings, which could run code when "
-            "loaded, or is no checkpoint at all; convert it to .safetensors where it comes from"
-        ) from error
-    except (RuntimeError, EOFError, OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged or no checkpoint at all; fetch or write it again") from error
+def find_weights(names: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> dict[str, Found]:
+    """Those of a network's weights that a checkpoint has, whatever its prefixes and its layout of attention biases."""
+    key_of = {plain_key(key): key for key in entries} | {key: key for key in entries}  # an exact name goes first
+
+    def find(name: str) -> Found | None:
+        key = key_of.get(name) or key_of.get(plain_key(name))
+        return None if key is None else Found((key,), entries[key])
+
+    found = {name: find(name) or _from_other_biases(name, find) for name in names}
+    return {name: given for name, given in found.items() if given is not None}
 
 
-def _state_dict(content: Any, origin: str) -> dict[str, Tensor]:
-    for entry in NESTING:
-        if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
-            content = content[entry]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
-    if not tensors:
-        raise CheckpointError(
-            f"{origin} holds no weights, neither directly nor under {' or '.join(NESTING)}; give a state dict"
-        )
-    return tensors
-
-
-def _plain(key: str) -> str:
+def plain_key(key: str) -> str:
+    """A key without the prefix that says which part of a larger network it was."""
     for prefix in PREFIXES:
         key = key.removeprefix(prefix)
     return key
 
 
-def _is_position_table(name: str) -> bool:
+def is_position_table(name: str) -> bool:
     return "pos_embed" in name.rpartition(".")[2]
+
+
+def _from_other_biases(name: str, find: Callable[[str], Found | None]) -> Found | None:
+    """An attention bias out of the other layout: `q_bias` and `v_bias`, or a `qkv.bias` whose key part does nothing.
+
+    A key bias adds the same to all of a query's scores, which softmax does not see.
+    """
+    attention, _, last = name.rpartition(".")
+    if last in ("q_bias", "v_bias"):
+        full = find(f"{attention}.qkv.bias")
+        if full is None or full.weight.ndim != 1 or len(full.weight) % 3:
+            return None
+        query, _, value = full.weight.chunk(3)
+        return Found(full.keys, query if last == "q_bias" else value)
+    if name.endswith(".qkv.bias"):
+        attention = name.removesuffix(".qkv.bias")
+        query, value = find(f"{attention}.q_bias"), find(f"{attention}.v_bias")
+        if query is not None and value is not None:
+            parts = (query.weight, torch.zeros_like(query.weight), value.weight)
+            return Found(query.keys + value.keys, torch.cat(parts))
+    return None
+
+
+def _misfit(given: Found, wanted: Tensor) -> list[str]:
+    """What is wrong with a weight that a checkpoint has, if anything."""
+    keys = " and ".join(given.keys)
+    if given.weight.shape != wanted.shape:
+        return [f"{keys} is {tuple(given.weight.shape)} instead of {tuple(wanted.shape)}"]
+    if not given.weight.is_floating_point():
+        return [f"{keys} holds {given.weight.dtype} instead of floating-point numbers"]
+    return []
+
+
+def _other_tables(model: nn.Module, entries: Mapping[str, Tensor]) -> list[str]:
+    """Position tables of a checkpoint that are not the model's own, such as those of another resolution."""
+    tables = dict([*model.named_parameters(), *model.named_buffers()])
+    notes = []
+    for key, given in entries.items():
+        own = tables.get(key, tables.get(plain_key(key))) if is_position_table(key) else None
+        if own is None or own.is_meta:
+            continue
+        same = given.shape == own.shape and torch.allclose(given.to(own), own, atol=TABLE_TOLERANCE)
+        notes += [] if same else [f"its {key} is another table than the fixed one, which stays"]
+    return notes
+
+
+def _key_biases(found: Mapping[str, Found], entries: Mapping[str, Tensor]) -> list[str]:
+    """Whether biases of keys, which change nothing, were left out."""
+    full = [given.keys[0] for name, given in found.items() if name.endswith(".q_bias")]
+    dropped = [key for key in full if key.endswith(".qkv.bias") and entries[key].chunk(3)[1].count_nonzero()]
+    if not dropped:
+        return []
+    return [f"the key part of {len(dropped)} qkv biases is left out, since attention does not see it"]
 
 
 def _sum_up(problems: list[str], limit: int = 8) -> str:

@@ -23,10 +23,8 @@ class Classifier(VideoEncoder):
         self.norm = nn.Identity()
         self.fc_norm = layer_norm(width)
         self.head_dropout = nn.Dropout(head_dropout)
-        self.head = nn.Linear(width, num_classes)
         self.apply(_init_linear)
-        with torch.no_grad():
-            self.head.weight.mul_(0.001)
+        self.head = new_head(width, num_classes)
 
     def pooled(self, video: Tensor) -> Tensor:
         """Clips (B, 3, T, S, S), normalised -> the mean token after the norm, (B, width)."""
@@ -53,6 +51,15 @@ def build_classifier(
         head_dropout=head_dropout,
         activation_checkpointing=activation_checkpointing,
     )
+
+
+def new_head(width: int, num_classes: int) -> nn.Linear:
+    """A linear head that starts close to zero: a thousandth of the other layers' initial weights."""
+    head = nn.Linear(width, num_classes)
+    _init_linear(head)
+    with torch.no_grad():
+        head.weight.mul_(0.001)
+    return head
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from mvd.batch import Batch
 from mvd.config import ConfigError, Precision
+from mvd.models.checkpoints import LoadReport, load_official
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # says so before DeepSpeed looks for a GPU and warns
@@ -126,6 +127,18 @@ def full_state_dict(engine: Engine) -> dict[str, torch.Tensor]:
             if dist.get_rank() == 0:
                 state[name] = weight.detach().to("cpu", torch.float32, copy=True).contiguous()
     return state
+
+
+def load_weights(model: nn.Module, path: str) -> LoadReport:
+    """Loads a file in official layout on every process; the first says in one line what was used and ignored.
+
+    Raises:
+        CheckpointError: the file does not fit, cannot be read or is not safe.
+    """
+    report = load_official(model, path)
+    if dist.get_rank() == 0:
+        print(f"{path}: {report}", flush=True)
+    return report
 
 
 def gather(value: Any) -> list[Any]:

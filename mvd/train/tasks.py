@@ -16,8 +16,8 @@ from mvd.models import (
     build_video_autoencoder,
     build_video_teacher,
 )
-from mvd.models.checkpoints import load_official
 from mvd.stage import Stage
+from mvd.train.engine import load_weights
 from mvd.train.objectives import distillation_loss, image_reconstruction_loss, video_reconstruction_loss
 
 Batch = dict[str, Tensor]
@@ -62,10 +62,10 @@ class Distillation:
             activation_checkpointing=recipe.activation_checkpointing,
         )
         image_teacher, video_teacher = build_image_teacher(recipe.teacher), build_video_teacher(recipe.teacher)
-        load_official(image_teacher, inputs["image_teacher"])
-        load_official(video_teacher, inputs["video_teacher"])
-        self.image_teacher = _autocast(image_teacher.to(device), precision, device)
-        self.video_teacher = _autocast(video_teacher.to(device), precision, device)
+        load_weights(image_teacher, inputs["image_teacher"])
+        load_weights(video_teacher, inputs["video_teacher"])
+        self.teachers = image_teacher.to(device), video_teacher.to(device)
+        self.image_teacher, self.video_teacher = (autocast(teacher, precision, device) for teacher in self.teachers)
 
     def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
         video = batch["video"]
@@ -88,7 +88,7 @@ class Classification:
             activation_checkpointing=recipe.activation_checkpointing,
         )
         if weights is not None:
-            load_official(self.model, weights)
+            load_weights(self.model, weights)
         self.criterion = SoftTargetCrossEntropy()
 
     def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -109,7 +109,7 @@ def build_task(stage: Stage, classes: int, device: torch.device) -> Task:
     raise ConfigError(f"stage {stage.id} is a {stage.kind}; only the other kinds train")
 
 
-def _autocast(module: nn.Module, precision: Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
+def autocast(module: nn.Module, precision: Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The module under the precision that the engine gives the student."""
 
     def call(inputs: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from unittest import mock
 
@@ -54,6 +55,19 @@ def test_multi_scale_crop_golden(name):
     for seed, expected in facts["seeded_w_h_x_y"].items():
         box = augment.multi_scale_box(height, width, 224, LegacyPython(int(seed)))
         assert [box.width, box.height, box.left, box.top] == expected
+
+
+def test_every_size_and_offset_of_the_multi_scale_crop_is_drawn_alike():
+    """130 boxes, of which some coincide where a crop fills a side of the image."""
+    height, width = 256, 340
+    expected: Counter = Counter()
+    for crop_width, crop_height in augment.multi_scale_sizes(height, width, 224):
+        for left, top in augment.multi_scale_offsets(height, width, crop_height, crop_width):
+            expected[augment.Box(top, left, crop_height, crop_width)] += 100
+    rng = np.random.default_rng(0)
+    drawn = Counter(augment.multi_scale_box(height, width, 224, rng) for _ in range(expected.total()))
+    assert drawn.keys() == expected.keys()
+    assert all(abs(drawn[box] - count) < 4.5 * np.sqrt(count) for box, count in expected.items())
 
 
 @pytest.mark.parametrize("name", GOLDEN["pretrain_pipeline_seeded"])

@@ -68,6 +68,39 @@ def test_random_starts_cover_the_official_range(length):
     assert ((counts - expected) ** 2 / expected).sum() < 1.4 * len(counts)  # chi-squared, uniform starts
 
 
+def assert_uniform(draws: np.ndarray, low: int, high: int) -> None:
+    """Every whole number from low to high comes, and none by far too seldom or too often."""
+    counts = np.bincount(draws - low, minlength=high - low + 1)
+    assert draws.min() == low and draws.max() == high
+    expected = len(draws) / len(counts)
+    assert np.abs(counts - expected).max() < 4.5 * np.sqrt(expected)
+
+
+@pytest.mark.parametrize("length", [65, 100, 300])
+def test_the_end_of_a_dense_clip_is_uniform(length):
+    """From frame 64 to the last but one; frame L-1 is never the clip's, so the ends are L-64 (QUIRKS 5)."""
+    rng = np.random.default_rng(1)
+    last = np.array([sampling.dense_train_indices(length, rng)[-1] for _ in range(6000)])
+    assert_uniform(last, 63, length - 2)
+
+
+@pytest.mark.parametrize("length", [65, 100, 300])
+def test_the_start_of_a_pretraining_clip_is_uniform(length):
+    rng = np.random.default_rng(2)
+    starts = np.array([sampling.pretrain_indices(length, rng)[0] for _ in range(6000)])
+    assert_uniform(starts, 0, length - 64)
+
+
+@pytest.mark.parametrize("length", [40, 100])
+def test_the_frame_of_a_segment_is_uniform(length):
+    rng = np.random.default_rng(3)
+    drawn = np.array([sampling.segment_train_indices(length, rng) for _ in range(6000)])
+    for frames, (low, high) in zip(
+        drawn.T, GOLDEN["d_ssv2"][str(length)]["train_segment_bounds_inclusive"], strict=True
+    ):
+        assert_uniform(frames, low, high)
+
+
 @pytest.mark.parametrize("length", [12, 40, 48, 100])
 def test_random_segments_cover_the_official_bounds(length):
     rng = np.random.default_rng(0)

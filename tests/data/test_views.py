@@ -9,6 +9,7 @@ from mvd.data.annotations import Entry
 from mvd.data.reader import open_video
 from mvd.data.views import ViewDataset, Views, decode_views, view_loader
 from mvd.sizes import SIZES
+from tests.official import golden
 
 TINY = Views("dense", clips=2, crops=3, stride=1, clip=SIZES["tiny"].clip)
 
@@ -44,18 +45,22 @@ def test_views_are_clip_major_and_each_frame_is_decoded_once(sampling):
     assert (frames[0] == frames[2]).all() and (frames[0] != frames[3]).any()
 
 
-@pytest.mark.parametrize(
-    "height, width, expected",
-    [
-        (224, 298, [(0, 0), (0, 37), (0, 74)]),
-        (398, 224, [(0, 0), (87, 0), (174, 0)]),
-        (224, 225, [(0, 0), (0, 0), (0, 1)]),
-    ],
-)
+def official_corners() -> list:
+    """Height, width and the three (top, left) of frames whose short side is 224: landscape, portrait and square."""
+    crops = golden("temporal_spatial_sampling.json")["c_spatial_crops_resized_HxW"]
+    sizes = {name: tuple(int(side) for side in name.split("x")) for name in crops}
+    return [
+        pytest.param(*size, [(crop["top"], crop["left"]) for crop in crops[name]], id=name)
+        for name, size in sizes.items()
+        if min(size) == 224
+    ]
+
+
+@pytest.mark.parametrize("height, width, expected", official_corners())
 def test_only_the_longer_side_is_cropped(height, width, expected):
     views = decode_views(Counting(8, height, width), Views("segment", clips=1)).cut()
     corners = [(int(view[2, 0, 0, 0]), int(view[1, 0, 0, 0])) for view in views]
-    assert corners == expected
+    assert corners == expected and views.shape[-2:] == (224, 224)
 
 
 def test_one_crop_is_the_middle_one():

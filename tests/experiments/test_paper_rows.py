@@ -1,5 +1,6 @@
 """The fourteen rows, six teachers and the demo against the paper's and the official release's numbers."""
 
+import dataclasses
 import importlib
 
 import pytest
@@ -7,8 +8,10 @@ import pytest
 from experiments import all as all_rows
 from experiments import demo, k400, ssv2
 from launch.plan import build_graph
+from launch.rows import load_rows
 from mvd.batch import solve_batch
-from mvd.config import Finetune, Pretrain, Row
+from mvd.config import DATASETS, Row
+from mvd.sizes import SIZES
 
 BY_NAME: dict[str, Row] = {row.name: row for row in all_rows.rows}
 
@@ -53,9 +56,93 @@ FINETUNE = {
 }
 
 
-def the(row: Row) -> tuple[Pretrain, Finetune]:
-    assert row.pretrain is not None and row.finetune is not None
-    return row.pretrain, row.finetune
+# size: width, depth, heads of the encoder; width, depth, heads of a student's decoder
+GEOMETRY = {
+    "small": (384, 12, 6, 384, 2, 6),
+    "base": (768, 12, 12, 768, 2, 12),
+    "large": (1024, 24, 16, 512, 4, 8),
+    "huge": (1280, 32, 16, 640, 8, 8),
+}
+CLASSES = {"k400": 400, "ssv2": 174}
+
+
+def expected_pretrain(name: str) -> dict:
+    """Every field of a pre-training."""
+    batch, epochs, laid_out, min_lr, drop_path, checkpointing, layout = PRETRAIN[name]
+    return {
+        "student": ACCURACY[name][0],
+        "teacher": ACCURACY[name][1],
+        "dataset": "k400",
+        "mask_ratio": 0.9,
+        "stride": 4,
+        "drop_path": drop_path,
+        "optimization": {
+            "global_batch": batch,
+            "epochs": epochs,
+            "schedule_epochs": laid_out,
+            "warmup_epochs": 40,
+            "base_lr": 1.5e-4,
+            "min_lr": min_lr,
+            "betas": (0.9, 0.95),
+            "weight_decay": 0.05,
+            "eps": 1e-8,
+            "layer_decay": None,
+            "micro_batch": int(layout.split()[0]),
+        },
+        "seed": 0,
+        "activation_checkpointing": checkpointing,
+    }
+
+
+def expected_finetune(name: str, size: str, dataset: str) -> dict:
+    """Every field of a fine-tuning."""
+    epochs, base_lr, min_lr, layout, _, layer_decay, drop_path, dropout, checkpointing = FINETUNE[name]
+    group = int(layout.split()[0])
+    return {
+        "size": size,
+        "dataset": dataset,
+        "sampling": "dense" if dataset == "k400" else "segment",
+        "stride": 4,
+        "drop_path": drop_path,
+        "head_dropout": dropout,
+        "augmentation": {
+            "auto": "rand-m7-n4-mstd0.5-inc1",
+            "crop_scale": (0.08, 1.0),
+            "crop_ratio": (0.75, 1.3333),
+            "flip": 0.5 if dataset == "k400" else 0.0,
+            "erase": 0.25,
+            "samples": 2,
+        },
+        "mixing": {
+            "mixup": 0.8,
+            "cutmix": 1.0,
+            "switch": 0.5,
+            "smoothing": 0.1,
+            "group": group,
+            "cutmix_axes": "official",
+        },
+        "optimization": {
+            "global_batch": int(layout.split()[-1]),
+            "epochs": epochs,
+            "schedule_epochs": None,
+            "warmup_epochs": 5,
+            "base_lr": base_lr,
+            "min_lr": min_lr,
+            "betas": (0.9, 0.999),
+            "weight_decay": 0.05,
+            "eps": 1e-8,
+            "layer_decay": layer_decay,
+            "micro_batch": group,
+        },
+        "seed": 0,
+        "activation_checkpointing": checkpointing,
+    }
+
+
+def expected_test(size: str, dataset: str) -> dict:
+    """Every field of a test."""
+    sampling, clips = ("dense", 5) if dataset == "k400" else ("segment", 2)
+    return {"size": size, "dataset": dataset, "sampling": sampling, "stride": 4, "clips": clips, "crops": 3}
 
 
 def test_suites_hold_the_fourteen_rows():
@@ -68,53 +155,59 @@ def test_a_row_file_holds_the_row_of_its_name(name):
     assert importlib.import_module(f"experiments.{name}").row is BY_NAME[name]
 
 
-@pytest.mark.parametrize("name", ACCURACY)
-def test_both_rows_of_a_student(name):
-    student, teacher, *accuracies = ACCURACY[name]
-    for dataset, (top1, top5) in zip(("k400", "ssv2"), accuracies, strict=True):
-        row = BY_NAME[f"{name}_{dataset}"]
-        assert row.target.top1 == top1 and row.target.top5 == top5 and row.target.source == "paper"
-        assert (row.pretrain.student, row.pretrain.teacher) == (student, teacher)
-        assert (row.finetune.size, row.finetune.dataset) == (student, dataset)
-        assert row.teachers == "checkpoint"
-    assert BY_NAME[f"{name}_k400"].pretrain == BY_NAME[f"{name}_ssv2"].pretrain
+@pytest.mark.parametrize("dataset", ["k400", "ssv2"])
+@pytest.mark.parametrize("student", ACCURACY)
+def test_every_field_of_a_resolved_row(student, dataset):
+    """As the launcher resolves it from its name, without overrides."""
+    (row,) = load_rows([f"experiments/{student}_{dataset}"], [])
+    size, teacher, on_k400, on_ssv2 = ACCURACY[student]
+    top1, top5 = on_k400 if dataset == "k400" else on_ssv2
+    found = dataclasses.asdict(row)
+    teachers = {role: found.pop(role) for role in ("image_teacher", "video_teacher")}
+    assert found == {
+        "name": f"{student}_{dataset}",
+        "teachers": "checkpoint",
+        "pretrain": expected_pretrain(student),
+        "finetune": expected_finetune(row.name, size, dataset),
+        "test": expected_test(size, dataset),
+        "target": {"top1": top1, "top5": top5, "source": "paper"},
+    }
+    assert {role: recipe["size"] for role, recipe in teachers.items()} == dict.fromkeys(teachers, teacher)
+
+
+def test_the_students_of_both_data_sets_share_one_pretraining():
+    graph = build_graph(all_rows.rows)
+    kinds = [node.kind for node in graph]
+    assert (kinds.count("pretrain"), kinds.count("finetune"), kinds.count("test")) == (7, 14, 14)
+    for node in (node for node in graph if node.kind == "pretrain"):
+        assert len(node.rows) == 2 and node.rows[0].removesuffix("_k400") == node.rows[1].removesuffix("_ssv2")
 
 
 @pytest.mark.parametrize("name", PRETRAIN)
-def test_pretraining_recipe(name):
-    recipe, _ = the(BY_NAME[f"{name}_k400"])
-    o = recipe.optimization
-    layout = str(solve_batch(recipe, 32))
-    found = (o.global_batch, o.epochs, o.schedule_epochs, o.min_lr, recipe.drop_path, recipe.activation_checkpointing)
-    assert (*found, layout) == PRETRAIN[name]
-    assert (o.base_lr, o.warmup_epochs, o.betas, o.eps, o.weight_decay) == (1.5e-4, 40, (0.9, 0.95), 1e-8, 0.05)
-    assert (recipe.dataset, recipe.mask_ratio, recipe.stride, o.layer_decay) == ("k400", 0.9, 4, None)
+def test_the_official_gpus_get_the_official_batches_in_pretraining(name):
+    assert str(solve_batch(BY_NAME[f"{name}_k400"].pretrain, 32)) == PRETRAIN[name][-1]
 
 
 @pytest.mark.parametrize("name", FINETUNE)
-def test_finetuning_recipe(name):
-    _, recipe = the(BY_NAME[name])
-    o = recipe.optimization
-    epochs, base_lr, min_lr, layout, gpus, *rest = FINETUNE[name]
-    assert (o.epochs, o.laid_out_epochs, o.base_lr, o.min_lr) == (epochs, epochs, base_lr, min_lr)
-    assert str(solve_batch(recipe, gpus)) == layout
-    assert [o.layer_decay, recipe.drop_path, recipe.head_dropout, recipe.activation_checkpointing] == rest
-    assert recipe.mixing.group == o.micro_batch == int(layout.split()[0])
-    assert (o.warmup_epochs, o.betas, o.weight_decay) == (5, (0.9, 0.999), 0.05)
+def test_the_official_gpus_get_the_official_batches_in_finetuning(name):
+    layout, gpus = FINETUNE[name][3:5]
+    assert str(solve_batch(BY_NAME[name].finetune, gpus)) == layout
 
 
-@pytest.mark.parametrize("name", FINETUNE)
-def test_finetuning_augmentation_and_test_views(name):
-    row = BY_NAME[name]
-    augmentation, mixing = row.finetune.augmentation, row.finetune.mixing
-    on_k400 = name.endswith("k400")
-    assert augmentation.flip == (0.5 if on_k400 else 0.0)
-    assert (augmentation.auto, augmentation.erase, augmentation.samples) == ("rand-m7-n4-mstd0.5-inc1", 0.25, 2)
-    assert (augmentation.crop_scale, augmentation.crop_ratio) == ((0.08, 1.0), (0.75, 1.3333))
-    assert (mixing.mixup, mixing.cutmix, mixing.switch, mixing.smoothing) == (0.8, 1.0, 0.5, 0.1)
-    assert mixing.cutmix_axes == "official"
-    assert (row.test.sampling, row.test.clips, row.test.crops) == (("dense", 5, 3) if on_k400 else ("segment", 2, 3))
-    assert row.finetune.sampling == row.test.sampling and row.test.stride == 4
+def test_the_paper_s_sizes():
+    for name, (width, depth, heads, *decoder) in GEOMETRY.items():
+        size = SIZES[name]
+        assert (size.encoder.width, size.encoder.depth, size.encoder.heads) == (width, depth, heads)
+        assert [size.decoder.width, size.decoder.depth, size.decoder.heads] == decoder
+        assert (size.clip.frames, size.clip.image_size, size.clip.tubelet, size.clip.patch_size) == (16, 224, 2, 16)
+        assert (size.clip.slices, size.clip.side, size.clip.tokens) == (8, 14, 1568)
+        assert (size.image.image_size, size.image.patch_size) == ((196, 14) if name == "huge" else (224, 16))
+        assert size.image.positions == size.clip.positions == 196
+
+
+def test_the_paper_s_data_sets():
+    for name, videos in {"k400": 240_436, "ssv2": 168_913}.items():
+        assert (DATASETS[name].classes, DATASETS[name].train_samples) == (CLASSES[name], videos)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The graph of stages, their identities, and the batches they get."""
 
 import dataclasses
+import hashlib
 
 import pytest
 
@@ -112,6 +113,59 @@ def test_stages_start_from_their_parents_weights_and_survive_yaml(tmp_path):
         assert Stage.from_yaml(path) == stage
 
 
+def test_a_given_pretraining_is_not_run_and_its_content_is_part_of_the_identity(tmp_path):
+    given, copy = tmp_path / "student.pth", tmp_path / "copy.pth"
+    given.write_bytes(b"weights")
+    copy.write_bytes(b"weights")
+    rows = [vitb_from_vitb_k400.row]
+    with_file = ids(rows, f"pretrain.weights={given}")
+    assert {name.partition("-")[0] for name in with_file} == {"finetune", "test"}
+    assert not with_file & ids(rows)
+    assert ids(rows, f"pretrain.weights={copy}") == with_file
+    given.write_bytes(b"other weights")
+    assert not ids(rows, f"pretrain.weights={given}") & with_file
+
+
+def test_a_stage_starts_from_the_given_file_and_knows_its_content(tmp_path):
+    given = tmp_path / "student.pth"
+    given.write_bytes(b"weights")
+    (row,) = load_rows(["vitb_from_vitb_k400"], [parse_override(f"pretrain.weights={given}")])
+    finetune, test = (build_stage(node, Cluster(runs=str(tmp_path))) for node in build_graph([row]))
+    assert finetune.inputs == {"pretrain": str(given)}
+    assert finetune.digests == {"pretrain": hashlib.sha256(b"weights").hexdigest()}
+    assert test.inputs == {"finetune": f"{finetune.directory}/weights.safetensors"} and test.digests == {}
+
+
+def test_a_given_finetuning_leaves_only_the_test(tmp_path):
+    for name in ("student.pth", "classifier.pth"):
+        (tmp_path / name).write_bytes(name.encode())
+    settings = [f"pretrain.weights={tmp_path}/student.pth", f"finetune.weights={tmp_path}/classifier.pth"]
+    (row,) = load_rows(["vitb_from_vitb_k400"], [parse_override(text) for text in settings])
+    (test,) = build_graph([row])
+    assert build_stage(test, Cluster()).inputs == {"finetune": f"{tmp_path}/classifier.pth"}
+
+
+def test_a_given_file_has_to_exist(tmp_path):
+    (row,) = load_rows(["vitb_from_vitb_k400"], [parse_override(f"finetune.weights={tmp_path}/none.pth")])
+    with pytest.raises(ConfigError, match=r"finetune.weights: there is no file .*none.pth; put the weights there"):
+        build_graph([row])
+
+
+@pytest.mark.parametrize(
+    ("setting", "together", "apart"),
+    [
+        ("pretrain", ["vitb_from_vitb_k400", "vitb_from_vitb_ssv2"], ["vitb_from_vitb_k400", "vitb_from_vitl_k400"]),
+        ("finetune", ["vitb_from_vitb_k400"], ["vitb_from_vitb_k400", "vitb_from_vitl_k400"]),
+    ],
+)
+def test_one_file_cannot_stand_for_different_stages(tmp_path, setting, together, apart):
+    (tmp_path / "given.pth").write_bytes(b"weights")
+    override = parse_override(f"{setting}.weights={tmp_path}/given.pth")
+    assert build_graph(load_rows(together, [override]))
+    with pytest.raises(ConfigError, match=rf"given.pth cannot be the {setting} of all these rows"):
+        build_graph(load_rows(apart, [override]))
+
+
 def test_undeclared_fields_are_listed_once():
     fields = [line.split(":")[0] for line in undeclared(build_graph(all_rows.rows), Cluster())]
     assert len(fields) == len(set(fields)) == 8
@@ -128,7 +182,7 @@ def test_declared_paths_have_to_exist(tmp_path):
         "teachers.mae_vitb",
         "teachers.videomae_vitb",
     ]
-    with pytest.raises(ConfigError, match=r"teachers.mae_vitb: there is no file .*gone.pth"):
+    with pytest.raises(ConfigError, match=r"teachers.mae_vitb: there is no file .*gone.pth; put the image teacher"):
         undeclared(nodes, dataclasses.replace(cluster, teachers={"mae_vitb": str(tmp_path / "gone.pth")}))
 
 

@@ -1,5 +1,6 @@
 """The command line, as a user meets it."""
 
+import hashlib
 import subprocess
 import sys
 
@@ -52,6 +53,8 @@ def test_show_prints_every_setting(launch):
         (["vith_k400", "cluster.pretrain.nodes=7", "--dry-run"], "use 32 or 64 GPUs"),
         (["vith_k400", "cluster.datasets.k400.root=/nowhere", "--dry-run"], "/nowhere does not exist"),
         (["vith_k400", "cluster.teachers.mae_vith=/nowhere.pth", "--show"], "there is no file /nowhere.pth"),
+        (["vith_k400", "pretrain.weights=/nowhere.pth", "--dry-run"], "there is no file /nowhere.pth; put the weights"),
+        (["vith_k400", f"finetune.weights={__file__}", "--until", "finetune"], "nothing is left to run until finetune"),
         (["vith_k400", "--local"], "does not set datasets.k400.root"),
         (["vith_k400"], "does not set datasets.k400.root"),
         (["demo"], "cannot submit to SLURM yet; run the rows on this machine: python"),
@@ -67,6 +70,14 @@ def test_errors_are_one_line_and_exit_code_2(words, message, launch):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_given_weights_are_named_in_the_plan(launch, tmp_path):
+    (tmp_path / "student.pth").write_bytes(b"weights")
+    done = launch("submit.py", "vith_k400", "pretrain.weights=student.pth", "--dry-run")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert f"pretrain weights given: {tmp_path}/student.pth (sha256 {digest[:8]}...)" in done.stdout
+    assert "1 fine-tuning, 1 test" in done.stdout and "teachers." not in done.stdout
 
 
 def test_planning_does_not_import_torch(profile):

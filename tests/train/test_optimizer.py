@@ -1,7 +1,10 @@
+import re
+
 import pytest
 import torch
 
-from mvd.config import Optimization
+from experiments import all as all_rows
+from mvd.config import DATASETS, Optimization
 from mvd.models import build_classifier, build_image_autoencoder, build_student
 from mvd.train.optimizer import build_optimizer, parameter_groups
 from tests.official import golden
@@ -24,7 +27,24 @@ def test_layer_decay_is_the_official_one(size, decay):
         assert ours[name]["weight_decay"] == (0.05 if expected["weight_decay"] else 0.0)
 
 
-@pytest.mark.parametrize(("size", "teacher"), [("small", "base"), ("large", "large")])
+@pytest.mark.parametrize("row", all_rows.rows, ids=lambda row: row.name)
+def test_every_finetuning_scales_its_learning_rate_by_layer(row):
+    recipe = row.finetune
+    decay = 0.7 if row.name in ("vits_from_vitb_ssv2", "vits_from_vitl_ssv2") else 0.75
+    depth = {"small": 12, "base": 12, "large": 24, "huge": 32}[recipe.size]
+    model = build(build_classifier, recipe.size, num_classes=DATASETS[recipe.dataset].classes)
+    groups = parameter_groups(model, recipe.optimization.weight_decay, recipe.optimization.layer_decay)
+    ours = {name: (group["lr_scale"], group["weight_decay"]) for group in groups for name in group["names"]}
+    expected = {}
+    for name, parameter in model.named_parameters():
+        block = re.match(r"blocks\.(\d+)", name)
+        above = depth - int(block[1]) if block else depth + 1 if name.startswith("patch_embed") else 0
+        expected[name] = (pytest.approx(decay**above, rel=1e-12), 0.0 if parameter.ndim == 1 else 0.05)
+    assert ours == expected
+    assert len(groups) == 2 * (depth + 2)
+
+
+@pytest.mark.parametrize(("size", "teacher"), [("small", "base"), ("base", "base"), ("large",) * 2, ("huge",) * 2])
 def test_pretraining_decays_the_official_parameters(size, teacher):
     official = golden("pretrain_weight_decay.json")[size]
     groups = parameter_groups(build(build_student, size, teacher=teacher), 0.05)

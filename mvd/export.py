@@ -1,0 +1,167 @@
+"""Takes the weights out of a finished run directory, for other programs.
+
+official      a .pth with the state dict under `model`, as the official releases of MVD, MAE and VideoMAE keep it
+safetensors   the same keys in a .safetensors file
+timm          a folder for timm.create_model("local-dir:FOLDER", pretrained=True); classifiers only
+"""
+
+import argparse
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import safetensors.torch
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import nn
+
+from mvd.config import DATASETS, ConfigError, Finetune, ImageTeacher, Pretrain, Recipe, VideoTeacher
+from mvd.files import write_atomically
+from mvd.models import build_classifier, build_image_autoencoder, build_student, build_video_autoencoder
+from mvd.models.checkpoints import load_official, to_official
+from mvd.models.registry import timm_name
+from mvd.stage import Stage
+
+EXAMPLES = """examples:
+  python -m mvd.export runs/finetune-vitb_from_vitb_k400-8aa3af5e --to timm
+  python -m mvd.export runs/pretrain-vitb_from_vitb_e400-cc3d28b5 --to official --output vitb_student.pth
+"""
+WEIGHTS = "weights.safetensors"
+
+
+def export_official(model: nn.Module, stage: Stage, output: Path) -> None:
+    content = {"model": to_official(model), "stage": stage.id}
+    write_atomically(output, lambda path: torch.save(content, path))
+
+
+def export_safetensors(model: nn.Module, stage: Stage, output: Path) -> None:
+    metadata = {"format": "pt", "stage": stage.id}
+    write_atomically(output, lambda path: safetensors.torch.save_file(to_official(model), path, metadata))
+
+
+def export_timm(model: nn.Module, stage: Stage, output: Path) -> None:
+    registered = timm.create_model(timm_name(stage.recipe.size), num_classes=model.head.out_features)
+    registered.load_state_dict(model.state_dict())
+    unfinished = output.with_name(f".{output.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    save_for_hf(registered, str(unfinished), safe_serialization=True)
+    unfinished.rename(output)
+
+
+class Format(NamedTuple):
+    """How a format's files are named and written."""
+
+    suffix: str
+    write: Callable[[nn.Module, Stage, Path], None]
+
+
+FORMATS = {
+    "official": Format(".pth", export_official),
+    "safetensors": Format(".safetensors", export_safetensors),
+    "timm": Format("-timm", export_timm),
+}
+
+
+def export(directory: Path, form: str, output: Path | None = None) -> Path:
+    """Writes a finished stage's weights in a format of FORMATS; returns the file, or for timm the folder.
+
+    output: where to; None for a name of the stage's own in the current folder.
+
+    Raises:
+        ConfigError: no finished training stage lies there, timm has no such network, or the output exists already.
+    """
+    stage = read_stage(directory)
+    if form == "timm" and not isinstance(stage.recipe, Finetune):
+        raise ConfigError(f"{stage.id} has no classifier, which timm would take; export it --to safetensors")
+    output = output or Path(stage.id + FORMATS[form].suffix)
+    if output.exists():
+        raise ConfigError(f"{output} exists already; remove it, or name another --output")
+    if not output.absolute().parent.is_dir():
+        raise ConfigError(
+            f"there is no folder {output.absolute().parent} to write to; make it, or name another --output"
+        )
+    model = build_network(stage.recipe)
+    load_official(model, directory / WEIGHTS)
+    FORMATS[form].write(model, stage, output)
+    return output
+
+
+def read_stage(directory: Path) -> Stage:
+    """The stage of a run directory that holds final weights.
+
+    Raises:
+        ConfigError: it is none, or holds none; says what to export instead.
+    """
+    if not (directory / "stage.yaml").is_file():
+        raise ConfigError(f"{directory} is no run directory, since it has no stage.yaml; name one of the runs folder")
+    stage = Stage.from_yaml(directory / "stage.yaml")
+    if stage.kind == "test":
+        tested = Path(stage.inputs["finetune"]).parent
+        raise ConfigError(f"{stage.id} is a test and has no weights; export what it tested, {tested}")
+    if not (directory / WEIGHTS).is_file():
+        raise ConfigError(f"{stage.id} has no {WEIGHTS} yet; run it to its end, then export it")
+    return stage
+
+
+def build_network(recipe: Recipe) -> nn.Module:
+    """The network that a recipe trains, with fresh weights."""
+    match recipe:
+        case ImageTeacher():
+            return build_image_autoencoder(recipe.size)
+        case VideoTeacher():
+            return build_video_autoencoder(recipe.size)
+        case Pretrain():
+            return build_student(recipe.student, teacher=recipe.teacher)
+        case Finetune():
+            return build_classifier(recipe.size, num_classes=DATASETS[recipe.dataset].classes)
+    raise ConfigError(f"a {type(recipe).__name__} trains no network")
+
+
+def next_command(stage: Stage, form: str, output: Path) -> tuple[str, str]:
+    """What the exported weights are good for, and how."""
+    place, recipe = str(output.absolute()), stage.recipe
+    if form == "timm":
+        code = f"import mvd.models, timm; print(timm.create_model({f'local-dir:{place}'!r}, pretrained=True))"
+        return "build the model in Python", f"python -c {shlex.quote(code)}"
+    submit = ["python", "launch/submit.py"]
+    if isinstance(recipe, Finetune):
+        row = stage.id.removeprefix("finetune-").rpartition("-")[0]
+        return "test it", shlex.join([*submit, row, f"finetune.weights={place}", "--dry-run"])
+    if isinstance(recipe, Pretrain):
+        return "fine-tune it, in a row of yours", shlex.join([*submit, "ROW", f"pretrain.weights={place}", "--dry-run"])
+    teacher = f"cluster.teachers.{recipe.name}={place}"
+    return "distil from it, in a row of yours", shlex.join([*submit, "ROW", teacher, "--dry-run"])
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exports as the command line says; returns the exit code."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m mvd.export", description=__doc__, epilog=EXAMPLES, formatter_class=formatter)
+    parser.add_argument("directory", metavar="RUN_DIR", type=Path, help="run directory of a finished training stage")
+    parser.add_argument("--to", required=True, choices=FORMATS, help="the format, one of the above")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="where to (default: the stage's name, here)")
+    try:
+        options = parser.parse_args(argv)
+        output = export(options.directory, options.to, options.output)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {output}")
+    purpose, line = next_command(Stage.from_yaml(options.directory / "stage.yaml"), options.to, output)
+    print(f"\nnext:\n  {purpose}:\n    {line}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,158 @@
+"""The classifiers as timm models: `timm.create_model("mvd_vit_base_patch16_224", num_classes=400, ...)`.
+
+For people who want a trained network without this harness. Weights come from official files and from
+`python -m mvd.export`, as `checkpoint_path=FILE`; there are none to download.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from mvd.models.checkpoints import find_weights, is_position_table
+from mvd.models.classifier import Classifier, new_head
+from mvd.models.weight_files import find_state_dict
+from mvd.sizes import SIZES, Size, size
+
+__all__ = ["RegisteredClassifier"]
+
+
+class RegisteredClassifier(Classifier):
+    """A classifier with the methods that timm's users expect; it takes whole clips, (B, 3, 16, 224, 224)."""
+
+    def __init__(
+        self,
+        own: Size,
+        *,
+        num_classes: int = 400,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+    ) -> None:
+        if in_chans != 3 or global_pool != "avg":
+            raise ValueError(
+                f"in_chans={in_chans}, global_pool={global_pool!r}: an MVD classifier takes 3 channels and the mean of "
+                "all tokens; leave both out"
+            )
+        super().__init__(
+            own, max(num_classes, 1), drop_path=drop_path_rate, head_dropout=drop_rate, activation_checkpointing=False
+        )
+        self.num_features = self.embed_dim = self.head_hidden_size = own.encoder.width
+        self.global_pool = global_pool
+        self.num_classes = num_classes
+        if num_classes == 0:
+            self.head = nn.Identity()
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """Clips (B, 3, T, S, S), normalised -> the last block's tokens (B, N, width)."""
+        return self.features(video)
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens (B, N, width) -> logits (B, classes), or with `pre_logits` what the head takes, (B, width)."""
+        pooled = self.head_dropout(self.fc_norm(tokens.mean(dim=1)))
+        return pooled if pre_logits else self.head(pooled)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh head for another number of classes; 0 takes the head away, so that the model returns features."""
+        if global_pool not in (None, "avg"):
+            raise ValueError(
+                f"global_pool={global_pool!r}: an MVD classifier takes the mean of all tokens; leave it out"
+            )
+        self.num_classes = num_classes
+        device = self.fc_norm.weight.device
+        self.head = new_head(self.embed_dim, num_classes).to(device) if num_classes else nn.Identity()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.blocks.activation_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's way to tell a parameter's layer from its name, for layer-wise learning rates."""
+        return {"stem": r"^pos_embed|^patch_embed", "blocks": r"^blocks\.(\d+)"}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """torch's, for files in official layout too; timm applies no filter to `checkpoint_path` itself."""
+        return super().load_state_dict(checkpoint_filter_fn(state_dict, self), strict, assign)
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """A checkpoint's content in the model's own names, without position tables, which are built in (QUIRKS 28).
+
+    Keys that the model has no use for stay in, so that a strict load names them.
+    """
+    entries = find_state_dict(state_dict, "the checkpoint")
+    found = find_weights(model.state_dict(), entries)
+    used = {key for given in found.values() for key in given.keys}
+    rest = {key: value for key, value in entries.items() if key not in used and not is_position_table(key)}
+    return {name: given.weight for name, given in found.items()} | rest
+
+
+def timm_name(size_name: str) -> str:
+    """The name under which timm knows the classifier of a size (mvd.sizes)."""
+    clip = size(size_name).clip
+    return f"mvd_vit_{size_name}_patch{clip.patch_size}_{clip.image_size}"
+
+
+def _create(size_name: str, pretrained: bool, **kwargs: Any) -> RegisteredClassifier:
+    return build_model_with_cfg(
+        RegisteredClassifier,
+        timm_name(size_name),
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        own=size(size_name),
+        **kwargs,
+    )
+
+
+def _settings(size_name: str) -> dict[str, Any]:
+    image_size = size(size_name).clip.image_size
+    return {
+        "num_classes": 400,
+        "input_size": (3, image_size, image_size),
+        "fixed_input_size": False,  # a size is part of the name, not an argument
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
+
+
+default_cfgs = generate_default_cfgs({timm_name(name): _settings(name) for name in SIZES})
+
+
+@register_model
+def mvd_vit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> RegisteredClassifier:
+    """ViT-S over 16 frames of 224 x 224."""
+    return _create("small", pretrained, **kwargs)
+
+
+@register_model
+def mvd_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> RegisteredClassifier:
+    """ViT-B over 16 frames of 224 x 224."""
+    return _create("base", pretrained, **kwargs)
+
+
+@register_model
+def mvd_vit_large_patch16_224(pretrained: bool = False, **kwargs: Any) -> RegisteredClassifier:
+    """ViT-L over 16 frames of 224 x 224."""
+    return _create("large", pretrained, **kwargs)
+
+
+@register_model
+def mvd_vit_huge_patch16_224(pretrained: bool = False, **kwargs: Any) -> RegisteredClassifier:
+    """ViT-H over 16 frames of 224 x 224."""
+    return _create("huge", pretrained, **kwargs)
+
+
+@register_model
+def mvd_vit_tiny_patch12_48(pretrained: bool = False, **kwargs: Any) -> RegisteredClassifier:
+    """The demo's network, over 16 frames of 48 x 48."""
+    return _create("tiny", pretrained, **kwargs)

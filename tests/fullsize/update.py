@@ -1,0 +1,50 @@
+"""One update of a stage, in a process of its own: `python -m tests.fullsize.update STAGE_YAML`, prints JSON."""
+
+import json
+import sys
+import time
+
+import torch
+
+from benchmarks.real_size import GradientWatch
+from mvd.stage import Stage
+from mvd.train.engine import start_processes
+from mvd.train.loop import TrainingRun, Window
+from mvd.train.monitor import peak_memory_gb
+
+
+def corners(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A few values of every parameter: copies of all would not fit beside a ViT-H's optimizer."""
+    return {name: parameter.detach().flatten()[:64].clone() for name, parameter in model.named_parameters()}
+
+
+def main(path: str) -> None:
+    process = start_processes()
+    run = TrainingRun(Stage.from_yaml(path), process)
+    model, teachers = run.engine.module, getattr(run.task, "teachers", ())
+    watch, before, window = GradientWatch(model), corners(model), Window()
+    started = time.monotonic()
+    run.engine.train()
+    run._one_update(float(run.learning_rates[0]), window)
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    changed = {name for name, value in corners(model).items() if not torch.equal(value, before[name])}
+    of_teachers = [parameter for teacher in teachers for parameter in teacher.parameters()]
+    print(
+        json.dumps(
+            {
+                "values": window.means(),
+                "problems": watch.problems(),
+                "changed": sorted(changed & trainable),
+                "frozen_but_changed": sorted(changed - trainable),
+                "teacher_parameters": len(of_teachers),
+                "teacher_gradients": sum(p.requires_grad or p.grad is not None for p in of_teachers),
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "seconds": time.monotonic() - started,
+                "memory_gb": peak_memory_gb(torch.device("cpu")),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

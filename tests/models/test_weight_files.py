@@ -1,0 +1,138 @@
+"""A downloaded file runs no code, and what cannot be read ends in one sentence."""
+
+import argparse
+import io
+import os
+import pickle
+import tarfile
+from collections import OrderedDict
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from mvd.models import build_classifier
+from mvd.models.checkpoints import load_official, to_official
+from mvd.models.weight_files import CheckpointError
+
+
+def classifier():
+    return build_classifier("tiny", num_classes=8)
+
+
+class Hostile:
+    """A pickle that would run a command when loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+class HostileNamespace(argparse.Namespace):
+    """Looks like the arguments of an official file, but sets itself up by a method of its own."""
+
+    def __setstate__(self, state):
+        os.mkdir(state["path"])
+
+
+def save_tar(content, path):
+    """A file as PyTorch wrote them before version 0.1.10."""
+    with tarfile.open(path, "w") as tar:
+        for name in ("storages", "tensors", "pickle"):
+            data = pickle.dumps(content)
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+
+
+def save_scripted(content, path):
+    torch.jit.script(nn.Linear(2, 2)).save(path)
+
+
+WRITERS = {
+    "zip": torch.save,
+    "legacy": lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+    "protocol 4": lambda content, path: torch.save(content, path, pickle_protocol=4),
+    "tar": save_tar,
+    "pickle": lambda content, path: path.write_bytes(pickle.dumps(content)),
+    "scripted": save_scripted,
+}
+HIDING_PLACES = {
+    "beside the weights": lambda hostile, weights: {"model": weights, "extra": hostile},
+    "in place of the weights": lambda hostile, weights: hostile,
+    "among the weights": lambda hostile, weights: {"model": {**weights, "head.bias": hostile}},
+    "in the arguments": lambda hostile, weights: {
+        "model": weights,
+        "args": argparse.Namespace(data=[{"a": (hostile,)}]),
+    },
+    "as a key": lambda hostile, weights: {"model": weights, hostile: 1},
+}
+
+
+def assert_refused_unrun(path, trace):
+    model = classifier()
+    before = to_official(model)
+    with pytest.raises(CheckpointError, match="could run code") as caught:
+        load_official(model, path)
+    assert not trace.exists()
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in to_official(model).items())
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+@pytest.mark.filterwarnings("ignore:.*(pickle protocol|TorchScript|torch.jit)")
+def test_no_format_of_a_hostile_pickle_is_run(tmp_path, write):
+    path, trace = tmp_path / "hostile.pth", tmp_path / "trace"
+    write({"model": classifier().state_dict(), "extra": Hostile(trace)}, path)
+    assert_refused_unrun(path, trace)
+
+
+@pytest.mark.parametrize("hide", HIDING_PLACES.values(), ids=HIDING_PLACES)
+def test_no_place_of_a_hostile_object_is_run(tmp_path, hide):
+    path, trace = tmp_path / "hostile.pth", tmp_path / "trace"
+    torch.save(hide(Hostile(trace), to_official(classifier())), path)
+    assert_refused_unrun(path, trace)
+
+
+def test_a_namespace_of_another_kind_is_refused(tmp_path):
+    path, trace = tmp_path / "hostile.pth", tmp_path / "trace"
+    weights = to_official(classifier())
+    torch.save({"model": weights, "args": HostileNamespace(path=str(trace))}, path)
+    assert_refused_unrun(path, trace)
+
+
+def test_a_hostile_pickle_is_no_safetensors_file(tmp_path):
+    path, trace = tmp_path / "hostile.safetensors", tmp_path / "trace"
+    torch.save(Hostile(trace), path)
+    with pytest.raises(CheckpointError, match="damaged or no checkpoint at all"):
+        load_official(classifier(), path)
+    assert not trace.exists()
+
+
+def test_a_container_that_pretends_to_be_another_ends_in_a_sentence(tmp_path):
+    """Pickles may set an OrderedDict's attributes, and so hide its methods."""
+    weights = OrderedDict(to_official(classifier()))
+    weights.get = argparse.Namespace
+    torch.save(weights, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match="damaged or no checkpoint at all"):
+        load_official(classifier(), tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize("name", ["broken.pth", "broken.safetensors"])
+def test_damaged_file_is_refused(tmp_path, name):
+    path = tmp_path / name
+    weights = to_official(classifier())
+    torch.save(weights, path) if name.endswith("pth") else safetensors.torch.save_file(weights, path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="damaged|no checkpoint"):
+        load_official(classifier(), path)
+
+
+def test_absent_file_and_empty_state_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint file"):
+        load_official(classifier(), tmp_path / "none.pth")
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        load_official(classifier(), {"epoch": 3})

@@ -1,0 +1,45 @@
+"""What the stages of the fourteen rows train, built on the meta device."""
+
+import pytest
+import torch
+from torch import nn
+
+from experiments import all as all_rows
+from mvd.config import DATASETS, Finetune, Pretrain
+from mvd.stage import Stage
+from mvd.train import tasks
+from tests.models.test_initialisation import drop_rates
+
+PRETRAININGS = {row.pretrain.name: row.pretrain for row in all_rows.rows}
+FINETUNINGS = {row.name: row.finetune for row in all_rows.rows}
+
+
+def network(recipe: Pretrain | Finetune, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    monkeypatch.setattr(tasks, "load_official", lambda *_: None)
+    kind = "pretrain" if isinstance(recipe, Pretrain) else "finetune"
+    inputs = {"image_teacher": "", "video_teacher": ""} if kind == "pretrain" else {}
+    stage = Stage(kind=kind, id="stage", recipe=recipe, inputs=inputs)
+    with torch.device("meta"):
+        return tasks.build_task(stage, DATASETS[recipe.dataset].classes, torch.device("meta")).model
+
+
+def rising(rate: float, depth: int) -> list[float]:
+    return [rate * i / (depth - 1) for i in range(depth)]
+
+
+@pytest.mark.parametrize("name", PRETRAININGS)
+def test_drop_path_of_every_pretraining(name, monkeypatch):
+    rate = 0.2 if name.startswith("vith") else 0.1
+    student = network(PRETRAININGS[name], monkeypatch)
+    for blocks in (student.blocks, student.decoder_img.blocks, student.decoder_vid.blocks):
+        assert drop_rates(blocks) == pytest.approx(rising(rate, len(blocks)), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", FINETUNINGS)
+def test_drop_path_and_dropout_of_every_finetuning(name, monkeypatch):
+    large = name.startswith(("vitl", "vith"))
+    classifier = network(FINETUNINGS[name], monkeypatch)
+    rates = rising(0.3 if large else 0.1, len(classifier.blocks))
+    assert drop_rates(classifier.blocks) == pytest.approx(rates, rel=1e-5)
+    assert classifier.head_dropout.p == (0.5 if large else 0.0)
+    assert classifier.head.out_features == (400 if name.endswith("k400") else 174)
