@@ -6,6 +6,7 @@ timm          a folder for timm.create_model("local-dir:FOLDER", pretrained=True
 """
 
 import argparse
+import json
 import shlex
 import shutil
 import sys
@@ -34,16 +35,19 @@ WEIGHTS = "weights.safetensors"
 
 
 def export_official(model: nn.Module, stage: Stage, output: Path) -> None:
+    """A pickle of tensors and the stage's id, which `torch.load(weights_only=True)` takes."""
     content = {"model": to_official(model), "stage": stage.id}
     write_atomically(output, lambda path: torch.save(content, path))
 
 
 def export_safetensors(model: nn.Module, stage: Stage, output: Path) -> None:
+    """The official keys, with the stage's id in the file's metadata."""
     metadata = {"format": "pt", "stage": stage.id}
     write_atomically(output, lambda path: safetensors.torch.save_file(to_official(model), path, metadata))
 
 
 def export_timm(model: nn.Module, stage: Stage, output: Path) -> None:
+    """timm's own folder: config.json, which names the network and its input, and model.safetensors."""
     registered = timm.create_model(timm_name(stage.recipe.size), num_classes=model.head.out_features)
     registered.load_state_dict(model.state_dict())
     unfinished = output.with_name(f".{output.name}.unfinished")
@@ -125,7 +129,8 @@ def next_command(stage: Stage, form: str, output: Path) -> tuple[str, str]:
     """What the exported weights are good for, and how."""
     place, recipe = str(output.absolute()), stage.recipe
     if form == "timm":
-        code = f"import mvd.models, timm; print(timm.create_model({f'local-dir:{place}'!r}, pretrained=True))"
+        name = json.dumps(f"local-dir:{place}")  # in double quotes, which leave the shell's alone
+        code = f"import mvd.models, timm; print(timm.create_model({name}, pretrained=True))"
         return "build the model in Python", f"python -c {shlex.quote(code)}"
     submit = ["python", "launch/submit.py"]
     if isinstance(recipe, Finetune):

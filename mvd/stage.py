@@ -85,7 +85,7 @@ class Stage:
     def from_yaml(cls, path: str | Path) -> "Stage":
         """Reads stage.yaml back, typed; ConfigError where a field is unknown, missing or of a wrong type."""
         try:
-            raw = OmegaConf.load(path)
+            raw = OmegaConf.merge({"digests": {}}, OmegaConf.load(path))  # older files have none
             odd = sorted(set(raw) ^ {f.name for f in dataclasses.fields(cls)})
             if odd:
                 raise ValueError(f"{', '.join(odd)} is unknown or missing")

@@ -99,6 +99,8 @@ def test_a_teacher_with_nan_in_it_stops_the_first_update(tmp_path, motion_root, 
     finished = run_cli(stage, 2)
     assert finished.code == 2
     (message,) = messages(finished.output)
+    used = [line for line in "\n".join(finished.output).splitlines() if "keys used; 0 ignored" in line]
+    assert used == [f"{broken}: 56 keys used; 0 ignored"]  # once, by the first process
     assert "the loss is not finite at update 1 (rank 0: " in message and "; rank 1: " in message
     assert message.count(".mp4") == stage.recipe.optimization.global_batch
     assert not (stage.directory / "weights.safetensors").exists() and not (stage.directory / "checkpoints").exists()

@@ -37,7 +37,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
         return find_state_dict(content, str(path))
-    except CheckpointError:
+    except (CheckpointError, MemoryError):
         raise
     except Exception as error:  # a hostile or damaged file can make the readers raise anything
         if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
@@ -57,7 +57,8 @@ def find_state_dict(content: Any, origin: str) -> dict[str, Tensor]:
     for entry in NESTING:
         if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
             content = content[entry]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    items = content.items() if isinstance(content, Mapping) else ()
+    tensors = {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(
             f"{origin} holds no weights, neither directly nor under {' or '.join(NESTING)}; give a state dict"

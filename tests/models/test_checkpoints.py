@@ -12,7 +12,7 @@ from mvd.models import (
     build_video_autoencoder,
     build_video_teacher,
 )
-from mvd.models.checkpoints import CheckpointError, load_official, to_official
+from mvd.models.checkpoints import CheckpointError, LoadReport, load_official, to_official
 from mvd.sizes import SIZES
 from tests.official import golden, stats
 
@@ -56,13 +56,24 @@ def test_to_official_is_a_copy():
     assert not model.head.bias.any()
 
 
-def test_student_becomes_a_classifier_as_officially():
-    official = golden("finetune_checkpoint_loading.json")["small"]
-    student, classifier = randomised(build_student("small", teacher="base")), build_classifier("small", num_classes=400)
-    report = load_official(classifier, to_official(student))
+def assert_as_officially(report: LoadReport, official: dict) -> None:
     assert sorted(report.used) == sorted(official["used_keys"])
     assert sorted(report.missing) == sorted(official["missing"])
     assert sorted(report.ignored) == sorted(official["dropped"])
+
+
+@pytest.mark.parametrize(("size", "teacher"), [("base", "large"), ("large", "large")])
+def test_a_students_keys_are_used_and_dropped_as_officially(size, teacher):
+    with torch.device("meta"):
+        student, classifier = build_student(size, teacher=teacher), build_classifier(size, num_classes=174)
+        report = load_official(classifier, student.state_dict())
+    assert_as_officially(report, golden("finetune_checkpoint_loading.json")[size])
+
+
+def test_student_becomes_a_classifier_as_officially():
+    official = golden("finetune_checkpoint_loading.json")["small"]
+    student, classifier = randomised(build_student("small", teacher="base")), build_classifier("small", num_classes=400)
+    assert_as_officially(load_official(classifier, to_official(student)), official)
     state = classifier.state_dict()
     assert torch.equal(state["blocks.11.attn.q_bias"], student.state_dict()["blocks.11.attn.q_bias"])
     for key in ("fc_norm.weight", "fc_norm.bias", "head.bias"):

@@ -14,6 +14,25 @@ def test_video_teacher_table_matches_the_official_one():
     np.testing.assert_allclose(stats(table), file["stats"], rtol=1e-5)
 
 
+def code(width: int, position: int) -> np.ndarray:
+    angle = position * 10000.0 ** (-np.arange(width // 2) / (width // 2))
+    return np.concatenate([np.sin(angle), np.cos(angle)])
+
+
+@pytest.mark.parametrize("width", [384, 512, 640, 768, 1024, 1280])
+def test_every_place_has_the_code_of_its_slice_column_and_row(width):
+    """At the widths of all encoders and decoders, one place after the other."""
+    in_space, in_time = sincos_2d(width, side=14)[0], sincos_3d(width, slices=8, side=14)[0]
+    for place in range(0, 1568, 5):
+        time, (row, column) = place // 196, divmod(place % 196, 14)
+        spatial = [code(width * 3 // 8, column), code(width * 3 // 8, row)]
+        expected = np.concatenate([code(width // 4, time), *spatial])
+        np.testing.assert_allclose(in_time[place], expected, atol=1e-6)
+        if time == 0:
+            expected = np.concatenate([code(width // 2, column), code(width // 2, row)])
+            np.testing.assert_allclose(in_space[place], expected, atol=1e-6)
+
+
 def test_column_comes_first_in_the_spatial_code():
     table = sincos_2d(32, side=4)[0].view(4, 4, 32)
     assert torch.equal(table[0, 2, :16], table[3, 2, :16])  # same column

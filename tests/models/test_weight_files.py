@@ -112,6 +112,14 @@ def test_a_hostile_pickle_is_no_safetensors_file(tmp_path):
     assert not trace.exists()
 
 
+def test_entries_that_are_no_weights_are_passed_over(tmp_path):
+    weights = to_official(classifier())
+    torch.save(
+        {"model": {**weights, 7: torch.ones(2), "step": 3}, "args": argparse.Namespace(a={1})}, tmp_path / "a.pth"
+    )
+    assert load_official(classifier(), tmp_path / "a.pth").used == tuple(weights)
+
+
 def test_a_container_that_pretends_to_be_another_ends_in_a_sentence(tmp_path):
     """Pickles may set an OrderedDict's attributes, and so hide its methods."""
     weights = OrderedDict(to_official(classifier()))
