@@ -1,6 +1,8 @@
 """What a training sample of each stage is made of: uint8 on the CPU, drawn from (seed, epoch, index) alone."""
 
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,14 +42,15 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
     """The training split of a stage, keyed by SampleKey.
 
     A sample is a dictionary of tensors with a leading axis for its augmented copies, plus "indices", the (1,) index
-    of the file that was read, and "unreadable", the paths that could not be read. Such a file is tried twice, then
-    the next one of the list takes its place, with the draws of the key.
+    of the file that was read, "decode_ms", the time its decoding took, and "unreadable", the paths that could not be
+    read. Such a file is tried twice, then the next one of the list takes its place, with the draws of the key.
     """
 
     def __init__(self, seed: int, entries: list[Entry], reader: str) -> None:
         self.seed = seed
         self.entries = entries
         self.reader = reader
+        self.decode_ms = 0.0
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -59,7 +62,8 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
             for _ in range(2):
                 try:
                     sample = self.sample(self.entries[index], key)
-                    return {**sample, "indices": torch.tensor([index]), "unreadable": unreadable}
+                    facts = {"indices": torch.tensor([index]), "decode_ms": torch.tensor([self.decode_ms])}
+                    return {**sample, **facts, "unreadable": unreadable}
                 except Unreadable as error:
                     last = error
             unreadable.append(self.entries[index].path)
@@ -78,6 +82,14 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
         }
         batch["unreadable"] = [path for sample in samples for path in sample["unreadable"]]
         return batch
+
+    def decode(self, entry: Entry, choose: Callable[[int], np.ndarray]) -> np.ndarray:
+        """The frames of a video, uint8 (T, H, W, 3), whose numbers `choose(length)` returns."""
+        started = time.perf_counter()
+        video = open_video(entry.path, self.reader)
+        frames = video.frames(choose(len(video)))
+        self.decode_ms = 1000 * (time.perf_counter() - started)
+        return frames
 
     def draws(self, key: SampleKey, purpose: Purpose, copy: int = 0) -> np.random.Generator:
         """The generator of one of a sample's random choices."""
@@ -117,8 +129,8 @@ class ImageTeacherDataset(TrainDataset):
         return {"images": to_clip(frames)[None, :, 0], "mask": torch.from_numpy(mask)[None]}
 
     def _random_frame(self, entry: Entry, key: SampleKey) -> np.ndarray:
-        video = open_video(entry.path, self.reader)
-        return video.frames(self.draws(key, Purpose.FRAMES).integers(len(video), size=1))[0]
+        rng = self.draws(key, Purpose.FRAMES)
+        return self.decode(entry, lambda length: rng.integers(length, size=1))[0]
 
 
 class MaskedClipDataset(TrainDataset):
@@ -136,9 +148,8 @@ class MaskedClipDataset(TrainDataset):
         self.image_size = image_size
 
     def sample(self, entry: Entry, key: SampleKey) -> dict[str, torch.Tensor]:
-        video = open_video(entry.path, self.reader)
-        rng = self.draws(key, Purpose.FRAMES)
-        frames = video.frames(pretrain_indices(len(video), rng, self.clip.frames, self.recipe.stride))
+        rng, stride = self.draws(key, Purpose.FRAMES), self.recipe.stride
+        frames = self.decode(entry, lambda length: pretrain_indices(length, rng, self.clip.frames, stride))
         box = augment.multi_scale_box(*frames.shape[1:3], self.clip.image_size, self.draws(key, Purpose.CROP))
         mask = tube_mask(self.draws(key, Purpose.MASK), self.clip, self.recipe.mask_ratio)
         frames = augment.cut(frames, box)
@@ -177,11 +188,10 @@ class FinetuneDataset(TrainDataset):
         }
 
     def _read(self, entry: Entry, key: SampleKey) -> np.ndarray:
-        video = open_video(entry.path, self.reader)
-        rng = self.draws(key, Purpose.FRAMES)
+        rng, frames, stride = self.draws(key, Purpose.FRAMES), self.clip.frames, self.recipe.stride
         if self.recipe.sampling == "dense":
-            return video.frames(dense_train_indices(len(video), rng, self.clip.frames, self.recipe.stride))
-        return video.frames(segment_train_indices(len(video), rng, self.clip.frames))
+            return self.decode(entry, lambda length: dense_train_indices(length, rng, frames, stride))
+        return self.decode(entry, lambda length: segment_train_indices(length, rng, frames))
 
     def _augment(self, frames: np.ndarray, key: SampleKey, copy: int) -> tuple[np.ndarray, augment.Box, int]:
         """One augmented copy (3, T, S, S) of a clip, its erasing box and the seed of the noise in it."""

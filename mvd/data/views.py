@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from mvd.config import ConfigError, Sampling
 from mvd.data.annotations import Entry
 from mvd.data.datasets import to_clip
-from mvd.data.loader import start_worker
+from mvd.data.loader import start_worker, worker_count
 from mvd.data.reader import Video, open_video
 from mvd.data.sampling import dense_test_indices, segment_test_indices
 from mvd.data.unreadable import UnreadableVideo
@@ -122,7 +122,7 @@ def view_loader(
         dataset,
         batch_size=videos,
         sampler=range(rank, len(dataset), world_size),
-        num_workers=workers,
+        num_workers=worker_count(workers),
         collate_fn=dataset.collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=start_worker,
