@@ -21,7 +21,7 @@ from av.video.reformatter import VideoReformatter
 
 from mvd.data.unreadable import UnreadableVideo, first_line
 
-REORDERING = 16  # frames that an H.264 decoder may hold back to put them in order
+MOST_HELD_BACK = 16  # frames, by an H.264 decoder, to put them in order
 SLICES = range(1, 6)  # nal_unit_type of the units that hold pixels
 
 
@@ -90,6 +90,7 @@ class PacketVideo:
                     other.discard = Discard.all
             self._decoder = stream.codec_context
             self._decoder.thread_count = 1
+            self._held_back = self._decoder.reorder_depth
             self._reformatter = VideoReformatter()
             self._unit_prefix = unit_prefix(self._decoder)
             self._time_base, self._rate = stream.time_base, stream.average_rate or Fraction(25)
@@ -124,7 +125,8 @@ class PacketVideo:
             wanted = set(numbers)
             return {number: frame for number, frame in enumerate(self._shown(self._packets)) if number in wanted}
         decoded = self._pick(self._needed_packets(numbers), numbers)
-        if len(decoded) < len(numbers):  # a keyframe that is none, say
+        if len(decoded) < len(numbers):  # a keyframe that is none, say, or a wrong depth
+            self._held_back = MOST_HELD_BACK
             decoded = self._pick([self._packets], numbers)
         return decoded
 
@@ -142,7 +144,7 @@ class PacketVideo:
         """
         decode = self._decoder.decode
         self._decoder.flush_buffers()
-        self._decoder.reorder_depth = REORDERING  # else, with frames left out, it gives some up as late
+        self._decoder.reorder_depth = self._held_back  # else, with frames left out, it gives some up as late
         for packet in (*packets, None):
             for frame in decode(packet):
                 if frame.is_corrupt:

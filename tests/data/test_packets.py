@@ -79,6 +79,15 @@ def test_reference_frames_are_told_by_their_slices(files):
         assert unit_prefix(container.streams.video[0].codec_context) == 0
 
 
+@pytest.mark.parametrize("name", ["b_frames", "gop_12", "transport_stream"])
+def test_keyframes_that_are_none_are_found_out(name, files):
+    """A container may call any frame a keyframe; decoding then falls back to the whole file."""
+    expected = decode_all(files[name])
+    video = PacketVideo(str(files[name]))
+    video._starts = list(range(len(video)))
+    np.testing.assert_array_equal(video.frames(np.array([7, 20, 33])), expected[[7, 20, 33]])
+
+
 @pytest.mark.parametrize("damage", ["slice", "half_a_file", "empty", "text", "sound", "missing"])
 def test_what_cannot_be_decoded_is_named(damage, files, tmp_path):
     path = torture.damaged(damage, files["b_frames"], tmp_path / "broken.mp4")
