@@ -43,6 +43,13 @@ def test_any_frames_equal_a_decoding_of_the_whole_file(name, files):
         np.testing.assert_array_equal(PacketVideo(str(files[name])).frames(indices), expected[indices])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_all_frames_come_in_order_with_their_times(name, files):
+    video = PacketVideo(str(files[name]))
+    times = [frame.time for frame in video.decode_all()]
+    assert len(times) == len(video) and times == sorted(set(times))
+
+
 @pytest.mark.parametrize("name", ["b_frames", "gop_12", "intra", "irregular_times", "vp9", "odd_size", "one_frame"])
 def test_decord_gives_the_same_frames(name, files):
     every = np.arange(len(open_video(str(files[name]))))
