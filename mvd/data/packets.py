@@ -109,12 +109,11 @@ class PacketVideo:
             self._length = sum(1 for _ in self._shown(packets))
             return
         keyframes = [i for i, packet in enumerate(packets) if packet.is_keyframe] or [0]
-        self._first_time = times[keyframes[0]]
         # The earliest time from each packet on: a keyframe that later packets are shown before is no start for them.
         earliest = list(accumulate(reversed(times), min))[::-1]
         self._starts = [i for i in keyframes if i == keyframes[0] or earliest[i] == times[i]]
         shown = range(keyframes[0], len(packets))
-        shown = [i for i in shown if times[i] >= self._first_time and not packets[i].is_discard]
+        shown = [i for i in shown if times[i] >= times[keyframes[0]] and not packets[i].is_discard]
         self._shown_packets = sorted(shown, key=times.__getitem__)
         self._number_of = {times[i]: number for number, i in enumerate(self._shown_packets)}
         self._length = len(shown)
@@ -159,10 +158,8 @@ class PacketVideo:
             start = self._starts[bisect_right(self._starts, target) - 1]
             targets.setdefault(start, []).append(target)
         for start, wanted in targets.items():
-            yield [self._packets[i] for i in range(start, max(wanted) + 1) if i in wanted or self._is_needed(i)]
-
-    def _is_needed(self, i: int) -> bool:
-        return self._packets[i].pts >= self._first_time and not self._is_disposable(self._packets[i])
+            run = ((i, self._packets[i]) for i in range(start, max(wanted) + 1))
+            yield [packet for i, packet in run if i in wanted or not self._is_disposable(packet)]
 
     def _is_disposable(self, packet: Packet) -> bool:
         """Whether no other frame depends on this one, as far as that is known: H.264 says so in each slice's header."""

@@ -76,8 +76,31 @@ def test_only_what_the_wanted_frames_need_is_decoded(files):
     assert not any(is_reference(video._packets[i], 4) for i in left_out)
 
 
-def test_reference_frames_are_told_by_their_slices(files):
-    """Non-reference frames can be taken out of the file; without a reference frame others would differ."""
+@pytest.mark.parametrize("name", ["open_gop", "open_start", "gop_12"])
+def test_decoding_starts_where_nothing_later_is_shown_earlier(name, files):
+    video = PacketVideo(str(files[name]))
+    times = [packet.pts for packet in video._packets]
+    assert all(min(times[start:]) == times[start] for start in video._starts[1:])
+    assert len(video._starts) > 1
+
+
+@pytest.mark.parametrize(
+    "units, expected",
+    [
+        ([b"\x65"], True),
+        ([b"\x41"], True),
+        ([b"\x01"], False),
+        ([b"\x67", b"\x06", b"\x01"], False),
+        ([b"\x01", b"\x21"], True),
+    ],
+)
+def test_a_reference_frame_has_a_slice_that_says_so(units, expected):
+    """Of keyframe, reference and other slices; parameter sets and messages tell nothing."""
+    packet = av.Packet(b"".join((len(unit) + 9).to_bytes(4) + unit + bytes(9) for unit in units))
+    assert is_reference(packet, 4) == expected
+
+
+def test_only_mp4_packets_are_looked_into(files):
     with av.open(str(files["gop_12"])) as container:
         assert unit_prefix(container.streams.video[0].codec_context) == 4
     with av.open(str(files["transport_stream"])) as container:
