@@ -11,10 +11,9 @@ from launch.cluster import Cluster
 from mvd.batch import Batch, solve_batch
 from mvd.config import DATASETS, ConfigError, ImageTeacher, Kind, Recipe, Row, VideoTeacher
 from mvd.files import sha256
-from mvd.stage import Execution, Stage, identity, stage_id
+from mvd.stage import WEIGHTS, Execution, Stage, identity, stage_id
 
 KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which they depend on each other
-WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)

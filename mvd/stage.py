@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 from mvd.config import RECIPES, ConfigError, Kind, Precision, Recipe, merge_typed
 from mvd.sizes import SIZES, Size
 
+WEIGHTS = "weights.safetensors"  # what a training stage leaves in its run directory
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetPaths:

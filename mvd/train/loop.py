@@ -14,7 +14,7 @@ from mvd.data.datasets import build_dataset
 from mvd.data.device import prepare
 from mvd.data.loader import steps_per_epoch, train_loader
 from mvd.files import write_atomically
-from mvd.stage import Stage
+from mvd.stage import WEIGHTS, Stage
 from mvd.train.checkpoint import load_newest_checkpoint, save_checkpoint
 from mvd.train.engine import (
     Process,
@@ -29,8 +29,6 @@ from mvd.train.monitor import Monitor, Progress, UnreadableFiles, peak_memory_gb
 from mvd.train.optimizer import build_optimizer
 from mvd.train.schedule import cosine_schedule
 from mvd.train.tasks import Task, build_task
-
-WEIGHTS = "weights.safetensors"
 
 
 class NonFiniteLoss(RuntimeError):
