@@ -17,7 +17,7 @@ from mvd.data.reader import open_video
 from mvd.data.sampling import dense_train_indices, segment_train_indices
 from tests.data.stages import PLAIN, recipe, stage
 from tests.data.test_augment import POLICY, SLICES, rectangle_of, sliced
-from tests.data.test_rand_augment import apply_operation
+from tests.data.test_policy import apply_operation
 from tests.data.test_sampling import Legacy
 from tests.official import golden
 

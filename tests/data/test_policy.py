@@ -1,4 +1,4 @@
-"""RandAugment judged by what it makes of pixels, against Pillow's operations written out here.
+"""The recipes' RandAugment policy judged by what it makes of pixels, against Pillow's operations written out here.
 
 `rand-m7-n1-mstd0-inc1-p1.0` is the recipes' policy with one operation a clip, always applied, at magnitude 7 exactly:
 its outcome must be that of one of 15 operations with one of the official arguments.
@@ -17,6 +17,10 @@ POLICY = "rand-m7-n4-mstd0.5-inc1"
 ONE_OPERATION = "rand-m7-n1-mstd0-inc1-p1.0"
 LEVELS: dict[str, list[float] | None] = golden("augmentation.json")["randaugment_level_args_at_m7"]
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
+
+
+def augmented(frames: np.ndarray, policy: str, seed: int) -> np.ndarray:
+    return augment.rand_augment(frames, policy, np.random.default_rng(seed))
 
 
 def apply_operation(image: Image.Image, name: str, level: float | None) -> Image.Image:
@@ -64,7 +68,7 @@ def outcomes() -> list[tuple[str, float | None, np.ndarray, np.ndarray]]:
     }
     found = []
     for seed in range(360):
-        made = augment.rand_augment(clip, ONE_OPERATION, np.random.default_rng(seed))
+        made = augmented(clip, ONE_OPERATION, seed)
         best = min(expected, key=lambda key: np.abs(expected[key].astype(int) - made).mean())
         found.append((*best, expected[best], made))
     return found
@@ -100,7 +104,7 @@ def test_magnitudes_are_spread_around_seven_with_half_a_level():
     """On black frames, what SolarizeAdd adds can be read off: 11 a level, rounded down."""
     black = np.zeros((1, 16, 16, 3), np.uint8)
     policy = ONE_OPERATION.replace("mstd0", "mstd0.5")
-    frames = [augment.rand_augment(black, policy, np.random.default_rng(seed)) for seed in range(4000)]
+    frames = [augmented(black, policy, seed) for seed in range(4000)]
     added = [int(frame.max()) for frame in frames if 0 < frame.min() == frame.max() < 255]
     assert len(added) == pytest.approx(4000 / 15, rel=0.25)
     assert np.mean(added) == pytest.approx(7 * 11 - 0.5, abs=1.2)
@@ -111,7 +115,7 @@ def test_four_operations_are_drawn_and_each_applied_half_of_the_time():
     """Noise of full range is left alone where nothing is applied but AutoContrast, which does nothing to it."""
     noise = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
     noise[0, 0, :2] = [[0, 0, 0], [255, 255, 255]]
-    made = [augment.rand_augment(noise, POLICY, np.random.default_rng(seed)) for seed in range(1500)]
+    made = [augmented(noise, POLICY, seed) for seed in range(1500)]
     untouched = np.mean([np.array_equal(one, noise) for one in made])
     assert untouched == pytest.approx((0.5 + 0.5 / 15) ** 4, abs=0.025)  # 0.08; three operations: 0.15, five: 0.04
 
@@ -121,7 +125,7 @@ def test_only_an_increasing_policy_uses_the_increasing_operations():
     grey = np.full((1, 4, 4, 3), 100, np.uint8)
 
     def seen(policy: str) -> set[int]:
-        made = (augment.rand_augment(grey, policy, np.random.default_rng(seed)) for seed in range(200))
+        made = (augmented(grey, policy, seed) for seed in range(200))
         return {int(frame.min()) for frame in made if frame.min() == frame.max()}
 
     with_them, without = seen("rand-m3-n1-mstd0-inc1-p1.0"), seen("rand-m3-n1-mstd0-inc0-p1.0")
