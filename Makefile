@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench-step bench-gpu clean help
+.PHONY: demo test lint bench-data bench-step bench-gpu clean help
 
 help:
 	@echo "make demo        install, then train, distil, fine-tune and test the tiny row (under 8 minutes on 2 cores)"
 	@echo "make test        install the test extra and run the whole suite"
 	@echo "make lint        check style and annotations"
+	@echo "make bench-data  time video loading against decord, Pillow and torchvision, on one core"
 	@echo "make bench-step  time real-size training updates against a plain implementation"
 	@echo "make bench-gpu   time every row's training updates on this machine's GPU"
 	@echo "make clean       remove .venv, the demo's runs and its data"
@@ -21,6 +22,9 @@ test: .venv/installed-test
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+bench-data: .venv/installed-test
+	$(BIN)/python -m benchmarks.loading
 
 bench-step: .venv/installed
 	$(BIN)/python benchmarks/step.py

@@ -9,14 +9,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from omegaconf import OmegaConf
 
 from launch.settings import Override, apply_overrides, nearest
 from mvd.batch import working_world_sizes
 from mvd.config import DATASETS, ConfigError, Kind, Precision, Recipe, Test
-from mvd.stage import DatasetPaths
+from mvd.stage import DatasetPaths, Reader
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHERS = tuple(f"{family}_{size}" for family in ("mae", "videomae") for size in ("vitb", "vitl", "vith"))
@@ -60,7 +59,7 @@ class Cluster:
     test: Resources = Resources(nodes=1, micro_batch=16)
     precision: Precision | None = None
     workers: int = 8
-    reader: Literal["decord"] = "decord"
+    reader: Reader = "pyav"
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     validate_every: int = 5

@@ -40,11 +40,11 @@ def validate(engine: Engine, entries: list[Entry], stage: Stage, process: Proces
     unreadable: dict[int, str] = {}
     engine.eval()
     for _ in range(math.ceil(math.ceil(len(entries) / process.world_size) / videos)):
-        batch = next(loader, {"unreadable": {}})
+        batch = next(loader, {"unreadable": {}, "views": []})
         unreadable |= batch["unreadable"]
-        pixels = batch["views"].flatten(0, 1) if "views" in batch else blank
-        logits = engine(normalise(pixels.to(process.device, non_blocking=True)))
-        if "views" in batch:
+        pixels = [views.cut(process.device) for views in batch["views"]] or [blank.to(process.device)]
+        logits = engine(normalise(torch.cat(pixels)))
+        if batch["views"]:
             right += (logits.argmax(dim=1) == batch["labels"].to(process.device)).sum()
     dist.all_reduce(right)
     unread = _name_unreadable(entries, unreadable, process)
@@ -119,8 +119,9 @@ def _write_logits(model: nn.Module, stage: Stage, entries: list[Entry], process:
     started = time.monotonic()
     for done, batch in enumerate(loader, start=1):
         unreadable |= batch["unreadable"]
-        if "views" in batch:
-            logits[len(indices)] = _forward(model, batch["views"][0], how.micro_batch, how.precision, process.device)
+        if batch["views"]:
+            views = batch["views"][0].cut(process.device)
+            logits[len(indices)] = _forward(model, views, how.micro_batch, how.precision, process.device)
             indices += batch["indices"].tolist()
             labels += batch["labels"].tolist()
         if progress is not None:
@@ -135,9 +136,9 @@ def _write_logits(model: nn.Module, stage: Stage, entries: list[Entry], process:
 def _forward(
     model: nn.Module, views: torch.Tensor, at_once: int, precision: Precision, device: torch.device
 ) -> np.ndarray:
-    """uint8 views (V, 3, T, S, S) -> float32 logits (V, classes)."""
+    """uint8 views (V, 3, T, S, S) on the device -> float32 logits (V, classes)."""
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        parts = [model(normalise(part.to(device, non_blocking=True))) for part in views.split(at_once)]
+        parts = [model(normalise(part)) for part in views.split(at_once)]
     return torch.cat(parts).float().cpu().numpy()
 
 

@@ -10,7 +10,7 @@ import torch
 from mvd.config import Sampling
 from mvd.data.device import normalise
 from mvd.data.reader import open_video
-from mvd.data.views import Views, cut_views
+from mvd.data.views import Views, decode_views
 from mvd.sizes import ClipShape
 
 VideoId = int | str
@@ -33,15 +33,15 @@ def test_views(
     *,
     stride: int = 4,
     clip: ClipShape = CLIP_OF_THE_ROWS,
-    reader: str = "decord",
+    reader: str = "pyav",
 ) -> torch.Tensor:
     """The test views of a video, clip by clip and crop by crop: float32 (clips x crops, 3, T, S, S), normalised.
 
     Raises:
         UnreadableVideo: the file cannot be decoded.
     """
-    views = cut_views(open_video(str(path), reader), Views(sampling, clips, crops, stride, clip))
-    return normalise(views)
+    views = decode_views(open_video(str(path), reader), Views(sampling, clips, crops, stride, clip))
+    return normalise(views.cut())
 
 
 test_views.__test__ = False  # type: ignore[attr-defined]  # pytest takes it for a test by its name

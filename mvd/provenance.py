@@ -18,7 +18,7 @@ from mvd.config import ConfigError
 from mvd.files import sha256, write_json
 from mvd.stage import Stage
 
-PACKAGES = ("torch", "torchvision", "deepspeed", "timm", "decord", "numpy", "opencv-python-headless", "pillow")
+PACKAGES = ("torch", "torchvision", "deepspeed", "timm", "av", "decord", "numpy", "opencv-python-headless", "pillow")
 PROJECT = Path(__file__).resolve().parents[1]
 
 

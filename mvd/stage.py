@@ -16,6 +16,7 @@ from mvd.config import RECIPES, ConfigError, Kind, Precision, Recipe, merge_type
 from mvd.sizes import SIZES, Size
 
 WEIGHTS = "weights.safetensors"  # what a training stage leaves in its run directory
+Reader = Literal["pyav", "decord"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Execution:
     precision: Precision = "bf16"
     runs: str = "runs"
     data: DatasetPaths | None = None
-    reader: Literal["decord"] = "decord"
+    reader: Reader = "pyav"
     workers: int = 8
     checkpoint_every: int = 500
     keep_checkpoints: int = 2

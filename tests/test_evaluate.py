@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mvd.data.device import MEAN, STD
-from mvd.data.reader import UnreadableVideo
+from mvd.data.unreadable import UnreadableVideo
 from mvd.evaluate import Merged, merge_views
 from mvd.evaluate import test_views as views_of
 from mvd.sizes import SIZES

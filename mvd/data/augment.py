@@ -4,16 +4,13 @@ Every function that draws takes the numpy Generator to draw from; one draw serve
 """
 
 import math
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
-from timm.data.auto_augment import RandAugment, rand_augment_transform
+from torch.nn import functional
 
 MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
 SNAP = 3  # crop sizes nearer to the input size than this many pixels become the input size
@@ -74,60 +71,42 @@ def random_resized_box(
     return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
-def crop_and_resize_pil(
-    frames: np.ndarray, box: Box, size: int, resample: Image.Resampling = Image.Resampling.BILINEAR
-) -> np.ndarray:
-    """Crops, then resizes to (T, size, size, 3) with Pillow, which smooths where it shrinks."""
-    return np.stack([np.asarray(Image.fromarray(f).resize((size, size), resample)) for f in _crop(frames, box)])
+def cut(frames: np.ndarray, box: Box) -> np.ndarray:
+    """A box of each frame, as a view of them: (T, H, W, 3) -> (T, box.height, box.width, 3)."""
+    return frames[:, box.top : box.top + box.height, box.left : box.left + box.width]
 
 
-def crop_and_resize_bilinear(frames: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """Crops, then resizes to (T, size, size, 3) bilinearly without smoothing (QUIRKS 9).
+def resize_bicubic(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (H, W, 3) -> (size, size, 3) with Pillow, which smooths where it shrinks."""
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def resize_smoothly(frames: np.ndarray, size: int) -> np.ndarray:
+    """Resizes to (T, size, size, 3) bilinearly, smoothing where it shrinks, as Pillow does.
+
+    PyTorch's kernel is five times as fast as Pillow's, from which it differs by one level of 255, seldom two, in a
+    few pixels of a hundred: where the two round a half.
+    """
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    resized = functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1).numpy()
+
+
+def resize_bilinear(frames: np.ndarray, size: int) -> np.ndarray:
+    """Resizes to (T, size, size, 3) bilinearly without smoothing (QUIRKS 9).
 
     The official release interpolates normalised floats; the result here is rounded to whole levels, so it differs by
     at most half a level of 255.
     """
     resized = np.empty((len(frames), size, size, 3), np.uint8)
-    for target, frame in zip(resized, _crop(frames, box), strict=True):
-        smooth = cv2.resize(frame.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
-        np.rint(smooth, out=target, casting="unsafe")
+    for target, frame in zip(resized, frames, strict=True):
+        cv2.convertScaleAbs(cv2.resize(frame.astype(np.float32), (size, size)), dst=target)
     return resized
 
 
-def _crop(frames: np.ndarray, box: Box) -> np.ndarray:
-    return frames[:, box.top : box.top + box.height, box.left : box.left + box.width]
-
-
-@cache
-def rand_augment_policy(policy: str) -> RandAugment:
-    """timm's RandAugment of that description, with the official fill and interpolation."""
-    return rand_augment_transform(policy, {"img_mean": (128, 128, 128), "interpolation": Image.Resampling.BICUBIC})
-
-
-def rand_augment(frames: np.ndarray, policy: str, rng: np.random.Generator) -> np.ndarray:
-    """Applies one draw of RandAugment operations and arguments to every frame, at full resolution.
-
-    timm draws from the global generators. Setting them to one drawn seed before each frame gives all frames the same
-    draw, whatever the process did before; afterwards they are put back.
-    """
-    seed = int(rng.integers(2**32))
-    augmented = np.empty_like(frames)
-    with _global_generators_kept():
-        for target, frame in zip(augmented, frames, strict=True):
-            random.seed(seed)
-            np.random.seed(seed)
-            target[:] = rand_augment_policy(policy)(Image.fromarray(frame))
-    return augmented
-
-
-@contextmanager
-def _global_generators_kept() -> Iterator[None]:
-    python, legacy_numpy = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy_numpy)
+def mirror(frames: np.ndarray) -> np.ndarray:
+    """Swaps left and right."""
+    return np.stack([cv2.flip(frame, 1) for frame in frames])
 
 
 def erase_box(size: int, probability: float, rng: np.random.Generator) -> Box:

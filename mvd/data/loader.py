@@ -6,6 +6,7 @@ groups, and a group into mirrored pairs (its j-th video from the front with the 
 two are mixed with each other: any whole number of pairs can then be mixed on its own, with the group's one draw.
 """
 
+import os
 import signal
 from collections.abc import Iterator
 from itertools import groupby
@@ -19,6 +20,30 @@ from mvd.config import ConfigError, Finetune, TrainRecipe
 from mvd.data.datasets import SampleKey, TrainDataset
 from mvd.data.randomness import Purpose, generator
 from mvd.stage import Stage
+
+
+class LoaderHealth:
+    """What the curves say of loading: milliseconds of decoding a sample, and batches that were waiting to be taken."""
+
+    def __init__(self) -> None:
+        self.decode_ms: list[float] = []
+        self.depths: list[int] = []
+
+    def note(self, batch: dict[str, Any], batches: Iterator[dict[str, Any]]) -> None:
+        """Takes down one batch, and how many more its iterator has ready."""
+        self.decode_ms += batch["decode_ms"].tolist()
+        queue = getattr(batches, "_data_queue", None)  # there is none without loader processes
+        self.depths.append(0 if queue is None else queue.qsize())
+
+    def report(self) -> dict[str, float]:
+        """The means since the last report."""
+        means = {
+            "decode_ms": sum(self.decode_ms) / len(self.decode_ms),
+            "loader_queue": sum(self.depths) / len(self.depths),
+        }
+        self.decode_ms.clear()
+        self.depths.clear()
+        return means
 
 
 class Block(NamedTuple):
@@ -121,12 +146,18 @@ def train_loader(stage: Stage, dataset: TrainDataset, rank: int, start_update: i
     return DataLoader(
         dataset,
         batch_sampler=UpdateSampler(stage, len(dataset), rank, start_update),
-        num_workers=stage.execution.workers,
+        num_workers=worker_count(stage.execution.workers),
         collate_fn=dataset.collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=start_worker,
         generator=torch.Generator(),  # else starting it takes a draw from the global state, which a resume restores
     )
+
+
+def worker_count(most: int) -> int:
+    """Loader processes of one training process: no more than the cores it was given, and no more than `most`."""
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(most, max(cores, 1))
 
 
 def start_worker(_: int) -> None:

@@ -9,9 +9,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from mvd.config import ConfigError, Sampling
 from mvd.data.annotations import Entry
-from mvd.data.loader import start_worker
-from mvd.data.reader import UnreadableVideo, Video, open_video
+from mvd.data.datasets import to_clip
+from mvd.data.loader import start_worker, worker_count
+from mvd.data.reader import Video, open_video
 from mvd.data.sampling import dense_test_indices, segment_test_indices
+from mvd.data.unreadable import UnreadableVideo
 from mvd.sizes import ClipShape
 
 
@@ -25,11 +27,31 @@ class Views(NamedTuple):
     clip: ClipShape = ClipShape()
 
 
-def cut_views(video: Video, views: Views) -> torch.Tensor:
-    """Decodes the frames once and cuts all views, clip by clip and crop by crop: uint8 (views, 3, T, S, S).
+class DecodedViews(NamedTuple):
+    """The frames that views are cut from, each once: views share most of their pixels.
 
-    Frames are resized to a short side of S with OpenCV's bilinear filter; crops are spread evenly along the longer
-    side, a single one is taken from the middle (QUIRKS 7, 8).
+    frames: uint8 (3, F, h, w), as much of them as the crops cover; places (clips, T): which of them make each clip;
+    starts: where each crop begins along the longer side.
+    """
+
+    frames: torch.Tensor
+    places: torch.Tensor
+    starts: list[int]
+
+    def cut(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Cuts the views on a device, clip by clip and crop by crop: uint8 (views, 3, T, S, S)."""
+        frames = self.frames.to(device, non_blocking=True)
+        height, width = frames.shape[2:]
+        listed = frames.index_select(1, self.places.flatten().to(device, non_blocking=True))
+        along = 2 if height > width else 3
+        crops = torch.stack([listed.narrow(along, start, min(height, width)) for start in self.starts])
+        return crops.unflatten(2, self.places.shape).permute(2, 0, 1, 3, 4, 5).flatten(0, 1)
+
+
+def decode_views(video: Video, views: Views) -> DecodedViews:
+    """Decodes each frame of the views once and resizes it to a short side of S with OpenCV's bilinear filter.
+
+    Crops are spread evenly along the longer side; a single one is taken from the middle (QUIRKS 7, 8).
 
     Raises:
         UnreadableVideo: a frame cannot be decoded.
@@ -42,9 +64,13 @@ def cut_views(video: Video, views: Views) -> torch.Tensor:
         raise ConfigError(f'sampling is {views.sampling!r}; use "dense" or "segment"')
     wanted, places = np.unique(clips, return_inverse=True)
     frames = _resize_short_side(video.frames(wanted), views.clip.image_size)
-    crops = _spread_crops(frames, views.crops)
-    cut = np.stack([crop[of_clip].transpose(3, 0, 1, 2) for of_clip in places.reshape(clips.shape) for crop in crops])
-    return torch.from_numpy(cut)
+    height, width = frames.shape[1:3]
+    side, free = min(height, width), abs(height - width)
+    starts = [int(i * free / (views.crops - 1)) for i in range(views.crops)] if views.crops > 1 else [free // 2]
+    covered = slice(starts[0], starts[-1] + side)
+    frames = frames[:, covered] if height > width else frames[:, :, covered]
+    places = torch.from_numpy(places.reshape(clips.shape))
+    return DecodedViews(to_clip(frames), places, [start - starts[0] for start in starts])
 
 
 def _resize_short_side(frames: np.ndarray, size: int) -> np.ndarray:
@@ -55,20 +81,10 @@ def _resize_short_side(frames: np.ndarray, size: int) -> np.ndarray:
     return np.stack([cv2.resize(frame, target, interpolation=cv2.INTER_LINEAR) for frame in frames])
 
 
-def _spread_crops(frames: np.ndarray, crops: int) -> list[np.ndarray]:
-    """Square crops, each (T, S, S, 3), of frames whose short side is S."""
-    height, width = frames.shape[1:3]
-    size, free = min(height, width), abs(height - width)
-    starts = [free // 2] if crops == 1 else [int(i * free / (crops - 1)) for i in range(crops)]
-    if height > width:
-        return [frames[:, start : start + size] for start in starts]
-    return [frames[:, :, start : start + size] for start in starts]
-
-
 class ViewDataset(Dataset[dict[str, Any]]):
-    """The views of every video of a list. A video that cannot be read is flagged, never replaced."""
+    """Every video of a list, ready to cut its views. A video that cannot be read is flagged, never replaced."""
 
-    def __init__(self, entries: list[Entry], views: Views, reader: str = "decord") -> None:
+    def __init__(self, entries: list[Entry], views: Views, reader: str = "pyav") -> None:
         self.entries = entries
         self.views = views
         self.reader = reader
@@ -79,7 +95,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         entry = self.entries[index]
         try:
-            views = cut_views(open_video(entry.path, self.reader), self.views)
+            views = decode_views(open_video(entry.path, self.reader), self.views)
         except UnreadableVideo as error:
             return {"index": index, "label": entry.label, "unreadable": error.reason}
         return {"index": index, "label": entry.label, "views": views}
@@ -87,18 +103,15 @@ class ViewDataset(Dataset[dict[str, Any]]):
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of readable videos, and the index and the reason of each unreadable one.
 
-        {"views": uint8 (N, V, 3, T, S, S), "labels": (N,), "indices": (N,), "unreadable": {index: reason}}; "views"
-        is absent where no video of the batch is readable.
+        {"views": N DecodedViews, "labels": (N,), "indices": (N,), "unreadable": {index: reason}}.
         """
         good = [item for item in items if "views" in item]
-        batch: dict[str, Any] = {
+        return {
+            "views": [item["views"] for item in good],
             "labels": torch.tensor([item["label"] for item in good], dtype=torch.int64),
             "indices": torch.tensor([item["index"] for item in good], dtype=torch.int64),
             "unreadable": {item["index"]: item["unreadable"] for item in items if "unreadable" in item},
         }
-        if good:
-            batch["views"] = torch.stack([item["views"] for item in good])
-        return batch
 
 
 def view_loader(
@@ -109,7 +122,7 @@ def view_loader(
         dataset,
         batch_size=videos,
         sampler=range(rank, len(dataset), world_size),
-        num_workers=workers,
+        num_workers=worker_count(workers),
         collate_fn=dataset.collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=start_worker,

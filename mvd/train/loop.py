@@ -12,7 +12,7 @@ from mvd.batch import Batch
 from mvd.config import DATASETS, Finetune
 from mvd.data.datasets import build_dataset
 from mvd.data.device import prepare
-from mvd.data.loader import steps_per_epoch, train_loader
+from mvd.data.loader import LoaderHealth, steps_per_epoch, train_loader
 from mvd.files import write_atomically
 from mvd.stage import WEIGHTS, Stage
 from mvd.train.checkpoint import load_newest_checkpoint, save_checkpoint
@@ -88,6 +88,7 @@ class TrainingRun:
             torch.manual_seed(recipe.seed * 1_000_003 + process.rank + 1)  # drop path and dropout differ by process
             self.update = load_newest_checkpoint(self.engine, self.checkpoints, process)
             self.batches = iter(train_loader(stage, self.dataset, process.rank, self.update))
+        self.loading = LoaderHealth()
         self.monitor = Monitor(stage.directory, process, self.update)
         self.unreadable = UnreadableFiles(stage.directory, process)
 
@@ -133,6 +134,7 @@ class TrainingRun:
             asked = time.monotonic()
             raw = next(self.batches)
             window.waited += time.monotonic() - asked
+            self.loading.note(raw, self.batches)
             self.unreadable.found.update(raw["unreadable"])
             samples.append(raw["indices"].tolist())
             named = self.task.losses(self.engine, prepare(raw, self.stage.recipe, self.process.device))
@@ -167,6 +169,7 @@ class TrainingRun:
             "weight_decay": settings.weight_decay,
             "samples_per_second": rate,
             "data_wait_share": window.waited / window.seconds,
+            **self.loading.report(),
             "memory_gb": peak_memory_gb(self.process.device),
             "unreadable": len(self.unreadable.named),
         }

@@ -13,8 +13,9 @@ from mvd.data.annotations import Entry
 from mvd.data.augment import multi_scale_box
 from mvd.data.datasets import FinetuneDataset, ImageTeacherDataset, MaskedClipDataset, SampleKey, build_dataset
 from mvd.data.randomness import Purpose
-from mvd.data.reader import UnreadableVideo, open_video
+from mvd.data.reader import open_video
 from mvd.data.sampling import dense_train_indices, pretrain_indices, segment_train_indices
+from mvd.data.unreadable import UnreadableVideo
 from mvd.sizes import SIZES
 from mvd.stage import Execution, Stage
 from tests.data.stages import PLAIN, recipe, stage
@@ -35,9 +36,11 @@ SHAPES = {
 
 
 def same(one: dict, other: dict) -> bool:
+    """Whether two samples are equal, but for the time that decoding took."""
     return one.keys() == other.keys() and all(
         torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name]
         for name, value in one.items()
+        if name != "decode_ms"
     )
 
 
@@ -45,6 +48,8 @@ def same(one: dict, other: dict) -> bool:
 def test_shapes(motion_root, kind):
     sample = build_dataset(stage(motion_root, kind))[SampleKey(0, 5)]
     assert sample.pop("unreadable") == [] and sample.pop("indices").tolist() == [5]
+    assert sample["decode_ms"].item() > 0
+    del sample["decode_ms"]
     assert {name: tuple(value.shape) for name, value in sample.items()} == SHAPES[kind]
     assert all(sample[name].dtype == torch.uint8 for name in ("images", "video") if name in sample)
     assert "mask" not in sample or sample["mask"].dtype == torch.bool
@@ -157,7 +162,7 @@ def test_images_of_folders(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     made = recipe("image_teacher", dataset="imagenet", flip=1.0)
-    sample = ImageTeacherDataset(made, [Entry(str(tmp_path / "a.png"), 0)], "decord")[SampleKey(0, 0)]
+    sample = ImageTeacherDataset(made, [Entry(str(tmp_path / "a.png"), 0)], "pyav")[SampleKey(0, 0)]
     assert sample["images"].shape == (1, 3, 48, 48) and sample["mask"].sum() == 12
 
 
@@ -168,7 +173,7 @@ def damaged(motion_root, tmp_path) -> FinetuneDataset:
     for number in (2, 3):
         (tmp_path / f"{number}.mp4").write_text("no video")
         entries[number] = Entry(str(tmp_path / f"{number}.mp4"), number)
-    return FinetuneDataset(recipe("finetune"), entries, "decord")
+    return FinetuneDataset(recipe("finetune"), entries, "pyav")
 
 
 def test_an_unreadable_video_is_replaced_by_the_next_and_named(damaged):
@@ -187,16 +192,16 @@ def test_a_passing_fault_is_not_a_replacement(damaged, monkeypatch):
         opened.append(path)
         if len(opened) == 1:
             raise UnreadableVideo(path, "the disk was away")
-        return reader.DecordVideo(path)
+        return reader.PacketVideo(path)
 
-    monkeypatch.setitem(reader.READERS, "decord", fails_once)
+    monkeypatch.setitem(reader.READERS, "pyav", fails_once)
     sample = damaged[SampleKey(0, 0)]
     assert sample["unreadable"] == [] and sample["indices"].tolist() == [0]
 
 
 def test_a_data_set_of_broken_files_is_given_up(tmp_path):
     entries = [Entry(str(tmp_path / f"{number}.mp4"), 0) for number in range(20)]
-    dataset = FinetuneDataset(recipe("finetune"), entries, "decord")
+    dataset = FinetuneDataset(recipe("finetune"), entries, "pyav")
     with pytest.raises(RuntimeError, match="11 files in a row cannot be read.*check the data set's root"):
         dataset[SampleKey(0, 0)]
 

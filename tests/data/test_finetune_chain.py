@@ -12,12 +12,13 @@ from mvd.config import Augmentation
 from mvd.data import augment
 from mvd.data.annotations import Entry
 from mvd.data.datasets import FinetuneDataset, SampleKey, build_dataset
+from mvd.data.randaugment import rand_augment_policy
 from mvd.data.randomness import Purpose
 from mvd.data.reader import open_video
 from mvd.data.sampling import dense_train_indices, segment_train_indices
 from tests.data.stages import PLAIN, recipe, stage
 from tests.data.test_augment import POLICY, SLICES, rectangle_of, sliced
-from tests.data.test_policy import apply_operation
+from tests.data.test_policy import apply_operation, augmented
 from tests.data.test_sampling import Legacy
 from tests.official import golden
 
@@ -65,7 +66,7 @@ def test_boxes_are_the_official_ones_given_the_official_draws(name, real_videos)
     height, width = frames.shape[1:3]
     crops, flips, boxes = [], [], []
     for _ in range(2):
-        augment.rand_augment_policy(POLICY)(Image.fromarray(frames[0]))  # draws as often as for a clip
+        rand_augment_policy(POLICY)(Image.fromarray(frames[0]))  # draws as often as for a clip
         box = augment.random_resized_box(height, width, (0.08, 1.0), (0.75, 1.3333), CroppingPython())
         crops.append([box.top, box.left, box.height, box.width])
         if "SSV2" not in name:
@@ -88,7 +89,7 @@ def test_pixels_are_the_official_ones_given_the_official_draws(name, copy, real_
             (level,) = operation["args"] or [None]
             frames = [apply_operation(frame, operation["op"], level) for frame in frames]
     top, left, height, width = facts["crops_i_j_h_w"][copy]
-    clip = augment.crop_and_resize_bilinear(np.stack(frames), augment.Box(top, left, height, width), 224)
+    clip = augment.resize_bilinear(augment.cut(np.stack(frames), augment.Box(top, left, height, width)), 224)
     if facts["flips"] and facts["flips"][copy]:
         clip = clip[:, :, ::-1]
     same = np.abs(sliced(clip) - SLICES[f"{name}/sample{copy}/slice"]) <= ROUNDING
@@ -110,9 +111,9 @@ def test_a_sample_is_augmented_then_cropped_then_flipped(motion_root):
         assert width > height == 48
         for copy in range(2):
             rng = dataset.draws(key, Purpose.AUGMENT, copy)
-            augmented = augment.rand_augment(frames, settings.auto, rng)
+            whole = augmented(frames, settings.auto, rng)
             box = augment.random_resized_box(height, width, settings.crop_scale, settings.crop_ratio, rng)
-            clip = augment.crop_and_resize_bilinear(augmented, box, 48)
+            clip = augment.resize_bilinear(augment.cut(whole, box), 48)
             if rng.random() < settings.flip:
                 clip, flips = clip[:, :, ::-1], flips + 1
             np.testing.assert_array_equal(sample["video"][copy].permute(1, 2, 3, 0), clip)
@@ -125,7 +126,7 @@ def test_clips_are_mirrored_as_often_as_the_recipe_says(motion_root, flip, least
     """Never on Something-Something, half of the time on Kinetics; all frames of a clip together."""
     settings = Augmentation(auto=None, crop_scale=PLAIN.crop_scale, crop_ratio=PLAIN.crop_ratio, flip=flip, erase=0.0)
     path = str(motion_root / "train" / "00003.mp4")
-    dataset = FinetuneDataset(recipe("finetune", augmentation=settings), [Entry(path, 0)], "decord")
+    dataset = FinetuneDataset(recipe("finetune", augmentation=settings), [Entry(path, 0)], "pyav")
     mirrored = 0
     for epoch in range(30):
         frames = dataset._read(dataset.entries[0], SampleKey(epoch, 0))
@@ -140,7 +141,7 @@ def test_clips_are_mirrored_as_often_as_the_recipe_says(motion_root, flip, least
 
 def test_repeated_augmentation_is_collated_in_the_official_order():
     facts = FACTS["collate_num_sample2"]
-    dataset = FinetuneDataset(recipe("finetune"), [], "decord")
+    dataset = FinetuneDataset(recipe("finetune"), [], "pyav")
     samples = [
         {
             "video": torch.tensor([10.0 * video, 10.0 * video + 1]),

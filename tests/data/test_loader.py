@@ -1,5 +1,6 @@
 """The order of samples does not depend on processes, micro-batches, workers or interruptions."""
 
+import os
 import signal
 from collections import Counter
 
@@ -11,7 +12,15 @@ from torch.utils.data import DataLoader, Dataset
 from mvd.config import ConfigError, Mixing
 from mvd.data.datasets import build_dataset
 from mvd.data.device import prepare
-from mvd.data.loader import UpdateSampler, epoch_order, start_worker, steps_per_epoch, train_loader
+from mvd.data.loader import (
+    LoaderHealth,
+    UpdateSampler,
+    epoch_order,
+    start_worker,
+    steps_per_epoch,
+    train_loader,
+    worker_count,
+)
 from tests.data.stages import stage
 
 SPLITS = [(1, 16, 0), (1, 4, 2), (2, 2, 1), (4, 4, 0), (4, 2, 0)]  # ranks, micro-batch, workers
@@ -104,3 +113,27 @@ class WorkerFacts(Dataset):
 def test_workers_are_single_threaded_and_ignore_the_trainers_signals():
     facts = next(iter(DataLoader(WorkerFacts(), num_workers=1, worker_init_fn=start_worker)))
     assert all(bool(fact) for fact in facts)
+
+
+def test_there_are_no_more_workers_than_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    assert (worker_count(8), worker_count(32), worker_count(0)) == (8, 16, 0)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert worker_count(8) == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "32")
+    assert worker_count(8) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loader_health(motion_root, workers):
+    made = stage(motion_root, "pretrain", micro_batch=4, workers=workers)
+    batches = iter(train_loader(made, build_dataset(made), 0))
+    health = LoaderHealth()
+    for _ in range(3):
+        batch = next(batches)
+        health.note(batch, batches)
+    assert health.decode_ms[-4:] == batch["decode_ms"].tolist() and len(health.decode_ms) == 12
+    report = health.report()
+    assert report["decode_ms"] > 0 and 0 <= report["loader_queue"] <= 2
+    health.note(batch, batches)
+    assert health.report()["decode_ms"] == pytest.approx(batch["decode_ms"].mean().item())

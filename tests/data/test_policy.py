@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from mvd.data import augment
+from mvd.data.augment import Box
+from mvd.data.randaugment import apply_operations, draw_operations
 from tests.official import golden
 
 POLICY = "rand-m7-n4-mstd0.5-inc1"
@@ -19,8 +20,10 @@ LEVELS: dict[str, list[float] | None] = golden("augmentation.json")["randaugment
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 
 
-def augmented(frames: np.ndarray, policy: str, seed: int) -> np.ndarray:
-    return augment.rand_augment(frames, policy, np.random.default_rng(seed))
+def augmented(frames: np.ndarray, policy: str, seed: int | np.random.Generator) -> np.ndarray:
+    """One draw, applied to whole frames."""
+    drawn = draw_operations(policy, np.random.default_rng(seed))
+    return apply_operations(frames, drawn, Box(0, 0, *frames.shape[1:3]))
 
 
 def apply_operation(image: Image.Image, name: str, level: float | None) -> Image.Image:

@@ -1,0 +1,244 @@
+"""Measures loading against the straightforward pipeline of plain_loading.py: `make bench-data`.
+
+CPU time of one process that may use one thread, per sample, from a path to what the device gets. A round takes one
+video and one seed and times the baseline and ours one after the other; the table gives median and quartiles of the
+rounds' ratios. Ours hands out uint8: normalising, erasing and cutting test views are the device's work and are not in
+these figures. Then it reads 2,000 videos in a row and prints how much memory that process holds, and how many cores
+the loading of each row takes for one GPU.
+"""
+
+import argparse
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import plain_loading
+from benchmarks.clips import write_clips
+from experiments import k400, ssv2
+from launch.estimate import tflop_per_sample
+from mvd.config import Finetune, Pretrain, Row
+from mvd.data.annotations import Entry
+from mvd.data.datasets import FinetuneDataset, MaskedClipDataset, SampleKey, TrainDataset
+from mvd.data.reader import open_video
+from mvd.data.views import ViewDataset, Views
+from mvd.sizes import SIZES
+
+K400, SSV2 = k400.rows[0], ssv2.rows[0]
+VIDEOS_FOR_MEMORY = 2000
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is loaded from videos of one size, and the ratio that is to be reached at least, and aimed at.
+
+    baseline and ours read and prepare one sample of a video; clips: those that come out of one sample.
+    """
+
+    name: str
+    size: str
+    least: float
+    aim: float
+    baseline: Callable[[str, int], Any]
+    ours: Callable[[str, int], Any]
+    clips: int = 1
+
+
+def tasks() -> list[Task]:
+    """The rows of the table."""
+
+    def finetune(row: Row) -> dict[str, Any]:
+        recipe = row.finetune
+        return {
+            "baseline": lambda path, seed: plain_loading.finetune(
+                path, seed, recipe.sampling, recipe.augmentation.flip
+            ),
+            "ours": lambda path, seed: load(FinetuneDataset(recipe, [Entry(path, 0)], "pyav"), seed),
+            "clips": 2,
+        }
+
+    def test(row: Row) -> dict[str, Any]:
+        recipe = row.test
+        views = Views(recipe.sampling, recipe.clips, recipe.crops)
+        return {
+            "baseline": lambda path, seed: plain_loading.test_views(path, recipe.sampling, recipe.clips),
+            "ours": lambda path, seed: load_views(ViewDataset([Entry(path, 0)], views)),
+            "clips": recipe.clips * recipe.crops,
+        }
+
+    pretrain = {"baseline": plain_loading.pretrain, "ours": lambda path, seed: load(masked_clips(path), seed)}
+    return [
+        Task("pre-training clip", "340x256", 3, 5, **pretrain),
+        Task("pre-training clip", "568x320", 2.7, 4, **pretrain),
+        Task("fine-tuning, K400, 2 views", "340x256", 3.5, 6, **finetune(K400)),
+        Task("fine-tuning, K400, 2 views", "568x320", 3.5, 6, **finetune(K400)),
+        Task("test, K400, 15 views", "340x256", 18, 25, **test(K400)),
+        Task("test, K400, 15 views", "568x320", 18, 25, **test(K400)),
+        Task("fine-tuning, SSv2, 2 views", "426x240", 4.5, 7, **finetune(SSV2)),
+        Task("test, SSv2, 6 views", "426x240", 8, 10, **test(SSV2)),
+    ]
+
+
+def masked_clips(path: str) -> MaskedClipDataset:
+    """The pre-training data set of the first row, of one video."""
+    recipe: Pretrain = K400.pretrain
+    clip = SIZES[recipe.student].clip
+    return MaskedClipDataset(recipe, clip, SIZES[recipe.teacher].image.image_size, [Entry(path, 0)], "pyav")
+
+
+def load(dataset: TrainDataset, seed: int) -> dict[str, Any]:
+    return dataset.collate([dataset[SampleKey(seed, 0)]])
+
+
+def load_views(dataset: ViewDataset) -> dict[str, Any]:
+    return dataset.collate([dataset[0]])
+
+
+class TimedReading:
+    """Adds up the CPU time within the reader, while it stands in for `open_video` of the data sets."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def open_video(self, path: str, reader: str = "pyav") -> "TimedReading":
+        self.video, self.seconds = timed(lambda: open_video(path, reader))
+        return self
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    def frames(self, indices: Any) -> Any:
+        frames, seconds = timed(lambda: self.video.frames(indices))
+        self.seconds += seconds
+        return frames
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What the work returns, and the CPU seconds that this process spent on it."""
+    started = time.process_time()
+    result = work()
+    return result, time.process_time() - started
+
+
+@dataclass(frozen=True)
+class Round:
+    """CPU seconds of one sample; `reading` is the part of ours within the reader."""
+
+    baseline: float
+    ours: float
+    reading: float
+
+
+def measure(task: Task, paths: list[str], rounds: int) -> list[Round]:
+    """Rounds over all the videos in turn, after one of each that does not count."""
+    reading = TimedReading()
+    sys.modules["mvd.data.datasets"].open_video = reading.open_video  # type: ignore[attr-defined]
+    sys.modules["mvd.data.views"].open_video = reading.open_video  # type: ignore[attr-defined]
+    measured = []
+    for number in range(-1, rounds):
+        for path in paths:
+            _, baseline = timed(lambda path=path, number=number: task.baseline(path, number + 1))
+            _, ours = timed(lambda path=path, number=number: task.ours(path, number + 1))
+            if number >= 0:
+                measured.append(Round(baseline, ours, reading.seconds))
+    return measured
+
+
+def summary(task: Task, measured: list[Round]) -> list[str]:
+    """The table's row of a task."""
+    ratios = [one.baseline / one.ours for one in measured]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    ours = statistics.median(one.ours for one in measured)
+    share = statistics.median(one.reading / one.ours for one in measured)
+    return [
+        task.name,
+        task.size,
+        f"{1000 * statistics.median(one.baseline for one in measured):.0f}",
+        f"{1000 * ours:.1f}",
+        f"{statistics.median(ratios):.1f}x",
+        f"{low:.1f} - {high:.1f}",
+        f"{task.least}x / {task.aim}x",
+        f"{100 * share:.0f} %",
+        f"{task.clips / ours:.0f}",
+    ]
+
+
+def memory_growth(paths: list[str], videos: int) -> tuple[float, float]:
+    """Resident memory in MB after a tenth of that many videos and after all of them, fine-tuning and test in turn."""
+    recipe: Finetune = K400.finetune
+    process, early = psutil.Process(), 0.0
+    views = Views("segment", 2)
+    for number in range(videos):
+        path = random.Random(number).choice(paths)
+        if number % 2:
+            load(FinetuneDataset(recipe, [Entry(path, 0)], "pyav"), number)
+        else:
+            load_views(ViewDataset([Entry(path, 0)], views))
+        if number == videos // 10:
+            early = process.memory_info().rss / 1e6
+    return early, process.memory_info().rss / 1e6
+
+
+def cores_per_gpu(clips_per_second: dict[str, float], tflops: tuple[float, ...]) -> Table:
+    """Cores that load as many clips as a GPU takes that sustains so many TFLOP/s, by stage."""
+    table = Table("stage", "clips/s a core", *(f"cores at {value:.0f} TFLOP/s" for value in tflops))
+    seen = set()
+    for row in (*k400.rows, *ssv2.rows):
+        for stage, task in (("pretrain", "pre-training clip"), ("finetune", "fine-tuning"), ("test", "test")):
+            recipe = getattr(row, stage)
+            name = f"{stage} {recipe.name if stage == 'pretrain' else row.name}"
+            if name in seen:
+                continue
+            seen.add(name)
+            key = next(k for k in clips_per_second if k.startswith(task) and (stage == "pretrain" or _set(row) in k))
+            views = recipe.clips * recipe.crops if stage == "test" else 1
+            needed = [value / (tflop_per_sample(recipe) / views) / clips_per_second[key] for value in tflops]
+            table.add_row(name, f"{clips_per_second[key]:.0f}", *(f"{cores:.1f}" for cores in needed))
+    return table
+
+
+def _set(row: Row) -> str:
+    return "K400" if row.finetune.dataset == "k400" else "SSv2"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10, help="rounds over each task's videos (default: %(default)s)")
+    parser.add_argument("--folder", default="data/benchmark", help="where the videos are written (%(default)s)")
+    parser.add_argument("--only", default="", help="only tasks whose name or size holds this, and nothing else")
+    parser.add_argument(
+        "--tflops", type=float, nargs="+", default=[100.0, 200.0, 400.0], help="of a GPU (default: %(default)s)"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    clips = {size: [str(path) for path in paths] for size, paths in write_clips(Path(arguments.folder)).items()}
+    heads = "task|videos|baseline ms|ours ms|ratio|quartiles|at least / aim|decode share|clips/s a core".split("|")
+    table, rates = Table(*heads), {}
+    for task in tasks():
+        if arguments.only in f"{task.name} {task.size}":
+            measured = measure(task, clips[task.size], arguments.rounds)
+            table.add_row(*summary(task, measured))
+            rates[f"{task.name} {task.size}"] = task.clips / statistics.median(one.ours for one in measured)
+            print(f"{task.name} {task.size}: {len(measured)} rounds", file=sys.stderr, flush=True)
+    console = Console(width=130)
+    console.print(f"CPU milliseconds a sample on one core; {os.cpu_count()} cores, torch {torch.__version__}", table)
+    if not arguments.only:
+        early, late = memory_growth(clips["340x256"] + clips["426x240"], VIDEOS_FOR_MEMORY)
+        console.print(f"memory: {early:.0f} MB after {VIDEOS_FOR_MEMORY // 10} videos, {late:.0f} MB after all")
+        console.print("cores that loading takes for one GPU", cores_per_gpu(rates, tuple(arguments.tflops)))
+
+
+if __name__ == "__main__":
+    main()

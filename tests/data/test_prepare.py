@@ -1,0 +1,163 @@
+"""The preparation command on real files: counts, quarantine, resumption, shards, re-encoding."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mvd.data.annotations import load_annotations
+from mvd.data.check import check_video, reencode
+from mvd.data.packets import PacketVideo
+from mvd.data.unreadable import UnreadableVideo
+from mvd.files import sha256
+from mvd.stage import DatasetPaths
+from tests.data import torture
+
+
+@pytest.fixture
+def videos(tmp_path) -> Path:
+    """Two classes of three videos each, of which one is damaged, one is text and one has a rotation flag."""
+    folder = tmp_path / "videos"
+    for name, seed in (("a/1", 1), ("a/2", 2), ("a/3", 3), ("b/1", 4), ("b/2", 5), ("b/3", 6)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        torture.write(folder / f"{name}.mp4", torture.moving_picture(40, 48, 64, seed), g="12")
+    torture.damaged("slice", folder / "a/2.mp4", folder / "a/2.mp4")
+    torture.damaged("text", folder / "a/3.mp4", folder / "a/3.mp4")
+    torture.rotate(folder / "b/3.mp4", folder / "b/3.mp4", 1)
+    return folder
+
+
+def prepare(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mvd.data.prepare", *map(str, arguments), "--workers", "2"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_facts_of_a_video(videos):
+    path = videos / "b" / "3.mp4"
+    facts = check_video(path)
+    assert facts.frames == 40 and facts.seconds == pytest.approx(40 / 25)
+    assert (facts.width, facts.height, facts.codec) == (48, 64, "h264")  # as it is shown
+    assert (facts.bytes, facts.sha256) == (path.stat().st_size, sha256(path))
+    with pytest.raises(UnreadableVideo, match="a frame is damaged"):
+        check_video(videos / "a" / "2.mp4")
+
+
+def test_a_data_set_from_class_folders(videos, tmp_path):
+    output = tmp_path / "out"
+    result = prepare(videos, output)
+    assert result.returncode == 0, result.stderr
+    paths = DatasetPaths(root=str(output))
+    entries = {split: load_annotations(paths, split, 2) for split in ("train", "val", "test")}
+    assert entries["test"] == entries["val"]
+    listed = entries["train"] + entries["val"]
+    assert sorted((entry.path, entry.label) for entry in listed) == [
+        (str(videos / name), label) for name, label in (("a/1.mp4", 0), ("b/1.mp4", 1), ("b/2.mp4", 1), ("b/3.mp4", 1))
+    ]
+    quarantine = [line.split("\t") for line in (output / "quarantine.tsv").read_text().splitlines()]
+    assert sorted((name, reason) for _, name, reason in quarantine) == [
+        ("a/2.mp4", "a frame is damaged"),
+        ("a/3.mp4", "Invalid data found when processing input"),
+    ]
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["classes"] == {"a": 0, "b": 1} and manifest["totals"]["frames"] == 4 * 40
+    assert sum(split["broken"] for split in manifest["splits"].values()) == 2
+    assert manifest["files"][str(videos / "a/1.mp4")]["sha256"] == sha256(videos / "a/1.mp4")
+
+
+def test_nothing_is_checked_twice_unless_it_changed(videos, tmp_path):
+    output = tmp_path / "out"
+    assert prepare(videos, output).returncode == 0
+    records = (output / "records.jsonl").read_text().splitlines()
+    assert len(records) == 6
+    (output / "records.jsonl").write_text("\n".join(records[:4]) + "\n" + records[4][:50])  # killed while writing
+    torture.write(videos / "a" / "3.mp4", torture.moving_picture(20, 48, 64))
+    assert prepare(videos, output).returncode == 0
+    added = (output / "records.jsonl").read_text().splitlines()[5:]
+    checked = {json.loads(line)["source"] for line in added if line}
+    assert checked == {json.loads(line)["source"] for line in records[4:]} | {str(videos / "a/3.mp4")}
+    assert "a/3.mp4" not in (output / "quarantine.tsv").read_text()
+
+
+def test_shards_and_a_last_run_make_the_same_lists(videos, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert prepare(videos, whole).returncode == 0
+    for number in range(2):
+        result = prepare(videos, parts, "--shard", f"{number}/2")
+        assert result.returncode == 0 and not (parts / "train.csv").exists()
+    assert len(list(parts.glob("records-*.jsonl"))) == 2
+    result = prepare(videos, parts)
+    assert result.returncode == 0 and (parts / "records.jsonl").read_text() == ""
+    for name in ("train.csv", "val.csv", "quarantine.tsv"):
+        assert (parts / name).read_text() == (whole / name).read_text()
+
+
+def test_lists_missing_files_and_the_papers_counts(videos, tmp_path):
+    rows = "".join(f"{name},{stem},0,10,train\n" for name, stem in (("a", "1x"), ("b", "2x"), ("b", "gone")))
+    (tmp_path / "train.csv").write_text("label,youtube_id,time_start,time_end,split\n" + rows)
+    (videos / "a" / "1.mp4").rename(videos / "a" / "1x_000000_000010.mp4")
+    (videos / "b" / "2.mp4").rename(videos / "b" / "2x.mp4")
+    output = tmp_path / "out"
+    result = prepare(videos, output, "--dataset", "k400", "--train", tmp_path / "train.csv")
+    assert result.returncode == 0, result.stderr
+    assert "240,436" in result.stdout and "1 of them missing" in result.stdout
+    assert (output / "quarantine.tsv").read_text() == "train\tgone_000000_000010\tno such file\n"
+    split = json.loads((output / "manifest.json").read_text())["splits"]["train"]
+    assert split == {"listed": 3, "good": 2, "broken": 0, "missing": 1, "repeated": 0, "paper": 240_436}
+
+
+def test_a_dry_run_writes_nothing(videos, tmp_path):
+    result = prepare(videos, tmp_path / "out", "--dry-run")
+    assert result.returncode == 0 and "6 videos are listed, 0 of them missing; 6 files to check" in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["none", "out"], "there is no folder .*none"),
+        (["videos", "out", "--train", "none.csv"], "there is no list"),
+        (["videos", "out", "--shard", "3/2"], "'3/2' is no share"),
+    ],
+)
+def test_what_cannot_work_ends_in_one_sentence(arguments, message, videos, tmp_path):
+    result = prepare(*(tmp_path / word if word in ("none", "videos", "out") else word for word in arguments))
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert re.search(message, result.stderr)
+
+
+def test_re_encoding_keeps_pictures_times_and_frames(videos, tmp_path):
+    source = torture.write(
+        tmp_path / "irregular.mp4",
+        torture.moving_picture(30, 96, 128),
+        times=[i * 40 + 20 * (i % 2) for i in range(30)],
+    )
+    reencode(source, tmp_path / "small.mp4", 48)
+    before, after = check_video(source), check_video(tmp_path / "small.mp4")
+    assert (after.width, after.height, after.frames) == (64, 48, 30)
+    assert after.seconds == pytest.approx(before.seconds, abs=0.01)
+    every = np.arange(30)
+    shrunk = PacketVideo(str(source)).frames(every).reshape(30, 48, 2, 64, 2, 3).mean(axis=(2, 4))
+    assert np.abs(PacketVideo(str(tmp_path / "small.mp4")).frames(every) - shrunk).mean() < 9
+
+
+def test_re_encoding_turns_upright_and_never_enlarges(videos, tmp_path):
+    reencode(videos / "b" / "3.mp4", tmp_path / "upright.mp4", 320)
+    facts = check_video(tmp_path / "upright.mp4")
+    assert (facts.width, facts.height) == (48, 64)
+    files = videos / "b/3.mp4", tmp_path / "upright.mp4"
+    turned, upright = (PacketVideo(str(path)).frames(np.array([5])) for path in files)
+    assert np.abs(turned.astype(int) - upright).mean() < 8
+
+
+def test_a_re_encoded_data_set(videos, tmp_path):
+    output = tmp_path / "out"
+    result = prepare(videos, output, "--short-side", 32, "--val-share", 0)
+    assert result.returncode == 0, result.stderr
+    entries = load_annotations(DatasetPaths(root=str(output)), "train", 2)
+    assert {Path(entry.path).relative_to(output).parts[0] for entry in entries} == {"videos"}
+    assert {min(PacketVideo(entry.path).frames(np.array([0])).shape[1:3]) for entry in entries} == {32}
+    assert not list(output.rglob("*.tmp"))
