@@ -12,7 +12,7 @@ from typing import Any
 
 from launch.cluster import ROOT, Cluster
 from launch.plan import is_generated
-from launch.processes import run_processes
+from launch.processes import STOPPED, run_processes
 from launch.report import print_report, read_result, report_line
 from launch.request import Request
 from launch.screen import command, print_next, print_table, short
@@ -62,7 +62,9 @@ def run_plan(request: Request, stages: Sequence[Stage]) -> int:
     """
     until = [] if request.options.until == "test" else ["--until", request.options.until]
     again = command("submit.py", *request.words, *until, "--local")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends the stage's processes as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` stops the stage's processes as Ctrl-C does
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # so does closing the terminal, but not under nohup
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         for position, stage in enumerate(stages, start=1):
             title = f"[{position}/{len(stages)}] {stage.id}"
@@ -71,6 +73,8 @@ def run_plan(request: Request, stages: Sequence[Stage]) -> int:
                 continue
             print(title, flush=True)
             code = run_stage(stage)
+            if code == STOPPED:
+                raise KeyboardInterrupt
             if code or not read_result(stage.directory):
                 print(
                     f"error: {stage.id} ended with exit code {code} and no result; "

@@ -20,6 +20,7 @@ from mvd.models import build_classifier
 from mvd.sizes import SIZES
 from mvd.stage import Stage
 from mvd.train.engine import Engine, Process, agreeing, gather, load_weights
+from mvd.train.interrupt import Interrupted, stop_requested
 from mvd.train.monitor import Monitor, Progress
 
 
@@ -56,6 +57,10 @@ def run_test(stage: Stage, process: Process) -> dict[str, Any]:
 
     Unreadable videos are listed with the reason and count as wrong. Leaves each process's logits in
     `logits/rank-<n>.npz` of the run directory; returns what result.json says of the test.
+
+    Raises:
+        ConfigError: something the user gave cannot work.
+        Interrupted: a signal asked for it, between two videos; raised on every process.
     """
     started = time.monotonic()
     with agreeing():
@@ -64,6 +69,8 @@ def run_test(stage: Stage, process: Process) -> dict[str, Any]:
     folder = stage.directory / "logits"
     folder.mkdir(parents=True, exist_ok=True)
     unreadable = _write_logits(model, stage, entries, process, folder / f"rank-{process.rank:04d}.npz")
+    if any(gather(stop_requested())):
+        raise Interrupted(f"{stage.id}: stopped by a signal; start it again to test all videos", update=0)
     unread = _name_unreadable(entries, unreadable, process)
     if not process.is_first:
         return {}
@@ -118,6 +125,8 @@ def _write_logits(model: nn.Module, stage: Stage, entries: list[Entry], process:
     labels, indices, unreadable = [], [], {}
     started = time.monotonic()
     for done, batch in enumerate(loader, start=1):
+        if stop_requested():
+            break
         unreadable |= batch["unreadable"]
         if "views" in batch:
             logits[len(indices)] = _forward(model, batch["views"][0], how.micro_batch, how.precision, process.device)

@@ -2,12 +2,17 @@
 
 Example, on a node with 8 GPUs:
     torchrun --standalone --nproc-per-node 8 -m mvd.run runs/pretrain-vitb_from_vitb_e400-1a2b3c4d/stage.yaml
+
+SIGUSR2, SIGTERM or Ctrl-C: it saves a checkpoint after the update in progress and leaves; a second SIGTERM or Ctrl-C
+ends it at once. Exit codes: 0 complete, 2 it cannot go on as it is (one sentence says why), 75 stopped by a signal.
 """
 
 import argparse
 import dataclasses
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -19,21 +24,29 @@ from mvd.files import write_json
 from mvd.provenance import record_attempt
 from mvd.stage import Stage
 from mvd.train.engine import Process, agreeing, start_processes
+from mvd.train.interrupt import Interrupted, listening
 from mvd.train.loop import NonFiniteLoss, train
 
 
 def run_stage(stage: Stage) -> dict[str, Any]:
     """Trains or tests a stage in its run directory and returns its result; one that is complete is only read.
 
-    Every process of the stage calls it, with the environment variables that torchrun sets.
+    Every process of the stage calls it from its main thread, with the environment variables that torchrun sets.
+    Until it returns, SIGUSR2, SIGTERM and SIGINT are its own.
 
     Raises:
         ConfigError: something the user gave cannot work; on one process, the others raise SystemExit.
         NonFiniteLoss: training diverged; on every process.
+        Interrupted: a signal asked it to stop, and what was done is saved; on every process.
     """
     path = stage.directory / "result.json"
     if path.exists():
         return json.loads(path.read_text())
+    with listening():
+        return _run_to_the_end(stage, path)
+
+
+def _run_to_the_end(stage: Stage, path: Path) -> dict[str, Any]:
     process = start_processes()
     with agreeing():
         stage = fit_to_processes(stage, process)
@@ -76,6 +89,10 @@ def main() -> int:
         if dist.get_rank() == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except Interrupted as stop:
+        if dist.get_rank() == 0:
+            print(stop, flush=True)
+        return os.EX_TEMPFAIL
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

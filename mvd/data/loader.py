@@ -6,6 +6,7 @@ groups, and a group into mirrored pairs (its j-th video from the front with the 
 two are mixed with each other: any whole number of pairs can then be mixed on its own, with the group's one draw.
 """
 
+import ctypes
 import signal
 from collections.abc import Iterator
 from itertools import groupby
@@ -19,6 +20,8 @@ from mvd.config import ConfigError, Finetune, TrainRecipe
 from mvd.data.datasets import SampleKey, TrainDataset
 from mvd.data.randomness import Purpose, generator
 from mvd.stage import Stage
+
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class Block(NamedTuple):
@@ -130,8 +133,12 @@ def train_loader(stage: Stage, dataset: TrainDataset, rank: int, start_update: i
 
 
 def start_worker(_: int) -> None:
-    """Makes a loader process single-threaded and deaf to the signals that the training process answers."""
+    """Makes a loader process single-threaded, deaf to what asks the training process to stop, and dead when that is.
+
+    Those signals reach the whole job; a loader that obeyed them would take the last checkpoint away.
+    """
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -25,6 +25,7 @@ from mvd.train.engine import (
     mean_across_processes,
     take_step,
 )
+from mvd.train.interrupt import Interrupted, stop_requested
 from mvd.train.monitor import Monitor, Progress, UnreadableFiles, peak_memory_gb
 from mvd.train.optimizer import build_optimizer
 from mvd.train.schedule import cosine_schedule
@@ -45,6 +46,7 @@ def train(stage: Stage, process: Process) -> dict[str, Any]:
     Raises:
         ConfigError: something the user gave cannot work.
         NonFiniteLoss: training diverged; raised on every process.
+        Interrupted: a signal asked for it, and the last update is saved; raised on every process.
     """
     started = time.monotonic()
     run = TrainingRun(stage, process)
@@ -92,6 +94,8 @@ class TrainingRun:
             self.batches = iter(train_loader(stage, self.dataset, process.rank, self.update))
         self.monitor = Monitor(stage.directory, process, self.update)
         self.unreadable = UnreadableFiles(stage.directory, process)
+        self.progress = Progress(stage.kind, self.total_updates, self.update) if process.is_first else None
+        self.stopping = False  # agreed by all processes
 
     @property
     def epoch(self) -> int:
@@ -99,10 +103,13 @@ class TrainingRun:
         return self.update // self.steps_per_epoch
 
     def to_the_end(self) -> None:
-        """Runs the remaining updates with their checkpoints, validations and reports."""
+        """Runs the remaining updates with their checkpoints, validations and reports.
+
+        Raises:
+            NonFiniteLoss, Interrupted: see `train`.
+        """
         how = self.stage.execution
         window = Window()
-        progress = self._progress()
         self.engine.train()
         while self.update < self.total_updates:
             learning_rate = float(self.learning_rates[self.update])
@@ -111,16 +118,20 @@ class TrainingRun:
             self.update += 1
             finished = self.update == self.total_updates
             if self.update % how.log_every == 0 or finished:
-                self._report(window, learning_rate, epoch, progress)
+                self._report(window, learning_rate, epoch)
                 window = Window()
             if self.update % self.steps_per_epoch == 0:
                 self._end_of_epoch(epoch, finished)
-            if self.update % how.checkpoint_every == 0 or finished:
+            if self.update % how.checkpoint_every == 0 or finished or self.stopping:
                 self.unreadable.share()
                 self.monitor.flush()
                 save_checkpoint(self.engine, self.checkpoints, self.update, self.process, how.keep_checkpoints)
-        if progress is not None:
-            progress.close()
+            if self.stopping and not finished:
+                raise Interrupted(
+                    f"{self.stage.id}: stopped by a signal after update {self.update} of {self.total_updates}, which "
+                    "is saved; start it again to go on",
+                    self.update,
+                )
 
     def _one_update(self, learning_rate: float, window: "Window") -> None:
         """One optimizer step over `accumulation` micro-batches; notes losses averaged over all of them and ranks."""
@@ -149,8 +160,13 @@ class TrainingRun:
         window.add(dict(zip(named, means, strict=True)) | {"grad_norm": norm}, time.monotonic() - started)
 
     def _means(self, losses: torch.Tensor, samples: list[list[int]]) -> list[float]:
-        """Means over the micro-batches (micro-batches, names) of all ranks, once they are all known to be finite."""
-        means = mean_across_processes(losses.mean(dim=0))
+        """Means over the micro-batches (micro-batches, names) of all ranks, once they are all known to be finite.
+
+        Whether any rank was asked to stop comes to all with them.
+        """
+        asked = losses.new_tensor([stop_requested()])
+        agreed = mean_across_processes(torch.cat([losses.mean(dim=0), asked]))
+        means, self.stopping = agreed[:-1], bool(agreed[-1])
         if torch.isfinite(means).all():  # the same verdict on every process, before the weights change
             return means.tolist()
         finite = losses.isfinite().all(dim=1).tolist()
@@ -160,7 +176,7 @@ class TrainingRun:
         culprits = [f"rank {rank}: {', '.join(paths)}" for rank, paths in enumerate(gather(mine)) if paths]
         raise NonFiniteLoss(f"the loss is not finite at update {self.update + 1} ({'; '.join(culprits)})")
 
-    def _report(self, window: "Window", learning_rate: float, epoch: int, progress: Progress | None) -> None:
+    def _report(self, window: "Window", learning_rate: float, epoch: int) -> None:
         settings = self.stage.recipe.optimization
         rate = window.updates * settings.global_batch / window.seconds
         self.unreadable.share()
@@ -173,10 +189,10 @@ class TrainingRun:
             "unreadable": len(self.unreadable.named),
         }
         self.monitor.write(self.update, epoch + 1, values)
-        if progress is not None:
+        if self.progress is not None:
             losses = " ".join(f"{name} {value:.4f}" for name, value in values.items() if name.endswith("loss"))
             unit = "images" if self.stage.kind == "image_teacher" else "clips"
-            progress.show(self.update, f"epoch {epoch + 1}/{settings.epochs} {losses} {rate:.1f} {unit}/s")
+            self.progress.show(self.update, f"epoch {epoch + 1}/{settings.epochs} {losses} {rate:.1f} {unit}/s")
 
     def _end_of_epoch(self, epoch: int, finished: bool) -> None:
         """Validates a classifier every few epochs and at the end, on one centre view of each validation video."""
@@ -186,12 +202,9 @@ class TrainingRun:
             self.engine.train()
             self.monitor.write(self.update, epoch + 1, accuracy)
 
-    def _progress(self) -> Progress | None:
-        if not self.process.is_first:
-            return None
-        return Progress(self.stage.kind, self.total_updates, self.update)
-
     def close(self) -> None:
+        if self.progress is not None:
+            self.progress.close()
         self.monitor.close()
         self.engine.destroy()
 

@@ -97,7 +97,9 @@ class WorkerFacts(Dataset):
         return 1
 
     def __getitem__(self, index: int) -> list[bool]:
-        ignored = [signal.getsignal(number) is signal.SIG_IGN for number in (signal.SIGINT, signal.SIGUSR2)]
+        ignored = [
+            signal.getsignal(number) is signal.SIG_IGN for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+        ]
         return [*ignored, torch.get_num_threads() == 1, cv2.getNumThreads() <= 1]
 
 

@@ -15,7 +15,18 @@ from mvd.files import write_json
 from mvd.run import run_stage
 from mvd.stage import DatasetPaths, Stage
 from mvd.train import checkpoint
-from tests.runs import UPDATES, again, call, events, read_metrics, read_result, small_stage, succeed, write_stage
+from tests.runs import (
+    UPDATES,
+    again,
+    call,
+    events,
+    numbers,
+    read_metrics,
+    read_result,
+    small_stage,
+    succeed,
+    write_stage,
+)
 
 KILLED_AT = 8
 DAMAGES = ("truncated", "flipped", "manifest", "two", "none", "all")
@@ -160,12 +171,6 @@ def test_a_resumed_run_ends_as_the_undisturbed_one(undisturbed, resumed, name):
     assert numbers(stage) == numbers(undisturbed)
     timeless = {key: value for key, value in read_result(undisturbed).items() if key != "wall_seconds"}
     assert timeless.items() <= read_result(stage).items()
-
-
-def numbers(stage: Stage) -> list[tuple]:
-    """What metrics.jsonl says of each update that does not depend on the machine."""
-    names = ("update", "epoch", "loss", "grad_norm", "lr", "val_top1")
-    return [tuple(record.get(name) for name in names) for record in read_metrics(stage)]
 
 
 def test_the_undisturbed_run_validates_and_counts_each_update_once(undisturbed):
