@@ -2,14 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench-step bench-gpu clean help
+.PHONY: demo test lint chaos bench-step bench-gpu bench-saving clean help
 
 help:
 	@echo "make demo        install, then train, distil, fine-tune and test the tiny row (under 8 minutes on 2 cores)"
 	@echo "make test        install the test extra and run the whole suite"
 	@echo "make lint        check style and annotations"
+	@echo "make chaos       a storm of FAULTS=50 faults over a real run, which must end as if nothing had happened"
 	@echo "make bench-step  time real-size training updates against a plain implementation"
 	@echo "make bench-gpu   time every row's training updates on this machine's GPU"
+	@echo "make bench-saving  time checkpoints of the tiny and the base size on this machine's disk"
 	@echo "make clean       remove .venv, the demo's runs and its data"
 
 demo: .venv/installed
@@ -22,11 +24,17 @@ lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+chaos: .venv/installed-test
+	$(BIN)/python -m tests.chaos.storm --faults $(or $(FAULTS),50)
+
 bench-step: .venv/installed
 	$(BIN)/python benchmarks/step.py
 
 bench-gpu: .venv/installed
 	$(BIN)/python -m benchmarks.gpu
+
+bench-saving: .venv/installed
+	$(BIN)/python -m benchmarks.saving
 
 clean:
 	rm -rf .venv runs data

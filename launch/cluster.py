@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from launch.settings import Override, apply_overrides, nearest
 from mvd.batch import working_world_sizes
 from mvd.config import DATASETS, ConfigError, Kind, Precision, Recipe, Test
-from mvd.stage import DatasetPaths
+from mvd.stage import DatasetPaths, Faults
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHERS = tuple(f"{family}_{size}" for family in ("mae", "videomae") for size in ("vitb", "vitl", "vith"))
@@ -61,16 +61,22 @@ class Cluster:
     precision: Precision | None = None
     workers: int = 8
     reader: Literal["decord"] = "decord"
-    checkpoint_every: int = 500
+    checkpoint_every: int | None = None
+    checkpoint_minutes: float | None = 15.0
     keep_checkpoints: int = 2
+    keep_every_epochs: int | None = None
+    faults: Faults = Faults()
     validate_every: int = 5
     log_every: int = 10
     local_processes: int = 2
     sustained_tflops: float = 100.0
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "gpus_per_node", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every"):
+        for name in ("nodes", "gpus_per_node", "keep_checkpoints", "validate_every", "log_every"):
             _check_positive(name, getattr(self, name))
+        for name in ("checkpoint_every", "checkpoint_minutes", "keep_every_epochs"):
+            if getattr(self, name) is not None:
+                _check_positive(name, getattr(self, name))
         _check_positive("local_processes", self.local_processes)
         _check_positive("sustained_tflops", self.sustained_tflops)
         if self.workers < 0:
@@ -117,7 +123,7 @@ def _file_settings(file: str | None) -> list[Override]:
     except Exception as error:  # PyYAML's and OmegaConf's own
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}; mend that line") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a list; write it as `field: value`, as cluster.example.yaml does")
+        raise ConfigError(f"{path} holds no fields; write it as `field: value`, as cluster.example.yaml does")
     return [Override((f"{key!s}",), value, f"{path}: {key!s}") for key, value in content.items()]
 
 
@@ -126,7 +132,7 @@ def _absolute(path: str) -> str:
 
 
 def _check_positive(name: str, value: float) -> None:
-    if value <= 0:
+    if not value > 0:  # nor is NaN
         raise ConfigError(f"{name} is {value}; give a positive number")
 
 

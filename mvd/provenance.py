@@ -43,6 +43,8 @@ def record_attempt(stage: Stage, world_size: int) -> int:
                 f"{entry['path']} is not the {role} this run started from (its content changed since "
                 f"{attempts[0]['started']}); put the old file back, or remove {stage.directory} to start again"
             )
+    if attempts and "ended" not in attempts[-1]:
+        attempts[-1]["ended"] = _last_sign(stage.directory, attempts[-1]["started"])
     attempts.append(
         {
             "attempt": len(attempts) + 1,
@@ -61,6 +63,21 @@ def record_attempt(stage: Stage, world_size: int) -> int:
     )
     write_json(path, attempts)
     return len(attempts)
+
+
+def earlier_seconds(stage: Stage) -> float:
+    """How long the attempts before this one took; a killed one ends with the last thing it wrote."""
+    attempts = json.loads((stage.directory / "provenance.json").read_text())[:-1]
+    spans = [[datetime.fromisoformat(attempt[when]) for when in ("started", "ended")] for attempt in attempts]
+    return sum((ended - started).total_seconds() for started, ended in spans)
+
+
+def _last_sign(directory: Path, started: str) -> str:
+    """When an attempt last wrote something, or else when it started."""
+    written = [directory / "metrics.jsonl", *directory.glob("checkpoints/*"), *directory.glob("logits/*")]
+    newest = max((path.stat().st_mtime for path in written if path.exists()), default=0.0)
+    sign = datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds")
+    return max(sign, started)
 
 
 def _version(package: str) -> str | None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from mvd.config import ConfigError, Finetune, TrainRecipe
 from mvd.data.datasets import SampleKey, TrainDataset
-from mvd.data.randomness import Purpose, generator
+from mvd.data.randomness import epoch_order
 from mvd.stage import Stage
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -43,11 +43,6 @@ def steps_per_epoch(samples: int, global_batch: int) -> int:
             "use a smaller global batch or more data"
         )
     return samples // global_batch
-
-
-def epoch_order(seed: int, epoch: int, samples: int) -> list[int]:
-    """The permutation of the samples in an epoch."""
-    return generator(seed, epoch, 0, Purpose.ORDER).permutation(samples).tolist()
 
 
 def update_blocks(recipe: TrainRecipe, order: list[int], update: int) -> list[Block]:
@@ -139,6 +134,6 @@ def start_worker(_: int) -> None:
     """
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, Dataset
 from mvd.config import ConfigError, Sampling
 from mvd.data.annotations import Entry
 from mvd.data.loader import start_worker
-from mvd.data.reader import UnreadableVideo, Video, open_video
+from mvd.data.reader import Unreadable, Video, open_video
 from mvd.data.sampling import dense_test_indices, segment_test_indices
+from mvd.data.stalls import ReadLimit
 from mvd.sizes import ClipShape
 
 
@@ -68,6 +69,8 @@ def _spread_crops(frames: np.ndarray, crops: int) -> list[np.ndarray]:
 class ViewDataset(Dataset[dict[str, Any]]):
     """The views of every video of a list. A video that cannot be read is flagged, never replaced."""
 
+    limit = ReadLimit()
+
     def __init__(self, entries: list[Entry], views: Views, reader: str = "decord") -> None:
         self.entries = entries
         self.views = views
@@ -79,8 +82,9 @@ class ViewDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         entry = self.entries[index]
         try:
-            views = cut_views(open_video(entry.path, self.reader), self.views)
-        except UnreadableVideo as error:
+            with self.limit.reading(entry.path):
+                views = cut_views(open_video(entry.path, self.reader), self.views)
+        except Unreadable as error:
             return {"index": index, "label": entry.label, "unreadable": error.reason}
         return {"index": index, "label": entry.label, "views": views}
 

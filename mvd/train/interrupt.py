@@ -1,7 +1,7 @@
 """Being asked to stop: a signal only sets a flag, and all processes leave together where nothing is lost.
 
 SIGUSR2 (a time limit or a preemption is near), SIGTERM and SIGINT (Ctrl-C) mean the same. A SIGTERM or SIGINT that
-comes after another one ends the process at once.
+comes after another one ends the process at once. SIGUSR1 asks for a checkpoint after the update in progress.
 """
 
 import signal
@@ -10,10 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+STOPPED = 75  # exit code of a run that was asked to stop (EX_TEMPFAIL)
+HUNG = 76  # exit code of a run that has lost a process or a host: start it again, elsewhere where that is possible
+
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 SAME_REQUEST_SECONDS = 1.0  # a signal to a whole job reaches a process twice: directly, and through its launcher
 
 _requested = False
+_save_requested = False
 _insisted_at: float | None = None  # the first SIGTERM or SIGINT
 
 
@@ -36,11 +40,18 @@ def stop_requested() -> bool:
     return _requested
 
 
+def take_save_request() -> bool:
+    """Whether a signal has asked this process for a checkpoint since the last call."""
+    global _save_requested
+    taken, _save_requested = _save_requested, False
+    return taken
+
+
 @contextmanager
 def listening() -> Iterator[None]:
-    """Takes the three signals over from whoever handled them, and gives them back at the end."""
-    global _requested, _insisted_at
-    _requested, _insisted_at = False, None
+    """Takes the signals over from whoever handled them, and gives them back at the end."""
+    global _requested, _save_requested, _insisted_at
+    _requested, _save_requested, _insisted_at = False, False, None
     previous = {number: signal.signal(number, _receive) for number in SIGNALS}
     try:
         yield
@@ -50,7 +61,10 @@ def listening() -> Iterator[None]:
 
 
 def _receive(number: int, _: FrameType | None) -> None:
-    global _requested, _insisted_at
+    global _requested, _save_requested, _insisted_at
+    if number == signal.SIGUSR1:
+        _save_requested = True
+        return
     _requested = True
     if number == signal.SIGUSR2:
         return

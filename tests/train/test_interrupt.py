@@ -69,7 +69,7 @@ def folders(tmp_path_factory, motion_root) -> tuple[Path, Path]:
     both = tmp_path_factory.mktemp("interrupted"), tmp_path_factory.mktemp("undisturbed")
     save_file(to_official(build_classifier("tiny", num_classes=8)), both[0] / "weights.safetensors")
     for folder, function in zip(both, (run_interrupted, run_undisturbed), strict=True):
-        how = {"drop_path": 0.3, "head_dropout": 0.3, "workers": 1, "checkpoint_every": 100}
+        how = {"drop_path": 0.3, "head_dropout": 0.3, "workers": 1, "checkpoint_every": 100, "log_every": 2}
         write_stage(small_stage("finetune", "finetune", folder, motion_root, **how))
         write_stage(small_test(folder, motion_root, both[0] / "weights.safetensors"))
         succeed(function, folder)
