@@ -2,13 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint chaos bench-step bench-gpu bench-saving clean help
+.PHONY: demo test lint chaos slurm-up slurm-down bench-step bench-gpu bench-saving clean help
 
 help:
 	@echo "make demo        install, then train, distil, fine-tune and test the tiny row (under 8 minutes on 2 cores)"
 	@echo "make test        install the test extra and run the whole suite"
 	@echo "make lint        check style and annotations"
 	@echo "make chaos       a storm of FAULTS=50 faults over a real run, which must end as if nothing had happened"
+	@echo "make slurm-up    start a virtual SLURM cluster on this machine (root on Debian or Ubuntu), to try the launcher on"
+	@echo "make slurm-down  stop it again"
 	@echo "make bench-step  time real-size training updates against a plain implementation"
 	@echo "make bench-gpu   time every row's training updates on this machine's GPU"
 	@echo "make bench-saving  time checkpoints of the tiny and the base size on this machine's disk"
@@ -26,6 +28,12 @@ lint: .venv/installed-test
 
 chaos: .venv/installed-test
 	$(BIN)/python -m tests.chaos.storm --faults $(or $(FAULTS),50)
+
+slurm-up: .venv/installed-test
+	@$(BIN)/python -m tests.slurm.lab up
+
+slurm-down:
+	@$(BIN)/python -m tests.slurm.lab down
 
 bench-step: .venv/installed
 	$(BIN)/python benchmarks/step.py
