@@ -77,6 +77,7 @@ def build_stage(node: Node, cluster: Cluster) -> Stage:
     digests = {role: node.parents[role].removeprefix("weights:") for role in node.files}
     execution = Execution(
         world_size=world_size,
+        shards=cluster.test_shards if node.kind == "test" else 1,
         micro_batch=batch.micro_batch,
         accumulation=batch.accumulation,
         deepspeed=resources.deepspeed,

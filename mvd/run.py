@@ -18,7 +18,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from mvd.accuracy import run_test
+from mvd.accuracy import merge_shards, run_test
 from mvd.batch import solve_batch
 from mvd.config import ConfigError
 from mvd.files import write_json
@@ -37,6 +37,8 @@ DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 def run_stage(stage: Stage) -> dict[str, Any]:
     """Trains or tests a stage in its run directory and returns its result; one that is complete is only read.
 
+    Of a test that is split, this is the result of one shard; the last shard to end writes that of the whole.
+
     Every process of the stage calls it from its main thread, with the environment variables that torchrun sets.
     Until it returns, SIGUSR2, SIGTERM and SIGINT are its own.
 
@@ -46,20 +48,24 @@ def run_stage(stage: Stage) -> dict[str, Any]:
         HostFault, PeerLost: a machine or a process is gone or unfit: start it again; on every process that is left.
         Interrupted: a signal asked it to stop, and what was done is saved; on every process.
     """
-    path = stage.directory / "result.json"
+    path = stage.job_directory / "result.json"
     if path.exists():
-        return json.loads(path.read_text())
-    with listening():
-        process = start_processes()
-        with Watchdog(stage.directory, process, stage.execution.faults.hang_minutes), naming_lost_peers():
-            return _run_to_the_end(stage, process, path)
+        result = json.loads(path.read_text())
+    else:
+        with listening():
+            process = start_processes()
+            with Watchdog(stage.directory, process, stage.execution.faults.hang_minutes), naming_lost_peers():
+                result = _run_to_the_end(stage, process, path)
+    if stage.execution.shards > 1:
+        merge_shards(stage)
+    return result
 
 
 def _run_to_the_end(stage: Stage, process: Process, path: Path) -> dict[str, Any]:
     with agreeing():
         stage = fit_to_processes(stage, process)
         if process.is_first:
-            stage.directory.mkdir(parents=True, exist_ok=True)
+            stage.job_directory.mkdir(parents=True, exist_ok=True)
             attempt = record_attempt(stage, process.world_size)
             print(f"{stage.id}: attempt {attempt}, {process.world_size} x {process.device.type}", flush=True)
     body = run_test(stage, process) if stage.kind == "test" else train(stage, process)

@@ -54,10 +54,13 @@ class Execution:
 
     micro_batch counts samples (videos in fine-tuning) of one process and forward pass. deepspeed names a file of
     ds_configs/. checkpoint_every counts updates, validate_every and keep_every_epochs epochs, log_every updates;
-    workers are loader processes of one training process.
+    workers are loader processes of one training process. shards: jobs of `world_size` processes each that a test is
+    split over, of which this is number `shard`.
     """
 
     world_size: int = 1
+    shards: int = 1
+    shard: int = 0
     micro_batch: int = 1
     accumulation: int = 1
     deepspeed: str = "zero1"
@@ -100,6 +103,17 @@ class Stage:
     def directory(self) -> Path:
         """The stage's run directory."""
         return Path(self.execution.runs) / self.id
+
+    @property
+    def job_directory(self) -> Path:
+        """Where one job of the stage keeps what is its own: the run directory, or a shard's folder in it."""
+        how = self.execution
+        return self.directory / "shards" / f"{how.shard:04d}-of-{how.shards:04d}" if how.shards > 1 else self.directory
+
+    def in_shards(self) -> list["Stage"]:
+        """The stage as each of its jobs runs it."""
+        executions = (dataclasses.replace(self.execution, shard=shard) for shard in range(self.execution.shards))
+        return [dataclasses.replace(self, execution=execution) for execution in executions]
 
     def to_yaml(self) -> str:
         return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(self)))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvd import provenance
+from mvd import provenance, version
 from mvd.config import ConfigError
 from mvd.files import write_json
 from mvd.provenance import earlier_seconds, record_attempt
@@ -46,11 +46,16 @@ def test_each_attempt_adds_what_its_numbers_come_from(stage, monkeypatch):
 
 def test_the_code_is_named_by_commit_and_difference(stage, tmp_path, monkeypatch):
     record_attempt(stage, 1)
-    monkeypatch.setattr(provenance, "PROJECT", tmp_path)
+    monkeypatch.setattr(version, "PROJECT", tmp_path)
     record_attempt(stage, 1)
-    first, outside = entries(stage)
+    (tmp_path / version.SNAPSHOT).write_text(
+        '{"commit": "c0ffee", "diff": "+a line"}'
+    )  # as a job's copy of the code has
+    record_attempt(stage, 1)
+    first, outside, in_a_job = entries(stage)
     assert (first["commit"] is None) == (not (Path(__file__).parents[1] / ".git").exists())
     assert outside["commit"] is None and outside["diff"] is None
+    assert (in_a_job["commit"], in_a_job["diff"]) == ("c0ffee", "+a line")
 
 
 def test_an_attempt_lasts_until_the_last_thing_it_wrote(stage):

@@ -1,5 +1,6 @@
 """Test views of a video: temporal clips x spatial crops, all cut from one decoding."""
 
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 import cv2
@@ -106,13 +107,18 @@ class ViewDataset(Dataset[dict[str, Any]]):
 
 
 def view_loader(
-    dataset: ViewDataset, rank: int, world_size: int, videos: int = 1, workers: int = 0
+    dataset: ViewDataset,
+    rank: int,
+    world_size: int,
+    videos: int = 1,
+    workers: int = 0,
+    done: Container[int] = (),
 ) -> DataLoader[dict[str, Any]]:
-    """Loads this rank's share of the videos, every world_size-th one, each exactly once, `videos` a batch."""
+    """Loads this rank's share of the videos, every world_size-th one but those `done`, each once, `videos` a batch."""
     return DataLoader(
         dataset,
         batch_size=videos,
-        sampler=range(rank, len(dataset), world_size),
+        sampler=[index for index in range(rank, len(dataset), world_size) if index not in done],
         num_workers=workers,
         collate_fn=dataset.collate,
         pin_memory=torch.cuda.is_available(),

@@ -225,6 +225,7 @@ class TrainingRun:
         replaced = self.unreadable.share(epoch)
         window, self.window = self.window, Window()
         values = {"lr": learning_rate, "weight_decay": settings.weight_decay, **replaced}
+        values["epochs_done"] = self.update / self.steps_per_epoch
         values["memory_gb"] = peak_memory_gb(self.process.device)
         if window.updates:
             values |= window.means(settings.global_batch)

@@ -77,7 +77,7 @@ def test_a_failing_stage_ends_the_run(words, tmp_path, monkeypatch, capfd):
     printed = capfd.readouterr()
     assert "error: image_teacher-mae_tiny-" in printed.err and "exit code 3" in printed.err
     assert "--until pretrain --local" in printed.out
-    assert len(list((tmp_path / "runs").iterdir())) == 1
+    assert len(list((tmp_path / "runs").glob("*/stage.yaml"))) == 1
 
 
 def test_a_stage_that_leaves_no_result_has_failed(words, monkeypatch, capfd):
