@@ -76,6 +76,7 @@ def build_stage(node: Node, cluster: Cluster) -> Stage:
     digests = {role: node.parents[role].removeprefix("weights:") for role in node.files}
     execution = Execution(
         world_size=world_size,
+        shards=cluster.test_shards if node.kind == "test" else 1,
         micro_batch=batch.micro_batch,
         accumulation=batch.accumulation,
         deepspeed=resources.deepspeed,
@@ -85,7 +86,10 @@ def build_stage(node: Node, cluster: Cluster) -> Stage:
         reader=cluster.reader,
         workers=cluster.workers,
         checkpoint_every=cluster.checkpoint_every,
+        checkpoint_minutes=cluster.checkpoint_minutes,
         keep_checkpoints=cluster.keep_checkpoints,
+        keep_every_epochs=cluster.keep_every_epochs,
+        faults=cluster.faults,
         validate_every=cluster.validate_every,
         log_every=cluster.log_every,
     )
