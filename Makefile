@@ -2,15 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench-data bench-step bench-gpu clean help
+.PHONY: demo test lint chaos slurm-up slurm-down bench-data bench-step bench-gpu bench-saving clean help
 
 help:
 	@echo "make demo        install, then train, distil, fine-tune and test the tiny row (under 8 minutes on 2 cores)"
 	@echo "make test        install the test extra and run the whole suite"
 	@echo "make lint        check style and annotations"
+	@echo "make chaos       a storm of FAULTS=50 faults over a real run, which must end as if nothing had happened"
+	@echo "make slurm-up    start a virtual SLURM cluster on this machine (root on Debian or Ubuntu), to try the launcher on"
+	@echo "make slurm-down  stop it again"
 	@echo "make bench-data  time video loading against decord, Pillow and torchvision, on one core"
 	@echo "make bench-step  time real-size training updates against a plain implementation"
 	@echo "make bench-gpu   time every row's training updates on this machine's GPU"
+	@echo "make bench-saving  time checkpoints of the tiny and the base size on this machine's disk"
 	@echo "make clean       remove .venv, the demo's runs and its data"
 
 demo: .venv/installed
@@ -23,6 +27,15 @@ lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+chaos: .venv/installed-test
+	$(BIN)/python -m tests.chaos.storm --faults $(or $(FAULTS),50)
+
+slurm-up: .venv/installed-test
+	@$(BIN)/python -m tests.slurm.lab up
+
+slurm-down:
+	@$(BIN)/python -m tests.slurm.lab down
+
 bench-data: .venv/installed-test
 	$(BIN)/python -m benchmarks.loading
 
@@ -31,6 +44,9 @@ bench-step: .venv/installed
 
 bench-gpu: .venv/installed
 	$(BIN)/python -m benchmarks.gpu
+
+bench-saving: .venv/installed
+	$(BIN)/python -m benchmarks.saving
 
 clean:
 	rm -rf .venv runs data

@@ -7,7 +7,7 @@ sums between GPUs are not in it. Each first update is checked as `pytest -m full
 gradient on every trainable parameter and none on a teacher.
 
 A clip's arithmetic is that of launch/estimate.py, without what activation checkpointing computes twice. Every try runs
-in a process of its own, since one that runs out of memory leaves the engine in pieces. Some three minutes a row.
+in a process of its own, since one that runs out of memory leaves the engine in pieces. Allow a few minutes a row.
 """
 
 import argparse
@@ -195,9 +195,11 @@ def find_largest(
     if len(fitting) < 2:
         return run([step], SECONDS)[0] if fitting else None
     small, large = fitting[-2:]
-    each = (large["memory"] - small["memory"]) / (large["micro_batch"] - small["micro_batch"])
-    room = int((large["capacity"] - large["memory"]) / each)
     known = int(large["micro_batch"])
+    each = (large["memory"] - small["memory"]) / (known - small["micro_batch"])
+    room = (
+        int((large["capacity"] - large["memory"]) / each) if each > 0 else known
+    )  # the optimizer's step may be the peak
     guess = known + min(room, known - 1) // step * step
     while guess > known:
         found = run([guess], SECONDS)

@@ -9,16 +9,17 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
 from launch.settings import Override, apply_overrides, nearest
 from mvd.batch import working_world_sizes
 from mvd.config import DATASETS, ConfigError, Kind, Precision, Recipe, Test
-from mvd.stage import DatasetPaths, Reader
+from mvd.stage import DatasetPaths, Faults, Reader
 
 ROOT = Path(__file__).resolve().parents[1]
-TEACHERS = tuple(f"{family}_{size}" for family in ("mae", "videomae") for size in ("vitb", "vitl", "vith"))
+TEACHERS = tuple(f"{family}_{size}" for family in ("mae", "videomae") for size in ("tiny", "vitb", "vitl", "vith"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,59 @@ class Resources:
             raise ConfigError(f"deepspeed is {self.deepspeed!r}; use a file of ds_configs/: {', '.join(known)}")
 
 
+# sbatch options that follow from the plan, so that nobody can set them by hand.
+PLANNED_OPTIONS = {"array", "chdir", "dependency", "error", "kill_on_invalid_dep", "nodes", "ntasks", "ntasks_per_node"}
+PLANNED_OPTIONS |= {"open_mode", "output", "requeue", "signal", "time"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slurm:
+    """How jobs are submitted; what is null is left to the cluster's own defaults.
+
+    memory_gb: of a node. array_parallelism: stages of one array that run at the same time; null for all.
+    warning_seconds: how long before its limit a job is told to save and go on later. setup: shell lines before the
+    job. environment: variables of the job. options: further sbatch options, which win over what is set here.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    cpus_per_gpu: int | None = None
+    memory_gb: float | None = None
+    time_limit_hours: float = 24.0
+    warning_seconds: int = 300
+    array_parallelism: int | None = None
+    setup: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("cpus_per_gpu", "memory_gb", "time_limit_hours", "warning_seconds", "array_parallelism"):
+            value = getattr(self, name)
+            if value is not None:
+                _check_positive(f"slurm.{name}", value)
+        if self.time_limit_hours * 3600 <= self.warning_seconds:
+            raise ConfigError(
+                f"slurm.time_limit_hours is {self.time_limit_hours:g}, no more than slurm.warning_seconds="
+                f"{self.warning_seconds}: a job would be told to save before it has begun; raise the limit"
+            )
+        for name in self.options:
+            if name.replace("-", "_") in PLANNED_OPTIONS:
+                raise ConfigError(f"slurm.options.{name} follows from the plan; use the profile's own fields instead")
+
+
+class Layout(NamedTuple):
+    """The nodes of one job, and the GPUs, with one process each, on each of them."""
+
+    nodes: int
+    gpus: int
+
+    def __str__(self) -> str:
+        return f"{self.nodes} x {self.gpus}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """Where stages run and where their files lie; relative paths are under the project root."""
@@ -57,20 +111,29 @@ class Cluster:
     pretrain: Resources = Resources()
     finetune: Resources = Resources()
     test: Resources = Resources(nodes=1, micro_batch=16)
+    test_shards: int = 1
+    slurm: Slurm = field(default_factory=Slurm)
     precision: Precision | None = None
     workers: int = 8
     reader: Reader = "pyav"
-    checkpoint_every: int = 500
+    checkpoint_every: int | None = None
+    checkpoint_minutes: float | None = 15.0
     keep_checkpoints: int = 2
+    keep_every_epochs: int | None = None
+    faults: Faults = Faults()
     validate_every: int = 5
     log_every: int = 10
     local_processes: int = 2
     sustained_tflops: float = 100.0
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "gpus_per_node", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every"):
+        for name in ("nodes", "gpus_per_node", "keep_checkpoints", "validate_every", "log_every"):
             _check_positive(name, getattr(self, name))
+        for name in ("checkpoint_every", "checkpoint_minutes", "keep_every_epochs"):
+            if getattr(self, name) is not None:
+                _check_positive(name, getattr(self, name))
         _check_positive("local_processes", self.local_processes)
+        _check_positive("test_shards", self.test_shards)
         _check_positive("sustained_tflops", self.sustained_tflops)
         if self.workers < 0:
             raise ConfigError(f"workers is {self.workers}; give 0 (load in the training process) or more")
@@ -80,12 +143,27 @@ class Cluster:
     def resources(self, kind: Kind) -> Resources:
         return getattr(self, kind)
 
-    def gpus(self, kind: Kind, recipe: Recipe) -> int:
-        """GPUs of one stage: those of its kind's nodes, or the most of the profile's that its batch splits over."""
+    def layout(self, kind: Kind, recipe: Recipe) -> Layout:
+        """A job's nodes and GPUs: those of its kind, or the most of the profile's that its batch splits over."""
         nodes = self.resources(kind).nodes
+        if isinstance(recipe, Test) and self.test_shards > 1:
+            return Layout(1, 1)
         if nodes is not None or isinstance(recipe, Test):
-            return (nodes or self.nodes) * self.gpus_per_node
-        return max(n for n in working_world_sizes(recipe) if n <= self.nodes * self.gpus_per_node)
+            return Layout(nodes or self.nodes, self.gpus_per_node)
+        most = self.nodes * self.gpus_per_node
+        sizes = (n for n in reversed(working_world_sizes(recipe)) if n <= most)
+        evenly = (
+            Layout(nodes, size // nodes)
+            for size in sizes
+            for nodes in range(1, self.nodes + 1)
+            if size % nodes == 0 and size // nodes <= self.gpus_per_node
+        )
+        return next(evenly)
+
+    def gpus(self, kind: Kind, recipe: Recipe) -> int:
+        """GPUs of one job, all its nodes together."""
+        layout = self.layout(kind, recipe)
+        return layout.nodes * layout.gpus
 
 
 def load_cluster(file: str | None, overrides: Iterable[Override]) -> Cluster:
@@ -116,7 +194,7 @@ def _file_settings(file: str | None) -> list[Override]:
     except Exception as error:  # PyYAML's and OmegaConf's own
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}; mend that line") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a list; write it as `field: value`, as cluster.example.yaml does")
+        raise ConfigError(f"{path} holds no fields; write it as `field: value`, as cluster.example.yaml does")
     return [Override((f"{key!s}",), value, f"{path}: {key!s}") for key, value in content.items()]
 
 
@@ -125,7 +203,7 @@ def _absolute(path: str) -> str:
 
 
 def _check_positive(name: str, value: float) -> None:
-    if value <= 0:
+    if not value > 0:  # nor is NaN
         raise ConfigError(f"{name} is {value}; give a positive number")
 
 

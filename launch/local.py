@@ -8,12 +8,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from launch import slurm
 from launch.cluster import ROOT, Cluster
 from launch.plan import is_generated
-from launch.processes import run_processes
-from launch.report import print_report, read_result, report_line
+from launch.processes import STOPPED, run_processes
+from launch.record import Attempt, Record, hostname, locked, now, read_record, write_record
+from launch.report import print_report, read_result, report_line, result_text
 from launch.request import Request
 from launch.screen import command, print_next, print_table, short
 from mvd.config import ConfigError
@@ -31,6 +32,7 @@ def this_machine(cluster: Cluster) -> Cluster:
         cluster,
         nodes=1,
         gpus_per_node=processes,
+        test_shards=1,
         precision=cluster.precision or ("bf16" if gpus else "fp32"),
         workers=min(cluster.workers, max(1, CORES // processes)),
         image_teacher=dataclasses.replace(cluster.image_teacher, nodes=None),
@@ -62,7 +64,9 @@ def run_plan(request: Request, stages: Sequence[Stage]) -> int:
     """
     until = [] if request.options.until == "test" else ["--until", request.options.until]
     again = command("submit.py", *request.words, *until, "--local")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends the stage's processes as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` stops the stage's processes as Ctrl-C does
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # so does closing the terminal, but not under nohup
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         for position, stage in enumerate(stages, start=1):
             title = f"[{position}/{len(stages)}] {stage.id}"
@@ -71,6 +75,8 @@ def run_plan(request: Request, stages: Sequence[Stage]) -> int:
                 continue
             print(title, flush=True)
             code = run_stage(stage)
+            if code == STOPPED:
+                raise KeyboardInterrupt
             if code or not read_result(stage.directory):
                 print(
                     f"error: {stage.id} ended with exit code {code} and no result; "
@@ -88,14 +94,39 @@ def run_plan(request: Request, stages: Sequence[Stage]) -> int:
 
 
 def run_stage(stage: Stage) -> int:
-    """Runs one stage to its end, generating its data first where it needs that; returns the exit code."""
+    """Runs one stage to its end, generating its data first where it needs that; returns the exit code.
+
+    Raises:
+        ConfigError: its input is missing, or a job of its own is in SLURM's queue.
+    """
     generate_data(stage)
     for role, path in stage.inputs.items():
         if not Path(path).is_file():
             raise ConfigError(f"{stage.id}: its {role} input {path} does not exist; run that stage again")
-    stage.directory.mkdir(parents=True, exist_ok=True)
-    write_text(stage.directory / "stage.yaml", stage.to_yaml())
-    return run_processes(stage_command(stage), stage.execution.world_size, environment(stage.execution.world_size))
+    with locked(Path(stage.execution.runs)):
+        record = _new_record(stage)
+        write_record(stage.directory, record)
+        write_text(stage.directory / "stage.yaml", stage.to_yaml())
+    attempt = record.attempts[-1]
+    try:
+        code = run_processes(stage_command(stage), stage.execution.world_size, environment(stage.execution.world_size))
+        attempt.error = f"exit code {code}" if code else None
+        return code
+    except KeyboardInterrupt:
+        attempt.error = "on request"
+        raise
+    finally:
+        attempt.ended = now()
+        write_record(stage.directory, record)
+
+
+def _new_record(stage: Stage) -> Record:
+    """What launch/status.py is to know of this run, once nobody else runs the stage."""
+    record = read_record(stage.directory)
+    if record and (record.runs_locally or (slurm.is_there() and slurm.queue([record.job_id]))):
+        raise ConfigError(f"{stage.id} is queued or running already, as job {record.job_id}; cancel that first")
+    job = f"local-{os.getpid()}"
+    return Record(job, str(stage.directory), now(), 1, [], [], [Attempt(job, hostname(), now(), 0)])
 
 
 def stage_command(stage: Stage) -> list[str]:
@@ -134,11 +165,3 @@ def print_results(request: Request, stages: Sequence[Stage]) -> None:
             ("print the accuracies again", command("report.py", *request.words)),
         ]
     )
-
-
-def result_text(result: dict[str, Any]) -> str:
-    """What a stage's result.json says it reached, with the split each accuracy belongs to."""
-    if "top1" in result:
-        return f"test top-1 {result['top1']:.1f} %, top-5 {result['top5']:.1f} %"
-    loss = f"training loss {result['loss']:.4f}" if result.get("loss") is not None else "no loss"
-    return f"{loss}, validation top-1 {result['val_top1']:.1f} %" if "val_top1" in result else loss

@@ -11,10 +11,9 @@ from launch.cluster import Cluster
 from mvd.batch import Batch, solve_batch
 from mvd.config import DATASETS, ConfigError, ImageTeacher, Kind, Recipe, Row, VideoTeacher
 from mvd.files import sha256
-from mvd.stage import Execution, Stage, identity, stage_id
+from mvd.stage import WEIGHTS, Execution, Stage, identity, stage_id
 
 KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which they depend on each other
-WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +76,7 @@ def build_stage(node: Node, cluster: Cluster) -> Stage:
     digests = {role: node.parents[role].removeprefix("weights:") for role in node.files}
     execution = Execution(
         world_size=world_size,
+        shards=cluster.test_shards if node.kind == "test" else 1,
         micro_batch=batch.micro_batch,
         accumulation=batch.accumulation,
         deepspeed=resources.deepspeed,
@@ -86,7 +86,10 @@ def build_stage(node: Node, cluster: Cluster) -> Stage:
         reader=cluster.reader,
         workers=cluster.workers,
         checkpoint_every=cluster.checkpoint_every,
+        checkpoint_minutes=cluster.checkpoint_minutes,
         keep_checkpoints=cluster.keep_checkpoints,
+        keep_every_epochs=cluster.keep_every_epochs,
+        faults=cluster.faults,
         validate_every=cluster.validate_every,
         log_every=cluster.log_every,
     )

@@ -4,27 +4,31 @@ torchrun does the same; this starts seconds sooner and adds nothing to what the 
 """
 
 import os
-import signal
 import socket
 import subprocess
 import time
 
 SECONDS_TO_LEAVE = 15
+STOPPED = 75  # exit code of a stage that a signal stopped, after it has saved (EX_TEMPFAIL)
 
 
 def run_processes(command: list[str], count: int, environment: dict[str, str]) -> int:
     """Runs `command` `count` times with torchrun's variables set; returns 0, or the first failing exit code.
 
-    When one process fails the others are told to leave, since they would wait for it for ever. On Ctrl-C the
-    processes, which the terminal interrupts too, are waited for and KeyboardInterrupt is raised.
+    When one process fails the others are told to leave, since they would wait for it for ever. Each is in a process
+    group of its own, so that Ctrl-C reaches only this one: it asks them to stop, waits until they have saved and
+    raises KeyboardInterrupt. A second Ctrl-C kills them.
     """
     shared = os.environ | environment | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(count):
             variables = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-            processes.append(subprocess.Popen(command, env=variables))
+            processes.append(subprocess.Popen(command, env=variables, process_group=0))
         return _wait_for_all(processes)
+    except KeyboardInterrupt:
+        _ask_to_stop(processes)
+        raise
     finally:
         _end(processes)
 
@@ -40,10 +44,21 @@ def _wait_for_all(processes: list[subprocess.Popen[bytes]]) -> int:
         time.sleep(0.1)
 
 
+def _ask_to_stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    print("\nstopping after this update; once more to stop at once", flush=True)
+    try:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+    except KeyboardInterrupt:
+        for process in processes:
+            process.kill()
+
+
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
     for process in processes:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+        process.terminate()  # nothing where it has ended
     deadline = time.monotonic() + SECONDS_TO_LEAVE
     for process in processes:
         try:

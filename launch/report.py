@@ -85,6 +85,14 @@ def read_result(directory: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{path} is damaged; delete it and run the stage again") from error
 
 
+def result_text(result: dict[str, Any]) -> str:
+    """What a stage's result.json says it reached, with the split each accuracy belongs to."""
+    if "top1" in result:
+        return f"test top-1 {result['top1']:.1f} %, top-5 {result['top5']:.1f} %"
+    loss = f"training loss {result['loss']:.4f}" if result.get("loss") is not None else "no loss"
+    return f"{loss}, validation top-1 {result['val_top1']:.1f} %" if "val_top1" in result else loss
+
+
 def print_report(lines: Sequence[Line]) -> None:
     print_table("accuracy", COLUMNS, [line.cells for line in lines])
     print_unreadable(lines)

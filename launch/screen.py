@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launch.cluster import ROOT
 
-FILE_WIDTH = 200  # columns where the output is no terminal
+FILE_WIDTH = 1000  # columns where the output is no terminal: one line stays one line
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -132,6 +132,8 @@ def _describe(hint: Any) -> str:
         return names[inner]
     if get_origin(inner) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(inner))
+    if get_origin(inner) is list:
+        return "a list of texts"
     if get_origin(inner) is tuple:
         return f"a list of {len(get_args(inner))} numbers"
     if dataclasses.is_dataclass(inner):

@@ -1,4 +1,7 @@
-"""Runs rows of the paper, or your own: finds their stages, checks everything first, then starts them.
+"""Submits rows of the paper, or your own, to SLURM: finds their stages, checks them, submits what is missing.
+
+A stage that is complete is skipped, one that is queued or running already is attached to, and one that has failed goes
+on from its checkpoint. With --local the stages run here, one after the other.
 
 TARGET is a row or a suite: experiments/vith_k400, vith_k400, experiments/all, or a path to a row file of your own.
 KEY=VALUE changes the rows (pretrain.optimization.epochs=2, finetune.seed=1, teachers=train) or the cluster profile
@@ -21,6 +24,7 @@ from mvd.config import ConfigError, Test
 from mvd.stage import Stage, sizes_of
 
 EXAMPLES = """examples:
+  python launch/submit.py experiments/vith_k400                    everything the row needs, as SLURM jobs
   python launch/submit.py experiments/demo --local                 the whole method in small, on this machine
   python launch/submit.py experiments/all --dry-run                the plan of all fourteen rows
   python launch/submit.py experiments/vith_k400 --show             every setting of a row
@@ -42,26 +46,41 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"with these weights given, nothing is left to run until {options.until}; leave --until out")
     needed = undeclared(nodes, request.cluster)
     stages = [build_stage(node, request.cluster) for node in nodes]
+    if options.force and (options.show or options.dry_run):
+        raise ConfigError("--force changes the runs folder, so it does not go with --show or --dry-run; leave it out")
     if options.show:
         show(request, nodes, needed)
     elif options.dry_run:
         print_plan(request, nodes, stages, needed)
     elif needed:
         raise ConfigError(f"the cluster profile does not set {needed[0]}; see cluster.example.yaml")
-    elif options.local:
+    else:
+        return start(request, nodes, stages)
+    return 0
+
+
+def start(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> int:
+    """Runs the stages here, or submits them; returns the exit code."""
+    if request.options.force:
+        from launch.redo import set_aside
+
+        set_aside(request.options.force, nodes, stages)
+    if request.options.local:
         from launch.local import run_plan
 
         return run_plan(request, stages)
-    else:
-        here = command("submit.py", *request.words, "--local")
-        raise ConfigError(f"this version cannot submit to SLURM yet; run the rows on this machine: {here}")
-    return 0
+    from launch.sbatch import submit_plan
+
+    return submit_plan(request, nodes, stages)
 
 
 def build_parser() -> Parser:
     parser = Parser("submit.py", __doc__ or "", EXAMPLES)
     parser.add_argument("--until", choices=KINDS, default="test", metavar="KIND", help=f"stop after {', '.join(KINDS)}")
     parser.add_argument("--local", action="store_true", help="run on this machine's GPUs, or on its CPU")
+    parser.add_argument(
+        "--force", metavar="STAGE", help="redo this stage (a kind, or a name from the plan) from its start"
+    )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--show", action="store_true", help="print every setting of the rows, and run nothing")
     instead.add_argument("--dry-run", action="store_true", help="print the plan, and run nothing")
@@ -115,10 +134,11 @@ def print_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage],
         f"about {sum(hours):,.0f} GPU-hours at {rate:g} TFLOP/s sustained per GPU (cluster.sustained_tflops); "
         "decoding, validation and recomputed activations come on top"
     )
+    if not request.options.local:
+        print_arrays(request, nodes, stages)
     print_needed(needed)
     profile = f"cp {short(ROOT / 'cluster.example.yaml')} {short(ROOT / 'cluster.yaml')}"
-    here = command("submit.py", *request.words, "--local")
-    steps = [("describe your machines and data", profile) if needed else ("run it on this machine", here)]
+    steps = [("describe your machines and data", profile)] if needed else [_start_command(request)]
     print_next([*steps, ("see what has been reached", command("report.py", *request.words))])
 
 
@@ -128,6 +148,35 @@ def print_given(nodes: Sequence[Node]) -> None:
     for (role, path), content in given.items():
         word, _, digest = content.partition(":")
         print(f"{role} {word} given: {path} (sha256 {digest[:8]}...)")
+
+
+def _start_command(request: Request) -> tuple[str, str]:
+    if request.options.local:
+        return "run it on this machine", command("submit.py", *request.words, "--local")
+    return "submit it to SLURM (or run it here with --local)", command("submit.py", *request.words)
+
+
+def print_arrays(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> None:
+    """Prints the calls of sbatch for the stages that are not complete, as if none of them were queued yet."""
+    from launch.arrays import build_arrays
+    from launch.report import read_result
+
+    number = {node.id: str(place) for place, node in enumerate(nodes, start=1)}
+    missing = [stage for stage in stages if not read_result(stage.directory)]
+    arrays = build_arrays(nodes, missing, {}, request.cluster)
+    lines = [
+        [
+            array.name if array.size == 1 else f"{array.name}[0-{array.size - 1}]",
+            ", ".join(number[stage.id] for stage in array.stages),
+            str(array.layout),
+            array.dependency or "-",
+        ]
+        for array in arrays
+    ]
+    print()
+    print_table(f"{count(len(arrays), 'call')} of sbatch", ["array", "stages #", "nodes x GPUs", "after"], lines)
+    if len(missing) < len(stages):
+        print(f"complete already: {len(stages) - len(missing)} of {len(stages)} stages")
 
 
 def stage_counts(nodes: Sequence[Node]) -> str:

@@ -1,9 +1,11 @@
 """Measures a classifier: a quick look during fine-tuning, and the multi-view test that a row is judged by."""
 
+import hashlib
+import json
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +18,22 @@ from mvd.data.datasets import dataset_paths
 from mvd.data.device import normalise
 from mvd.data.views import ViewDataset, Views, view_loader
 from mvd.evaluate import merge_views
+from mvd.files import write_atomically, write_json
 from mvd.models import build_classifier
 from mvd.sizes import SIZES
 from mvd.stage import Stage
 from mvd.train.engine import Engine, Process, agreeing, gather, load_weights
+from mvd.train.interrupt import Interrupted, stop_requested
 from mvd.train.monitor import Monitor, Progress
+from mvd.train.watchdog import doing
+
+
+class Logits(NamedTuple):
+    """float32 logits (N, V, C) of N videos, their places in the list of test videos and their labels (N,)."""
+
+    logits: np.ndarray
+    indices: np.ndarray
+    labels: np.ndarray
 
 
 @torch.no_grad()
@@ -48,37 +61,52 @@ def validate(engine: Engine, entries: list[Entry], stage: Stage, process: Proces
             right += (logits.argmax(dim=1) == batch["labels"].to(process.device)).sum()
     dist.all_reduce(right)
     unread = _name_unreadable(entries, unreadable, process)
-    return {"val_top1": 100 * float(right) / len(entries), "val_unreadable": len(unread)}
+    return {"val_top1": 100 * float(right) / len(entries), "val_unreadable": unread}
 
 
 def run_test(stage: Stage, process: Process) -> dict[str, Any]:
     """The multi-view test: every video decoded once by one process, softmax per view, mean, top-1 and top-5.
 
     Unreadable videos are listed with the reason and count as wrong. Leaves each process's logits in
-    `logits/rank-<n>.npz` of the run directory; returns what result.json says of the test.
+    `logits/rank-<n>.npz` of the job's directory; returns what result.json says of the test, or of this shard of it.
+
+    Raises:
+        ConfigError: something the user gave cannot work.
+        Interrupted: a signal asked for it, between two videos, whose logits are kept; raised on every process.
     """
     started = time.monotonic()
     with agreeing():
         entries = load_entries(stage, "test")
         model = _load_classifier(stage).to(process.device)
-    folder = stage.directory / "logits"
-    folder.mkdir(parents=True, exist_ok=True)
-    unreadable = _write_logits(model, stage, entries, process, folder / f"rank-{process.rank:04d}.npz")
-    unread = _name_unreadable(entries, unreadable, process)
+    path = _logits_file(stage, process.rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unreadable = _write_logits(model, stage, entries, process, path)
+    if any(gather(stop_requested())):
+        raise Interrupted(f"{stage.id}: stopped by a signal; start it again to test the other videos", update=0)
+    _name_unreadable(entries, unreadable, process)
     if not process.is_first:
         return {}
-    top1, top5 = _merge(folder, process.world_size, len(entries))
-    monitor = Monitor(stage.directory, process, -1)  # an earlier attempt's record is dropped
-    monitor.write(0, 0, {"top1": top1, "top5": top5})
-    monitor.close()
-    return {
-        "top1": top1,
-        "top5": top5,
-        "videos": len(entries),
-        "views": stage.recipe.clips * stage.recipe.crops,
-        "unreadable": unread,
-        "wall_seconds": time.monotonic() - started,
-    }
+    wall = {"wall_seconds": time.monotonic() - started}
+    if stage.execution.shards > 1:
+        return {"shard": stage.execution.shard, "shards": stage.execution.shards, **wall}
+    return {**_accuracy(stage, entries, process.world_size), **wall}
+
+
+def merge_shards(stage: Stage) -> None:
+    """Writes the result.json of a test that is split, once all its shards are complete.
+
+    Every shard calls it at its end, so the last one finds the others' results.
+
+    Raises:
+        ConfigError: the list of test videos has changed since a shard read it.
+    """
+    paths = [part.job_directory / "result.json" for part in stage.in_shards()]
+    if not all(path.exists() for path in paths):
+        return
+    seconds = [json.loads(path.read_text())["wall_seconds"] for path in paths]
+    accuracy = _accuracy(stage, load_entries(stage, "test"), stage.execution.world_size)
+    facts = {"stage": stage.id, "kind": stage.kind, "complete": True}
+    write_json(stage.directory / "result.json", {**facts, **accuracy, "wall_seconds": max(seconds)})
 
 
 def load_entries(stage: Stage, split: Split) -> list[Entry]:
@@ -96,32 +124,41 @@ def _load_classifier(stage: Stage) -> nn.Module:
     return model.eval()
 
 
-def _name_unreadable(entries: list[Entry], reasons: dict[int, str], process: Process) -> list[str]:
-    """The paths of what any process could not read, by index -> reason; the first process prints them."""
+def _name_unreadable(entries: list[Entry], reasons: dict[int, str], process: Process) -> int:
+    """Has the first process print what any process could not read, by index -> reason; returns how many these are."""
     everyone = {index: reason for part in gather(reasons) for index, reason in part.items()}
     if process.is_first:
         for index, reason in sorted(everyone.items()):
             print(f"unreadable, counted as wrong: {entries[index].path}: {reason}", flush=True)
-    return [entries[index].path for index in sorted(everyone)]
+    return len(everyone)
 
 
 @torch.no_grad()
 def _write_logits(model: nn.Module, stage: Stage, entries: list[Entry], process: Process, path: Path) -> dict[int, str]:
-    """Runs this process's share of the videos; returns index -> reason of those that could not be read."""
+    """Runs this process's share of the videos, but those that an earlier attempt has left in the file.
+
+    Returns index -> reason of those that could not be read.
+    """
     recipe, how = stage.recipe, stage.execution
-    classes = DATASETS[recipe.dataset].classes
     views = Views(recipe.sampling, recipe.clips, recipe.crops, recipe.stride, SIZES[recipe.size].clip)
     dataset = ViewDataset(entries, views, how.reader)
-    loader = view_loader(dataset, process.rank, process.world_size, workers=how.workers)
+    shape = (recipe.clips * recipe.crops, DATASETS[recipe.dataset].classes)
+    rank, processes = how.shard * process.world_size + process.rank, how.shards * process.world_size
+    known = _read_logits(path, entries) or Logits(np.zeros((0, *shape), np.float32), np.zeros(0, int), np.zeros(0, int))
+    mine = known.indices % processes == rank  # all of them, unless an earlier attempt had another number of processes
+    known = Logits(*(array[mine] for array in known))
+    loader = view_loader(dataset, rank, processes, workers=how.workers, done=set(known.indices.tolist()))
     progress = Progress("test", len(loader), 0) if process.is_first else None
-    logits = np.zeros((len(loader), recipe.clips * recipe.crops, classes), np.float32)
-    labels, indices, unreadable = [], [], {}
+    logits, labels, indices, unreadable = [], [], [], {}
     started = time.monotonic()
     for done, batch in enumerate(loader, start=1):
+        doing("testing videos", done)
+        if stop_requested():
+            break
         unreadable |= batch["unreadable"]
         if batch["views"]:
-            views = batch["views"][0].cut(process.device)
-            logits[len(indices)] = _forward(model, views, how.micro_batch, how.precision, process.device)
+            pixels = batch["views"][0].cut(process.device)
+            logits.append(_forward(model, pixels, how.micro_batch, how.precision, process.device))
             indices += batch["indices"].tolist()
             labels += batch["labels"].tolist()
         if progress is not None:
@@ -129,8 +166,33 @@ def _write_logits(model: nn.Module, stage: Stage, entries: list[Entry], process:
             progress.show(done, f"{rate:.1f} videos/s, {len(unreadable)} unreadable")
     if progress is not None:
         progress.close()
-    np.savez(path, logits=logits[: len(indices)], indices=np.array(indices, int), labels=np.array(labels, int))
+    new = Logits(np.array(logits, np.float32).reshape(-1, *shape), np.array(indices, int), np.array(labels, int))
+    every = [np.concatenate(pair) for pair in zip(known, new, strict=True)]
+    write_atomically(path, lambda temporary: _save_logits(temporary, Logits(*every), entries))
     return unreadable
+
+
+def _logits_file(stage: Stage, rank: int) -> Path:
+    return stage.job_directory / "logits" / f"rank-{rank:04d}.npz"
+
+
+def _save_logits(path: Path, logits: Logits, entries: list[Entry]) -> None:
+    with open(path, "wb") as handle:
+        np.savez(handle, list=_digest(entries), **logits._asdict())
+
+
+def _read_logits(path: Path, entries: list[Entry]) -> Logits | None:
+    """What a process has left, or None where it has left nothing for this list of videos."""
+    if not path.exists():
+        return None
+    with np.load(path) as content:
+        if "list" not in content or content["list"] != _digest(entries):
+            return None
+        return Logits(*(content[name] for name in Logits._fields))
+
+
+def _digest(entries: list[Entry]) -> str:
+    return hashlib.sha256("\n".join(f"{entry.path} {entry.label}" for entry in entries).encode()).hexdigest()
 
 
 def _forward(
@@ -142,19 +204,22 @@ def _forward(
     return torch.cat(parts).float().cpu().numpy()
 
 
-def _merge(folder: Path, world_size: int, videos: int) -> tuple[float, float]:
-    """Top-1 and top-5 in percent of all videos, those that could not be read included."""
-    parts = [np.load(folder / f"rank-{rank:04d}.npz") for rank in range(world_size)]
-    logits, indices, labels = (
-        np.concatenate([part[name] for part in parts]) for name in ("logits", "indices", "labels")
-    )
-    if not len(indices):
-        return 0.0, 0.0
+def _accuracy(stage: Stage, entries: list[Entry], world_size: int) -> dict[str, Any]:
+    """Top-1 and top-5 in percent of all videos, those that could not be read included, from all jobs' logits."""
+    files = [_logits_file(part, rank) for part in stage.in_shards() for rank in range(world_size)]
+    parts = [part for path in files if (part := _read_logits(path, entries))]
+    if len(parts) < len(files):
+        raise ConfigError(f"{stage.id}: the list of test videos has changed; remove {stage.directory} and test again")
+    logits, indices, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     read, views, classes = logits.shape
-    merged = merge_views(
-        logits.reshape(-1, classes),
-        indices.repeat(views),
-        np.tile(np.arange(views), read),
-        dict(zip(indices.tolist(), labels.tolist(), strict=True)),
-    )
-    return merged.top1 * read / videos, merged.top5 * read / videos
+    top1 = top5 = 0.0
+    if read:
+        truth = dict(zip(indices.tolist(), labels.tolist(), strict=True))
+        merged = merge_views(logits.reshape(-1, classes), indices.repeat(views), np.tile(np.arange(views), read), truth)
+        top1, top5 = merged.top1 * read / len(entries), merged.top5 * read / len(entries)
+    monitor = Monitor(stage.directory, Process(0, 1, torch.device("cpu")), -1)  # an earlier attempt's record is dropped
+    monitor.write(0, 0, {"top1": top1, "top5": top5})
+    monitor.close()
+    unread = sorted(set(range(len(entries))) - set(indices.tolist()))
+    names = [entries[index].path for index in unread]
+    return {"top1": top1, "top5": top5, "videos": len(entries), "views": views, "unreadable": names}

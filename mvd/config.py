@@ -5,6 +5,7 @@ the execution: they never change a result and stay out of a stage's identity. Fr
 starts in a moment.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -51,6 +52,10 @@ def _check_size(name: str, field_name: str) -> None:
     _check(name in SIZES, f"{field_name}: unknown model size {name!r}; use one of {', '.join(SIZES)}")
 
 
+def _check_seed(seed: int, field_name: str) -> None:
+    _check(seed >= 0, f"{field_name} is {seed}; give 0 or more")
+
+
 def _check_dataset(name: str, media: str, field_name: str) -> None:
     known = [k for k, v in DATASETS.items() if v.media == media or (media == "image" and k == "motion")]
     _check(name in known, f"{field_name}: no {media} data set is called {name!r}; use one of {', '.join(known)}")
@@ -89,8 +94,8 @@ class Optimization:
             0 <= self.warmup_epochs <= self.laid_out_epochs,
             f"warmup_epochs is {self.warmup_epochs}; keep it between 0 and the {self.laid_out_epochs} of the schedule",
         )
-        _check(self.base_lr > 0, f"base_lr is {self.base_lr}; give a positive learning rate")
-        _check(0 <= self.min_lr, f"min_lr is {self.min_lr}; it cannot be negative")
+        _check(0 < self.base_lr < math.inf, f"base_lr is {self.base_lr}; give a positive learning rate")
+        _check(0 <= self.min_lr < math.inf, f"min_lr is {self.min_lr}; give 0 or a positive number")
         _check(
             self.layer_decay is None or 0 < self.layer_decay <= 1,
             f"layer_decay is {self.layer_decay}; keep it in (0, 1], or null for none",
@@ -122,6 +127,7 @@ class ImageTeacher:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_seed(self.seed, "image_teacher.seed")
         _check_size(self.size, "image_teacher.size")
         _check_dataset(self.dataset, "image", "image_teacher.dataset")
         _check_mask(self.mask_ratio, "image_teacher.mask_ratio")
@@ -144,6 +150,7 @@ class VideoTeacher:
     activation_checkpointing: bool = field(default=False, metadata=_HOW)
 
     def __post_init__(self) -> None:
+        _check_seed(self.seed, "video_teacher.seed")
         _check_size(self.size, "video_teacher.size")
         _check_dataset(self.dataset, "video", "video_teacher.dataset")
         _check_mask(self.mask_ratio, "video_teacher.mask_ratio")
@@ -173,6 +180,7 @@ class Pretrain:
     weights: str | None = field(default=None, metadata=_HOW)
 
     def __post_init__(self) -> None:
+        _check_seed(self.seed, "pretrain.seed")
         _check_size(self.student, "pretrain.student")
         _check_size(self.teacher, "pretrain.teacher")
         _check_dataset(self.dataset, "video", "pretrain.dataset")
@@ -255,6 +263,7 @@ class Finetune:
     weights: str | None = field(default=None, metadata=_HOW)
 
     def __post_init__(self) -> None:
+        _check_seed(self.seed, "finetune.seed")
         _check_size(self.size, "finetune.size")
         _check_dataset(self.dataset, "video", "finetune.dataset")
         _check(

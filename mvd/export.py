@@ -25,13 +25,12 @@ from mvd.files import write_atomically
 from mvd.models import build_classifier, build_image_autoencoder, build_student, build_video_autoencoder
 from mvd.models.checkpoints import load_official, to_official
 from mvd.models.registry import timm_name
-from mvd.stage import Stage
+from mvd.stage import WEIGHTS, Stage
 
 EXAMPLES = """examples:
   python -m mvd.export runs/finetune-vitb_from_vitb_k400-8aa3af5e --to timm
   python -m mvd.export runs/pretrain-vitb_from_vitb_e400-cc3d28b5 --to official --output vitb_student.pth
 """
-WEIGHTS = "weights.safetensors"
 
 
 def export_official(model: nn.Module, stage: Stage, output: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import socket
-import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,19 +16,22 @@ import torch
 from mvd.config import ConfigError
 from mvd.files import sha256, write_json
 from mvd.stage import Stage
+from mvd.version import code_version
 
 PACKAGES = ("torch", "torchvision", "deepspeed", "timm", "av", "decord", "numpy", "opencv-python-headless", "pillow")
-PROJECT = Path(__file__).resolve().parents[1]
+SLURM = ("SLURM_JOB", "SLURM_ARRAY", "SLURM_RESTART")
 
 
 def record_attempt(stage: Stage, world_size: int) -> int:
     """Appends this attempt to the run directory's provenance.json and returns its number, counted from 1.
 
+    Each shard of a test that is split has a file of its own.
+
     Raises:
         ConfigError: an input file is missing, or its content is not the one that the stage's id was made from, or that
             earlier attempts started from.
     """
-    path = stage.directory / "provenance.json"
+    path = stage.job_directory / "provenance.json"
     attempts: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     for role, file in stage.inputs.items():
         if not Path(file).is_file():
@@ -43,6 +45,8 @@ def record_attempt(stage: Stage, world_size: int) -> int:
                 f"{entry['path']} is not the {role} this run started from (its content changed since "
                 f"{attempts[0]['started']}); put the old file back, or remove {stage.directory} to start again"
             )
+    if attempts and "ended" not in attempts[-1]:
+        attempts[-1]["ended"] = _last_sign(stage.directory, attempts[-1]["started"])
     attempts.append(
         {
             "attempt": len(attempts) + 1,
@@ -54,13 +58,28 @@ def record_attempt(stage: Stage, world_size: int) -> int:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "python": platform.python_version(),
             "packages": {name: _version(name) for name in PACKAGES},
-            "slurm": {key: value for key, value in os.environ.items() if key.startswith("SLURM_JOB")},
+            "slurm": {key: value for key, value in os.environ.items() if key.startswith(SLURM)},
             "inputs": inputs,
-            **_code(),
+            **code_version(),
         }
     )
     write_json(path, attempts)
     return len(attempts)
+
+
+def earlier_seconds(stage: Stage) -> float:
+    """How long the attempts before this one took; a killed one ends with the last thing it wrote."""
+    attempts = json.loads((stage.job_directory / "provenance.json").read_text())[:-1]
+    spans = [[datetime.fromisoformat(attempt[when]) for when in ("started", "ended")] for attempt in attempts]
+    return sum((ended - started).total_seconds() for started, ended in spans)
+
+
+def _last_sign(directory: Path, started: str) -> str:
+    """When an attempt last wrote something, or else when it started."""
+    written = [directory / "metrics.jsonl", *directory.glob("checkpoints/*"), *directory.glob("logits/*")]
+    newest = max((path.stat().st_mtime for path in written if path.exists()), default=0.0)
+    sign = datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds")
+    return max(sign, started)
 
 
 def _version(package: str) -> str | None:
@@ -68,16 +87,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # another build of it is installed, under another name
         return None
-
-
-def _code() -> dict[str, str | None]:
-    """The commit the code is at and what differs from it; nulls where it is not in a git repository."""
-    return {"commit": _git("rev-parse", "HEAD"), "diff": _git("diff", "HEAD")}
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):  # no git, or a copy without history: recorded as unknown
-        return None
-    return done.stdout.strip()

@@ -2,48 +2,76 @@
 
 Example, on a node with 8 GPUs:
     torchrun --standalone --nproc-per-node 8 -m mvd.run runs/pretrain-vitb_from_vitb_e400-1a2b3c4d/stage.yaml
+
+SIGUSR2, SIGTERM or Ctrl-C: it saves a checkpoint after the update in progress and leaves; a second SIGTERM or Ctrl-C
+ends it at once. SIGUSR1: it saves a checkpoint and goes on. Exit codes: 0 complete, 2 it cannot go on as it is (one
+sentence says why), 75 stopped by a signal, 76 a process or a machine was lost (start it again).
 """
 
 import argparse
 import dataclasses
+import errno
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from mvd.accuracy import run_test
+from mvd.accuracy import merge_shards, run_test
 from mvd.batch import solve_batch
 from mvd.config import ConfigError
 from mvd.files import write_json
-from mvd.provenance import record_attempt
+from mvd.provenance import earlier_seconds, record_attempt
 from mvd.stage import Stage
-from mvd.train.engine import Process, agreeing, start_processes
-from mvd.train.loop import NonFiniteLoss, train
+from mvd.train.engine import PeerLost, Process, agreeing, naming_lost_peers, start_processes
+from mvd.train.faults import GivenUp
+from mvd.train.interrupt import HUNG, STOPPED, Interrupted, listening
+from mvd.train.loop import train
+from mvd.train.preflight import HostFault
+from mvd.train.watchdog import Watchdog
+
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 
 
 def run_stage(stage: Stage) -> dict[str, Any]:
     """Trains or tests a stage in its run directory and returns its result; one that is complete is only read.
 
-    Every process of the stage calls it, with the environment variables that torchrun sets.
+    Of a test that is split, this is the result of one shard; the last shard to end writes that of the whole.
+
+    Every process of the stage calls it from its main thread, with the environment variables that torchrun sets.
+    Until it returns, SIGUSR2, SIGTERM and SIGINT are its own.
 
     Raises:
         ConfigError: something the user gave cannot work; on one process, the others raise SystemExit.
-        NonFiniteLoss: training diverged; on every process.
+        GivenUp: training diverged, or what it needs is gone; on every process.
+        HostFault, PeerLost: a machine or a process is gone or unfit: start it again; on every process that is left.
+        Interrupted: a signal asked it to stop, and what was done is saved; on every process.
     """
-    path = stage.directory / "result.json"
+    path = stage.job_directory / "result.json"
     if path.exists():
-        return json.loads(path.read_text())
-    process = start_processes()
+        result = json.loads(path.read_text())
+    else:
+        with listening():
+            process = start_processes()
+            with Watchdog(stage.directory, process, stage.execution.faults.hang_minutes), naming_lost_peers():
+                result = _run_to_the_end(stage, process, path)
+    if stage.execution.shards > 1:
+        merge_shards(stage)
+    return result
+
+
+def _run_to_the_end(stage: Stage, process: Process, path: Path) -> dict[str, Any]:
     with agreeing():
         stage = fit_to_processes(stage, process)
         if process.is_first:
-            stage.directory.mkdir(parents=True, exist_ok=True)
+            stage.job_directory.mkdir(parents=True, exist_ok=True)
             attempt = record_attempt(stage, process.world_size)
             print(f"{stage.id}: attempt {attempt}, {process.world_size} x {process.device.type}", flush=True)
     body = run_test(stage, process) if stage.kind == "test" else train(stage, process)
     results = [{"stage": stage.id, "kind": stage.kind, "complete": True, **body}]
     if process.is_first:
+        results[0]["wall_seconds"] += earlier_seconds(stage)
         write_json(path, results[0])
     dist.broadcast_object_list(results)
     return results[0]
@@ -72,10 +100,22 @@ def main() -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
-    except NonFiniteLoss as error:
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}; mend that, then start it again", file=sys.stderr)
+        return 2
+    except GivenUp as error:
         if dist.get_rank() == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except (HostFault, PeerLost) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return HUNG
+    except Interrupted as stop:
+        if dist.get_rank() == 0:
+            print(stop, flush=True)
+        return STOPPED
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from mvd.config import RECIPES, ConfigError, Kind, Precision, Recipe, merge_typed
 from mvd.sizes import SIZES, Size
 
+WEIGHTS = "weights.safetensors"  # what a training stage leaves in its run directory
 Reader = Literal["pyav", "decord"]
 
 
@@ -29,15 +30,40 @@ class DatasetPaths:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Faults:
+    """What a run puts up with, and for how long, before it stops (cluster.example.yaml explains each)."""
+
+    save_failures: int = 5
+    bad_updates: int = 3
+    spike_factor: float | None = 3.0
+    spike_rollback: bool = False
+    hang_minutes: float = 15.0
+    video_seconds: float = 120.0
+    unreadable_share: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("save_failures", "bad_updates", "hang_minutes", "video_seconds"):
+            if not getattr(self, name) > 0:  # nor is NaN
+                raise ConfigError(f"faults.{name} is {getattr(self, name)}; give a positive number")
+        if self.spike_factor is not None and not self.spike_factor > 1:
+            raise ConfigError(f"faults.spike_factor is {self.spike_factor}; give a number above 1, or null")
+        if not 0 <= self.unreadable_share <= 1:
+            raise ConfigError(f"faults.unreadable_share is {self.unreadable_share}; keep it between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Execution:
     """How and where a stage runs: everything that must not change its result.
 
     micro_batch counts samples (videos in fine-tuning) of one process and forward pass. deepspeed names a file of
-    ds_configs/. checkpoint_every counts updates, validate_every epochs, log_every updates; workers are loader
-    processes of one training process.
+    ds_configs/. checkpoint_every counts updates, validate_every and keep_every_epochs epochs, log_every updates;
+    workers are loader processes of one training process. shards: jobs of `world_size` processes each that a test is
+    split over, of which this is number `shard`.
     """
 
     world_size: int = 1
+    shards: int = 1
+    shard: int = 0
     micro_batch: int = 1
     accumulation: int = 1
     deepspeed: str = "zero1"
@@ -46,8 +72,11 @@ class Execution:
     data: DatasetPaths | None = None
     reader: Reader = "pyav"
     workers: int = 8
-    checkpoint_every: int = 500
+    checkpoint_every: int | None = None
+    checkpoint_minutes: float | None = 15.0
     keep_checkpoints: int = 2
+    keep_every_epochs: int | None = None
+    faults: Faults = Faults()
     validate_every: int = 5
     log_every: int = 10
 
@@ -77,6 +106,17 @@ class Stage:
     def directory(self) -> Path:
         """The stage's run directory."""
         return Path(self.execution.runs) / self.id
+
+    @property
+    def job_directory(self) -> Path:
+        """Where one job of the stage keeps what is its own: the run directory, or a shard's folder in it."""
+        how = self.execution
+        return self.directory / "shards" / f"{how.shard:04d}-of-{how.shards:04d}" if how.shards > 1 else self.directory
+
+    def in_shards(self) -> list["Stage"]:
+        """The stage as each of its jobs runs it."""
+        executions = (dataclasses.replace(self.execution, shard=shard) for shard in range(self.execution.shards))
+        return [dataclasses.replace(self, execution=execution) for execution in executions]
 
     def to_yaml(self) -> str:
         return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(self)))

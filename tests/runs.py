@@ -131,6 +131,12 @@ def curve(stage: Stage, name: str) -> list[float]:
     return [record[name] for record in read_metrics(stage) if name in record]
 
 
+def numbers(stage: Stage) -> list[tuple]:
+    """What metrics.jsonl says of each update that does not depend on the machine."""
+    names = ("update", "epoch", "loss", "grad_norm", "lr", "val_top1")
+    return [tuple(record.get(name) for name in names) for record in read_metrics(stage)]
+
+
 def read_result(stage: Stage) -> dict[str, Any]:
     return json.loads((stage.directory / "result.json").read_text())
 

@@ -1,5 +1,6 @@
 """Accuracy over several processes equals what a plain reading of the definition gives."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mvd import config
+from mvd import accuracy, config
 from mvd.accuracy import load_entries, validate
 from mvd.config import ConfigError
 from mvd.evaluate import test_views
@@ -21,6 +22,7 @@ from mvd.run import run_stage
 from mvd.sizes import SIZES
 from mvd.stage import DatasetPaths, Execution, Stage
 from mvd.train.engine import start_processes
+from mvd.train.interrupt import Interrupted
 from tests.runs import read_result, small_stage, succeed, write_stage
 
 CLIP = SIZES["tiny"].clip
@@ -51,6 +53,29 @@ def run_both(folder: Path) -> None:
         write_json(folder / "refused.json", str(error))
     except SystemExit:  # the first process names the error
         return
+
+
+def run_in_shards(folder: Path) -> None:
+    """The test in three shards, of which the second is told to stop after two videos, and is then begun again."""
+    how = {"shards": 3, "runs": str(folder / "split")}
+    stage = Stage.from_yaml(folder / "test" / "stage.yaml")
+    stage = dataclasses.replace(stage, execution=dataclasses.replace(stage.execution, world_size=1, **how))
+    first, second, third = stage.in_shards()
+    forwards, forward = [], accuracy._forward
+    accuracy._forward = lambda *arguments: forwards.append(1) or forward(*arguments)
+    run_stage(first)
+    forwards.clear()
+    accuracy.stop_requested = lambda: len(forwards) >= 2
+    try:
+        run_stage(second)
+    except Interrupted:
+        stopped_after = len(forwards)
+    accuracy.stop_requested = lambda: False
+    run_stage(third)
+    done_early = (stage.directory / "result.json").exists()
+    forwards.clear()
+    run_stage(second)
+    write_json(folder / "split.json", {"stopped": stopped_after, "then": len(forwards), "early": done_early})
 
 
 def lively_classifier() -> nn.Module:
@@ -108,6 +133,8 @@ def judged(tmp_path_factory, motion_root) -> Judged:
         save_file(to_official(build_student("tiny", teacher="tiny")), runs / "student.safetensors")
         test_stage("headless", runs, data, runs / "student.safetensors", workers=0)
         printed[count] = succeed(run_both, runs, count)
+        if count == 1:
+            succeed(run_in_shards, runs, 1)
         reports = [json.loads(path.read_text()) for path in runs.glob("validated-*.json")]
         assert len(reports) == count and all(report == reports[0] for report in reports)
         validated[count] = reports[0]
@@ -132,6 +159,15 @@ def test_the_test_counts_every_video_once_and_unreadable_ones_as_wrong(judged, c
     assert result["unreadable"] == [judged.broken]
     assert (result["videos"], result["views"]) == (17, 6)
     assert f"unreadable, counted as wrong: {judged.broken}" in judged.printed[count][0]
+
+
+def test_a_split_test_gives_the_same_and_goes_on_where_it_stopped(judged):
+    whole = read_result(judged.test[1])
+    runs = judged.test[1].directory.parent
+    split = json.loads((runs / "split" / "test" / "result.json").read_text())
+    assert {**split, "wall_seconds": 0} == {**whole, "wall_seconds": 0}
+    told = json.loads((runs / "split.json").read_text())
+    assert told == {"stopped": 2, "then": 4, "early": False}  # of the six videos of its share
 
 
 @pytest.mark.parametrize("count", COUNTS)

@@ -1,5 +1,6 @@
 """benchmarks/gpu.py: how it looks for the largest micro-batch, and what it says where there is no GPU."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -44,6 +45,16 @@ def test_what_does_not_fit_is_said():
     assert find_largest(recipe, card(16, 20, 1)) is None
     assert "does not fit" in table_line("a", recipe, None, 700.0)
     assert find_largest(recipe, card(16, 10, 2))["micro_batch"] == 2
+
+
+def test_a_peak_outside_the_forward_pass_does_not_mislead():
+    """Memory that grows with the micro-batch only from some size on."""
+
+    def run(micro_batches: Sequence[int], seconds: float) -> list[dict[str, float]]:
+        sizes = itertools.takewhile(lambda size: size <= 13, micro_batches)
+        return [{"micro_batch": size, "clips_per_second": 1.0, "memory": 10, "capacity": 16} for size in sizes]
+
+    assert find_largest(RECIPES["pretrain-vith_from_vith_e800"], run)["micro_batch"] == 13
 
 
 def test_a_line_counts_the_arithmetic_of_augmented_copies():

@@ -3,16 +3,19 @@
 import dataclasses
 import hashlib
 import json
+import os
 import platform
 import socket
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 import torch
 
-from mvd import provenance
+from mvd import provenance, version
 from mvd.config import ConfigError
-from mvd.provenance import record_attempt
+from mvd.files import write_json
+from mvd.provenance import earlier_seconds, record_attempt
 from mvd.stage import Stage
 from tests.runs import small_stage, write_stage
 
@@ -43,11 +46,28 @@ def test_each_attempt_adds_what_its_numbers_come_from(stage, monkeypatch):
 
 def test_the_code_is_named_by_commit_and_difference(stage, tmp_path, monkeypatch):
     record_attempt(stage, 1)
-    monkeypatch.setattr(provenance, "PROJECT", tmp_path)
+    monkeypatch.setattr(version, "PROJECT", tmp_path)
     record_attempt(stage, 1)
-    first, outside = entries(stage)
+    (tmp_path / version.SNAPSHOT).write_text(
+        '{"commit": "c0ffee", "diff": "+a line"}'
+    )  # as a job's copy of the code has
+    record_attempt(stage, 1)
+    first, outside, in_a_job = entries(stage)
     assert (first["commit"] is None) == (not (Path(__file__).parents[1] / ".git").exists())
     assert outside["commit"] is None and outside["diff"] is None
+    assert (in_a_job["commit"], in_a_job["diff"]) == ("c0ffee", "+a line")
+
+
+def test_an_attempt_lasts_until_the_last_thing_it_wrote(stage):
+    record_attempt(stage, 1)
+    path = stage.directory / "provenance.json"
+    (attempt,) = entries(stage)
+    began = datetime.fromisoformat(attempt["started"]) - timedelta(hours=1)
+    write_json(path, [{**attempt, "started": began.isoformat()}])
+    (stage.directory / "metrics.jsonl").touch()
+    os.utime(stage.directory / "metrics.jsonl", (began.timestamp() + 90,) * 2)
+    assert [record_attempt(stage, 1), record_attempt(stage, 1)] == [2, 3]
+    assert earlier_seconds(stage) == 90  # the second one wrote nothing
 
 
 def test_a_changed_input_is_refused(stage):

@@ -91,7 +91,7 @@ def test_a_teacher_of_another_shape_is_refused_in_one_sentence(tmp_path, motion_
     assert f"{odd} does not fit" in message and f"{NORM} is (7,) instead of" in message
 
 
-def test_a_teacher_with_nan_in_it_stops_the_first_update(tmp_path, motion_root, teachers):
+def test_a_teacher_with_nan_in_it_ends_the_run(tmp_path, motion_root, teachers):
     weight = load_file(teachers["video_teacher"])[NORM]
     weight[0] = float("nan")
     broken = with_norm(teachers["video_teacher"], weight, tmp_path)
@@ -100,9 +100,11 @@ def test_a_teacher_with_nan_in_it_stops_the_first_update(tmp_path, motion_root, 
     assert finished.code == 2
     (message,) = messages(finished.output)
     used = [line for line in "\n".join(finished.output).splitlines() if "keys used; 0 ignored" in line]
-    assert used == [f"{broken}: 56 keys used; 0 ignored"]  # once, by the first process
-    assert "the loss is not finite at update 1 (rank 0: " in message and "; rank 1: " in message
-    assert message.count(".mp4") == stage.recipe.optimization.global_batch
+    assert used == [f"{broken}: 56 keys used; 0 ignored"] * 2  # once a start, by the first process
+    assert "the loss was not finite at 3 updates in a row, the last of them update 6, and once before" in message
+    faults = [json.loads(line) for line in (stage.directory / "faults.jsonl").read_text().splitlines()]
+    assert "the loss is not finite at update 1 (rank 0: " in faults[0]["message"]
+    assert faults[0]["message"].count(".mp4") == stage.recipe.optimization.global_batch
     assert not (stage.directory / "weights.safetensors").exists() and not (stage.directory / "checkpoints").exists()
 
 

@@ -1,5 +1,6 @@
 """Lists of samples: `path label` files for videos, class folders for images; checked while they are read."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,6 +18,14 @@ class Entry(NamedTuple):
     label: int
 
 
+def fingerprint(entries: list[Entry]) -> str:
+    """8 hex digits that stand for the files' names and labels and their order, wherever the files lie."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(f"{Path(entry.path).name} {entry.label}\n".encode())
+    return digest.hexdigest()[:8]
+
+
 def load_annotations(paths: DatasetPaths, split: Split, classes: int) -> list[Entry]:
     """Reads the annotation file of a split: one `path label` a line, relative paths being under the root.
 
@@ -32,23 +41,33 @@ def load_annotations(paths: DatasetPaths, split: Split, classes: int) -> list[En
         raise ConfigError(f"{file} does not exist; give the {split} list's place in the data set's paths")
     entries: list[Entry] = []
     first_seen: dict[str, int] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_read(file).splitlines(), start=1):
         if not line.strip():
             continue
         entry = _parse(line, root, classes, f"{file}:{number}")
-        if entry.path in first_seen:
-            raise ConfigError(f"{file}:{number}: {entry.path} is already on line {first_seen[entry.path]}; keep one")
-        first_seen[entry.path] = number
+        place = os.path.normpath(entry.path)
+        if place in first_seen:
+            raise ConfigError(f"{file}:{number}: {entry.path} is already on line {first_seen[place]}; keep one")
+        first_seen[place] = number
         entries.append(entry)
     if not entries:
         raise ConfigError(f"{file} lists no videos; write one `path label` a line")
     return entries
 
 
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+
+
 def _parse(line: str, root: Path, classes: int, where: str) -> Entry:
     path, separator, label = line.strip().rpartition(" ")
     if not separator:
         raise ConfigError(f"{where}: {line.strip()!r} has no label; write `path label`, separated by one space")
+    if "\0" in path:
+        raise ConfigError(f"{where}: the path {path!r} holds a zero byte; mend the line")
     if not (label.isascii() and label.isdigit() and int(label) < classes):
         raise ConfigError(f"{where}: the label {label!r} is not a whole number from 0 to {classes - 1}; mend the line")
     return Entry(os.path.join(root, path.strip()), int(label))

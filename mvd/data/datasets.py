@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from mvd.data import augment
 from mvd.data.annotations import Entry, load_annotations, load_image_folder
 from mvd.data.masking import random_mask, tube_mask
 from mvd.data.randaugment import apply_operations, draw_operations
-from mvd.data.randomness import Purpose, generator
+from mvd.data.randomness import Purpose, epoch_order, generator
 from mvd.data.reader import open_video, read_image
 from mvd.data.sampling import dense_train_indices, pretrain_indices, segment_train_indices
+from mvd.data.stalls import ReadLimit
 from mvd.data.unreadable import Unreadable
 from mvd.sizes import SIZES, ClipShape
 from mvd.stage import DatasetPaths, Stage
@@ -42,9 +43,13 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
     """The training split of a stage, keyed by SampleKey.
 
     A sample is a dictionary of tensors with a leading axis for its augmented copies, plus "indices", the (1,) index
-    of the file that was read, "decode_ms", the time its decoding took, and "unreadable", the paths that could not be
-    read. Such a file is tried twice, then the next one of the list takes its place, with the draws of the key.
+    of the file that was read, "layer_seeds", for what the network draws for each copy, "decode_ms", the time the
+    file's decoding took, and "unreadable", the paths that could not be read. Such a file is tried twice, then the next
+    one of the epoch's order takes its place, with the draws of the key; where `REPLACEMENTS` more cannot be read
+    either, the sample is {"failed": why}.
     """
+
+    limit = ReadLimit()
 
     def __init__(self, seed: int, entries: list[Entry], reader: str) -> None:
         self.seed = seed
@@ -57,26 +62,45 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         unreadable: list[str] = []
-        for shift in range(REPLACEMENTS + 1):
-            index = (key.index + shift) % len(self)
+        for index in self._candidates(key):
             for _ in range(2):
                 try:
-                    sample = self.sample(self.entries[index], key)
-                    facts = {"indices": torch.tensor([index]), "decode_ms": torch.tensor([self.decode_ms])}
-                    return {**sample, **facts, "unreadable": unreadable}
+                    with self.limit.reading(self.entries[index].path):
+                        sample = self.sample(self.entries[index], key)
                 except Unreadable as error:
                     last = error
+                    continue
+                facts = {
+                    "indices": torch.tensor([index]),
+                    "layer_seeds": self._layer_seeds(key, sample),
+                    "decode_ms": torch.tensor([self.decode_ms]),
+                }
+                return {**sample, **facts, "unreadable": unreadable}
             unreadable.append(self.entries[index].path)
-        raise RuntimeError(
-            f"{len(unreadable)} files in a row cannot be read, the last because of: {last}; check the data set's root"
-        )
+        return {"failed": f"{len(unreadable)} files in a row cannot be read, the last because {last}"}
+
+    def _candidates(self, key: SampleKey) -> Iterator[int]:
+        """The sample's own file, then those that follow it in the epoch's order."""
+        yield key.index
+        order = epoch_order(self.seed, key.epoch, len(self))
+        place = order.index(key.index)
+        for shift in range(1, REPLACEMENTS + 1):
+            yield order[(place + shift) % len(self)]
+
+    def _layer_seeds(self, key: SampleKey, sample: dict[str, torch.Tensor]) -> torch.Tensor:
+        copies = len(next(iter(sample.values())))
+        draws = [self.draws(key, Purpose.LAYERS, copy).integers(2**62) for copy in range(copies)]
+        return torch.tensor(draws, dtype=torch.int64)
 
     @abstractmethod
     def sample(self, entry: Entry, key: SampleKey) -> dict[str, torch.Tensor]:
         """Reads one file and makes its sample."""
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Joins samples to a micro-batch, in order."""
+        """Joins samples to a micro-batch, in order; {"failed": why} where one of them failed."""
+        failed = [sample["failed"] for sample in samples if "failed" in sample]
+        if failed:
+            return {"failed": failed[0]}
         batch: dict[str, Any] = {
             name: torch.cat([sample[name] for sample in samples]) for name in samples[0] if name != "unreadable"
         }

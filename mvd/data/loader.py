@@ -6,6 +6,7 @@ groups, and a group into mirrored pairs (its j-th video from the front with the 
 two are mixed with each other: any whole number of pairs can then be mixed on its own, with the group's one draw.
 """
 
+import ctypes
 import os
 import signal
 from collections.abc import Iterator
@@ -18,8 +19,10 @@ from torch.utils.data import DataLoader, Sampler
 
 from mvd.config import ConfigError, Finetune, TrainRecipe
 from mvd.data.datasets import SampleKey, TrainDataset
-from mvd.data.randomness import Purpose, generator
+from mvd.data.randomness import epoch_order
 from mvd.stage import Stage
+
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class LoaderHealth:
@@ -65,11 +68,6 @@ def steps_per_epoch(samples: int, global_batch: int) -> int:
             "use a smaller global batch or more data"
         )
     return samples // global_batch
-
-
-def epoch_order(seed: int, epoch: int, samples: int) -> list[int]:
-    """The permutation of the samples in an epoch."""
-    return generator(seed, epoch, 0, Purpose.ORDER).permutation(samples).tolist()
 
 
 def update_blocks(recipe: TrainRecipe, order: list[int], update: int) -> list[Block]:
@@ -155,14 +153,22 @@ def train_loader(stage: Stage, dataset: TrainDataset, rank: int, start_update: i
 
 
 def worker_count(most: int) -> int:
-    """Loader processes of one training process: no more than the cores it was given, and no more than `most`."""
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """Loader processes of one training process: no more than the cores it was given, and no more than `most`.
+
+    A task of srun has cores of its own; otherwise the processes of a node share those that they see.
+    """
+    own = os.environ.get("SLURM_CPUS_PER_TASK") if "SLURM_STEP_ID" in os.environ else None
+    cores = int(own) if own else len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(most, max(cores, 1))
 
 
 def start_worker(_: int) -> None:
-    """Makes a loader process single-threaded and deaf to the signals that the training process answers."""
+    """Makes a loader process single-threaded, deaf to what asks the training process to stop, and dead when that is.
+
+    Those signals reach the whole job; a loader that obeyed them would take the last checkpoint away.
+    """
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

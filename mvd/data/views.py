@@ -1,5 +1,6 @@
 """Test views of a video: temporal clips x spatial crops, all cut from one decoding."""
 
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 import cv2
@@ -13,7 +14,8 @@ from mvd.data.datasets import to_clip
 from mvd.data.loader import start_worker, worker_count
 from mvd.data.reader import Video, open_video
 from mvd.data.sampling import dense_test_indices, segment_test_indices
-from mvd.data.unreadable import UnreadableVideo
+from mvd.data.stalls import ReadLimit
+from mvd.data.unreadable import Unreadable
 from mvd.sizes import ClipShape
 
 
@@ -84,6 +86,8 @@ def _resize_short_side(frames: np.ndarray, size: int) -> np.ndarray:
 class ViewDataset(Dataset[dict[str, Any]]):
     """Every video of a list, ready to cut its views. A video that cannot be read is flagged, never replaced."""
 
+    limit = ReadLimit()
+
     def __init__(self, entries: list[Entry], views: Views, reader: str = "pyav") -> None:
         self.entries = entries
         self.views = views
@@ -95,8 +99,9 @@ class ViewDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         entry = self.entries[index]
         try:
-            views = decode_views(open_video(entry.path, self.reader), self.views)
-        except UnreadableVideo as error:
+            with self.limit.reading(entry.path):
+                views = decode_views(open_video(entry.path, self.reader), self.views)
+        except Unreadable as error:
             return {"index": index, "label": entry.label, "unreadable": error.reason}
         return {"index": index, "label": entry.label, "views": views}
 
@@ -115,13 +120,18 @@ class ViewDataset(Dataset[dict[str, Any]]):
 
 
 def view_loader(
-    dataset: ViewDataset, rank: int, world_size: int, videos: int = 1, workers: int = 0
+    dataset: ViewDataset,
+    rank: int,
+    world_size: int,
+    videos: int = 1,
+    workers: int = 0,
+    done: Container[int] = (),
 ) -> DataLoader[dict[str, Any]]:
-    """Loads this rank's share of the videos, every world_size-th one, each exactly once, `videos` a batch."""
+    """Loads this rank's share of the videos, every world_size-th one but those `done`, each once, `videos` a batch."""
     return DataLoader(
         dataset,
         batch_size=videos,
-        sampler=range(rank, len(dataset), world_size),
+        sampler=[index for index in range(rank, len(dataset), world_size) if index not in done],
         num_workers=worker_count(workers),
         collate_fn=dataset.collate,
         pin_memory=torch.cuda.is_available(),

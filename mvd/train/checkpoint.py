@@ -2,66 +2,129 @@
 
 A checkpoint is a folder `step-<update>` of DeepSpeed's files, one `rng-<rank>.pt` a process, and `manifest.json`
 with the size and sha256 of each. DeepSpeed's own `latest` file is not used: nothing makes it wait for all ranks.
+The update says where in the schedule and in the data a run is, since both follow from it; there is no loss scale.
 """
 
+import hashlib
 import json
 import random
 import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
 from mvd.config import ConfigError
-from mvd.files import sha256, write_json
+from mvd.files import sha256, write_atomically, write_json
 from mvd.train.engine import Engine, Process, gather
+from mvd.train.reshard import load_resharded
 
 MANIFEST = "manifest.json"
 DAMAGED = "manifest.damaged.json"  # what the manifest becomes where the checkpoint is not what it says
 
 
-def save_checkpoint(engine: Engine, folder: Path, update: int, process: Process, keep: int) -> None:
-    """Saves weights, optimizer and every rank's random state as `step-<update>`, then prunes to the newest `keep`.
+@dataclass(frozen=True)
+class Loaded:
+    """What a checkpoint said: its update (0 where there was none) and the state that was saved with it."""
 
-    All ranks call it together. Until the manifest is renamed into place the folder does not count. Pruning removes
-    the saves that were cut off, too.
+    update: int
+    state: dict[str, Any]
+
+
+class CannotSave(RuntimeError):
+    """A checkpoint could not be written; says on which hosts and why. Raised on every process."""
+
+
+def save_checkpoint(
+    engine: Engine, folder: Path, update: int, process: Process, made_by: dict[str, Any], state: dict[str, Any]
+) -> None:
+    """Saves weights, optimizer and every rank's random state as `step-<update>`; all ranks call it together.
+
+    made_by: what a run must have in common with the checkpoint to go on from it. state: what else the run wants back,
+    as JSON. Until the manifest is renamed into place the folder does not count.
+
+    Raises:
+        CannotSave: the disk is full, read-only or gone; the older checkpoints are as they were.
     """
-    tag = _tag(update)
-    target = folder / tag
+    target = folder / tag(update)
+    writer = NotingWriter()
     if process.is_first:
-        shutil.rmtree(target, ignore_errors=True)  # a save that was cut off
-        target.mkdir(parents=True)
-    dist.barrier()
-    engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
-    torch.save(_random_state(), target / f"rng-{process.rank}.pt")
-    dist.barrier()
+        with writer.noting():
+            shutil.rmtree(target, ignore_errors=True)  # a save that was cut off
+            target.mkdir(parents=True)
+    _agree(writer, target, process)
+    engine.checkpoint_engine = writer
+    engine._copy_recovery_script = lambda *_: None  # a write that could fail on one rank while the others wait
+    engine.save_checkpoint(str(folder), tag=target.name, save_latest=False)
+    writer.save(_random_state(), str(target / f"rng-{process.rank}.pt"))
+    _agree(writer, target, process)
     content = sorted(set().union(*gather(_content(target))))  # a network disk shows others' files late
-    entries = gather(_describe(target, _share(content, process)))
-    if process.is_first:
+    entries: dict[str, dict[str, Any]] = {}
+    with writer.noting():
+        entries = _describe(target, _share(content, process))
+    files = {name: entry for part in gather(entries) for name, entry in part.items()}
+    if process.is_first and len(files) == len(content):
         manifest = {
             "update": update,
             "world_size": process.world_size,
             "zero_stage": engine.zero_optimization_stage(),
-            "files": {name: entry for part in entries for name, entry in part.items()},
+            "made_by": made_by,
+            "state": state,
+            "files": files,
         }
-        write_json(target / MANIFEST, manifest)
-        for old in set(folder.glob("step-*")) - set(_complete(folder)[-keep:]):
-            shutil.rmtree(old)
-    dist.barrier()
+        with writer.noting():
+            write_json(target / MANIFEST, {**manifest, "sha256": _own_digest(manifest)})
+    _agree(writer, target, process)
 
 
-def load_newest_checkpoint(engine: Engine, folder: Path, process: Process) -> int:
-    """Restores the newest good checkpoint on all ranks; returns its update, or 0 where there is none.
+class NotingWriter(TorchCheckpointEngine):
+    """Writes DeepSpeed's files to the disk itself, and notes a failure instead of raising it.
+
+    A rank that raised in the middle of a save would leave the others waiting for it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failure: str | None = None
+
+    def save(self, state_dict: Any, path: str) -> None:
+        with self.noting():
+            write_atomically(Path(path), lambda temporary: torch.save(state_dict, temporary))
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # RuntimeError is how torch.save says that the disk is full
+            lines = str(error).splitlines() or [type(error).__name__]
+            self.failure = f"{socket.gethostname()}: {lines[0]}"
+
+
+def _agree(writer: NotingWriter, target: Path, process: Process) -> None:
+    """Gives the save up on every rank where it failed on one, and frees the space it took."""
+    failures = [failure for failure in gather(writer.failure) if failure is not None]
+    if failures:
+        if process.is_first:
+            shutil.rmtree(target, ignore_errors=True)
+        raise CannotSave(f"{target} cannot be written ({'; '.join(sorted(set(failures)))})")
+
+
+def load_newest_checkpoint(engine: Engine, folder: Path, process: Process, made_by: dict[str, Any]) -> Loaded:
+    """Restores the newest good checkpoint on all ranks; update 0 where there is none.
 
     Every rank verifies its share of the files and all agree; a damaged checkpoint is named, no longer counts, and the
-    one before it is tried.
+    one before it is tried. One of another number of processes or another ZeRO stage is converted on the way.
 
     Raises:
-        ConfigError: the newest good one was saved by another number of processes or another ZeRO stage.
+        ConfigError: the newest good one was made by another kind of run than `made_by` says.
     """
-    candidates = gather(_complete(folder))[0]
+    candidates = gather(complete_checkpoints(folder))[0]
     for candidate in reversed(candidates):
         manifest = gather(_read_manifest(candidate))[0]
         if manifest is None:
@@ -73,20 +136,43 @@ def load_newest_checkpoint(engine: Engine, folder: Path, process: Process) -> in
                 (candidate / MANIFEST).rename(candidate / DAMAGED)
                 print(f"checkpoint {candidate} is damaged ({', '.join(damaged)}); trying the one before", flush=True)
             continue
-        _check_same_shape(candidate, manifest, engine, process)
-        loaded, _ = engine.load_checkpoint(str(folder), tag=candidate.name)
-        if loaded is None:
-            raise ConfigError(f"DeepSpeed could not read {candidate}; remove that folder to go on from the one before")
-        _restore_random_state(torch.load(candidate / f"rng-{process.rank}.pt", weights_only=False))
+        _check_made_by(candidate, manifest["made_by"], made_by)
         if process.is_first:
             print(f"resuming after update {manifest['update']} from {candidate}", flush=True)
-        return manifest["update"]
+        _load(engine, candidate, manifest, process)
+        return Loaded(manifest["update"], manifest["state"])
     if candidates and process.is_first:
         print(f"no good checkpoint is left in {folder}; starting from update 0", flush=True)
-    return 0
+    return Loaded(0, {})
 
 
-def _complete(folder: Path) -> list[Path]:
+def _load(engine: Engine, folder: Path, manifest: dict[str, Any], process: Process) -> None:
+    saved = (manifest["world_size"], manifest["zero_stage"])
+    if saved != (process.world_size, engine.zero_optimization_stage()):
+        if process.is_first:
+            print(
+                f"it was saved by {saved[0]} processes with ZeRO stage {saved[1]}; {process.world_size} with stage "
+                f"{engine.zero_optimization_stage()} go on from it",
+                flush=True,
+            )
+        load_resharded(engine, folder, *saved)
+        return
+    loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    if loaded is None:
+        raise ConfigError(f"DeepSpeed could not read {folder}; remove that folder to go on from the one before")
+    _restore_random_state(torch.load(folder / f"rng-{process.rank}.pt", weights_only=False))
+
+
+def _check_made_by(folder: Path, saved: dict[str, Any], running: dict[str, Any]) -> None:
+    for name, value in running.items():
+        if saved.get(name, value) != value:
+            raise ConfigError(
+                f"{folder} was made with {name} {saved[name]} and this run has {name} {value}, which would change the "
+                f"result; go on with {saved[name]}, or remove {folder.parent} to start again"
+            )
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders with a manifest, oldest first."""
     return sorted(path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
 
@@ -95,14 +181,24 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest, or None where it is damaged itself."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        intact = _tag(manifest["update"]) == folder.name and {"world_size", "zero_stage", "files"} <= manifest.keys()
-    except (ValueError, TypeError, KeyError):
+        intact = manifest.pop("sha256") == _own_digest(manifest) and tag(manifest["update"]) == folder.name
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return manifest if intact else None
 
 
-def _tag(update: int) -> str:
+def _own_digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def tag(update: int) -> str:
+    """The name of an update's checkpoint folder."""
     return f"step-{update:08d}"
+
+
+def update_of(folder: Path) -> int:
+    """The update of a checkpoint folder."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def _content(folder: Path) -> list[Path]:
@@ -121,22 +217,15 @@ def _describe(folder: Path, paths: list[Path]) -> dict[str, dict[str, Any]]:
 def _damaged(folder: Path, manifest: dict[str, Any], process: Process) -> list[str]:
     """Names among this rank's share that are missing or differ from the manifest."""
     expected = manifest["files"]
-    mine = _share([folder / name for name in sorted(expected)], process)
-    present = _describe(folder, [path for path in mine if path.is_file()])
-    return [path.name for path in mine if present.get(path.name) != expected[path.name]]
-
-
-def _check_same_shape(folder: Path, manifest: dict[str, Any], engine: Engine, process: Process) -> None:
-    if manifest["world_size"] != process.world_size:
-        raise ConfigError(
-            f"{folder} was saved by {manifest['world_size']} processes and {process.world_size} are running; "
-            f"resume with {manifest['world_size']}"
-        )
-    if manifest["zero_stage"] != engine.zero_optimization_stage():
-        raise ConfigError(
-            f"{folder} was saved with ZeRO stage {manifest['zero_stage']} and this run uses stage "
-            f"{engine.zero_optimization_stage()}; resume with the former"
-        )
+    damaged = []
+    for path in _share([folder / name for name in sorted(expected)], process):
+        try:
+            intact = _describe(folder, [path])[path.name] == expected[path.name]
+        except OSError:  # missing, or the disk is failing
+            intact = False
+        if not intact:
+            damaged.append(path.name)
+    return damaged
 
 
 def _random_state() -> dict[str, Any]:

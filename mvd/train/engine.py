@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def start_processes() -> Process:
 
     Without these variables the process stays alone. The device is the local rank's GPU, else the CPU.
     """
-    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531"}
+    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if torch.cuda.is_available():
@@ -107,16 +108,19 @@ def build_engine(
 
 
 def take_step(engine: Engine) -> float:
-    """Applies the accumulated gradient and returns its 2-norm over all parameters: NaN where that is not finite.
+    """Applies the accumulated gradient and returns its 2-norm over all parameters.
 
-    ZeRO computes the norm on the way; stage 0 does not, and there every process holds the whole gradient.
+    A gradient that is not finite is dropped instead, on every process, and NaN returned. ZeRO computes the norm and
+    does so itself; stage 0 does not, and there every process holds the whole gradient.
     """
     norm = None
     if engine.zero_optimization_stage() == 0:
         norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+        if not torch.isfinite(norm):
+            engine.module.zero_grad(set_to_none=True)  # the optimizer passes over what has no gradient
     engine.step()
     norm = float(engine.get_global_grad_norm() if norm is None else norm)
-    return norm if 0 <= norm < math.inf else math.nan  # ZeRO says inf or -1, and skips the update
+    return norm if 0 <= norm < math.inf else math.nan  # ZeRO says inf or -1
 
 
 def full_state_dict(engine: Engine) -> dict[str, torch.Tensor]:
@@ -164,6 +168,25 @@ def agreeing() -> Iterator[None]:
         raise error
     if failed:
         raise SystemExit(2)
+
+
+class PeerLost(RuntimeError):
+    """Another process of the run, or a loader process of this one, is gone; the run can be started again."""
+
+
+@contextmanager
+def naming_lost_peers() -> Iterator[None]:
+    """Says in a sentence what a collective or a loader says of a process that is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
+        who = f"rank {dist.get_rank()} on {socket.gethostname()}"
+        if "DataLoader worker" in reason:
+            raise PeerLost(f"{who} has lost a process that reads its data ({reason}); start the stage again") from error
+        if isinstance(error, dist.DistError) or "gloo" in reason or "Connection" in reason:
+            raise PeerLost(f"{who} has lost another process of the run ({reason}); start the stage again") from error
+        raise
 
 
 def mean_across_processes(values: torch.Tensor) -> torch.Tensor:

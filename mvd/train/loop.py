@@ -1,7 +1,9 @@
 """The training loop of all four training kinds: from a stage to its weights."""
 
 import math
+import multiprocessing
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,13 +11,14 @@ from safetensors.torch import save_file
 
 from mvd.accuracy import load_entries, validate
 from mvd.batch import Batch
-from mvd.config import DATASETS, Finetune
+from mvd.config import DATASETS, ConfigError, Finetune
+from mvd.data.annotations import fingerprint
 from mvd.data.datasets import build_dataset
 from mvd.data.device import prepare
 from mvd.data.loader import LoaderHealth, steps_per_epoch, train_loader
+from mvd.data.stalls import ReadLimit
 from mvd.files import write_atomically
-from mvd.stage import Stage
-from mvd.train.checkpoint import load_newest_checkpoint, save_checkpoint
+from mvd.stage import WEIGHTS, Stage
 from mvd.train.engine import (
     Process,
     agreeing,
@@ -25,16 +28,17 @@ from mvd.train.engine import (
     mean_across_processes,
     take_step,
 )
-from mvd.train.monitor import Monitor, Progress, UnreadableFiles, peak_memory_gb
+from mvd.train.health import Health, RollBack
+from mvd.train.interrupt import Interrupted, stop_requested
+from mvd.train.keeper import Keeper
+from mvd.train.monitor import Monitor, Progress, peak_memory_gb
+from mvd.train.noise import SampleNoise
 from mvd.train.optimizer import build_optimizer
+from mvd.train.preflight import preflight
 from mvd.train.schedule import cosine_schedule
 from mvd.train.tasks import Task, build_task
-
-WEIGHTS = "weights.safetensors"
-
-
-class NonFiniteLoss(RuntimeError):
-    """A loss or gradient was not a finite number; nothing of the update it belongs to has been saved."""
+from mvd.train.unreadable import UnreadableFiles
+from mvd.train.watchdog import doing
 
 
 def train(stage: Stage, process: Process) -> dict[str, Any]:
@@ -44,24 +48,30 @@ def train(stage: Stage, process: Process) -> dict[str, Any]:
 
     Raises:
         ConfigError: something the user gave cannot work.
-        NonFiniteLoss: training diverged; raised on every process.
+        GivenUp: training diverged, or what it needs is gone; raised on every process.
+        HostFault: a machine failed the checks before the start; raised on every process.
+        Interrupted: a signal asked for it, and the last update is saved; raised on every process.
     """
     started = time.monotonic()
-    run = TrainingRun(stage, process)
-    try:
-        run.to_the_end()
-        write_weights(run)
-        latest = run.monitor.latest()
-    finally:
-        run.close()
-    return {
-        "epochs": stage.recipe.optimization.epochs,
-        "updates": run.total_updates,
-        "wall_seconds": time.monotonic() - started,
-        "weights": WEIGHTS,
-        "unreadable": sorted(run.unreadable.named),
-        **{name: latest[name] for name in ("loss", "val_top1") if name in latest},
-    }
+    while True:
+        run = TrainingRun(stage, process)
+        try:
+            run.to_the_end()
+            write_weights(run)
+            latest = run.monitor.latest()
+        except RollBack:
+            continue
+        finally:
+            run.close()
+        return {
+            "epochs": stage.recipe.optimization.epochs,
+            "updates": run.total_updates,
+            "wall_seconds": time.monotonic() - started,
+            "weights": WEIGHTS,
+            "unreadable": sorted(run.unreadable.named),
+            "skipped_updates": run.health.left_out,
+            **{name: latest[name] for name in ("loss", "val_top1") if name in latest},
+        }
 
 
 class TrainingRun:
@@ -71,28 +81,41 @@ class TrainingRun:
         self.stage, self.process = stage, process
         recipe, how = stage.recipe, stage.execution
         settings = recipe.optimization
+        doing("starting", 0)
+        with agreeing():
+            self.dataset = build_dataset(stage)
+            self.dataset.limit = ReadLimit.of_run(stage.directory, how.faults.video_seconds)
+            self.validation = load_entries(stage, "val") if isinstance(recipe, Finetune) else []
+            self.steps_per_epoch = steps_per_epoch(len(self.dataset), settings.global_batch)
+            preflight(stage, process, self.dataset.entries)
+        doing("starting", 0)
         with agreeing():
             torch.manual_seed(recipe.seed)  # the same first weights on every process
             self.task: Task = build_task(stage, DATASETS[recipe.dataset].classes, process.device)
-            self.dataset = build_dataset(stage)
-            self.validation = load_entries(stage, "val") if isinstance(recipe, Finetune) else []
-            self.steps_per_epoch = steps_per_epoch(len(self.dataset), settings.global_batch)
         self.total_updates = self.steps_per_epoch * settings.epochs
         self.learning_rates = cosine_schedule(
             settings.peak_lr, settings.floor_lr, settings.laid_out_epochs, settings.warmup_epochs, self.steps_per_epoch
         )
-        self.checkpoints = stage.directory / "checkpoints"
         batch = Batch(how.micro_batch, how.accumulation, process.world_size)
         model = self.task.model.to(process.device)
+        self.noise = SampleNoise(model)
+        self.health = Health(stage, process)
+        made_by = {"precision": how.precision, "training list": fingerprint(self.dataset.entries)}
+        self.keeper = Keeper(stage, process, self.steps_per_epoch, made_by)
         with agreeing():
-            optimizer = build_optimizer(model, settings)
-            self.engine = build_engine(model, optimizer, how.deepspeed, batch, how.precision)
-            torch.manual_seed(recipe.seed * 1_000_003 + process.rank + 1)  # drop path and dropout differ by process
-            self.update = load_newest_checkpoint(self.engine, self.checkpoints, process)
+            self.engine = build_engine(model, build_optimizer(model, settings), how.deepspeed, batch, how.precision)
+            torch.manual_seed(recipe.seed * 1_000_003 + process.rank + 1)
+            state = self.keeper.load(self.engine)
+            self.update = self.keeper.newest
             self.batches = iter(train_loader(stage, self.dataset, process.rank, self.update))
         self.loading = LoaderHealth()
+        self.health.restore(state)
+        self.window = Window(**state.get("window", {}))
         self.monitor = Monitor(stage.directory, process, self.update)
-        self.unreadable = UnreadableFiles(stage.directory, process)
+        self.validated = gather(self.monitor.newest("val_top1"))[0]
+        self.unreadable = UnreadableFiles(stage, process, len(self.dataset), state)
+        self.progress = Progress(stage.kind, self.total_updates, self.update) if process.is_first else None
+        self.stopping = self.saving = False  # agreed by all processes
 
     @property
     def epoch(self) -> int:
@@ -100,121 +123,174 @@ class TrainingRun:
         return self.update // self.steps_per_epoch
 
     def to_the_end(self) -> None:
-        """Runs the remaining updates with their checkpoints, validations and reports."""
+        """Runs the remaining updates with their checkpoints, validations and reports.
+
+        Raises:
+            GivenUp, Interrupted: see `train`.
+            RollBack: the run is to be started again from its newest checkpoint.
+        """
         how = self.stage.execution
-        window = Window()
-        progress = self._progress()
+        self._validate_if_due()  # the last attempt may have ended before it did
         self.engine.train()
         while self.update < self.total_updates:
             learning_rate = float(self.learning_rates[self.update])
-            epoch = self.epoch
-            self._one_update(learning_rate, window)
+            self._one_update(learning_rate)
             self.update += 1
             finished = self.update == self.total_updates
             if self.update % how.log_every == 0 or finished:
-                self._report(window, learning_rate, epoch, progress)
-                window = Window()
-            if self.update % self.steps_per_epoch == 0:
-                self._end_of_epoch(epoch, finished)
-            if self.update % how.checkpoint_every == 0 or finished:
-                self.unreadable.share()
-                self.monitor.flush()
-                save_checkpoint(self.engine, self.checkpoints, self.update, self.process, how.keep_checkpoints)
-        if progress is not None:
-            progress.close()
+                self._report(learning_rate)
+            if finished or self.stopping or self.saving or self.keeper.due(self.update):
+                self._save()
+            if self.stopping and not finished:
+                raise Interrupted(
+                    f"{self.stage.id}: stopped by a signal after update {self.update} of {self.total_updates}; "
+                    f"update {self.keeper.newest} is saved; start it again to go on from there",
+                    self.keeper.newest,
+                )
+            self._validate_if_due()
 
-    def _one_update(self, learning_rate: float, window: "Window") -> None:
-        """One optimizer step over `accumulation` micro-batches; notes losses averaged over all of them and ranks."""
+    def _one_update(self, learning_rate: float) -> None:
+        """One optimizer step over `accumulation` micro-batches, unless their losses or gradient are not finite."""
         started = time.monotonic()
+        number, accumulation = self.update + 1, self.stage.execution.accumulation
+        if self.health.leaves_out(number):
+            for _ in range(accumulation):
+                self._next_batch()
+            return
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
         losses: list[torch.Tensor] = []  # (names,) each
         samples: list[list[int]] = []
-        for step in range(self.stage.execution.accumulation):
+        for step in range(accumulation):
+            raw = self._next_batch()
+            samples.append(raw["indices"].tolist())
+            doing("in forward and backward", number)
             if step:
                 self.engine.step()  # inside an update this only counts the micro-batch
-            asked = time.monotonic()
-            raw = next(self.batches)
-            window.waited += time.monotonic() - asked
-            self.loading.note(raw, self.batches)
-            self.unreadable.found.update(raw["unreadable"])
-            samples.append(raw["indices"].tolist())
-            named = self.task.losses(self.engine, prepare(raw, self.stage.recipe, self.process.device))
-            self.engine.backward(named["loss"])
+            batch = prepare(raw, self.stage.recipe, self.process.device)
+            self.noise.draw(raw["layer_seeds"], self.process.device)
+            named = self.task.losses(self.engine, batch)
             losses.append(torch.stack([loss.detach().float() for loss in named.values()]))
-        means = self._means(torch.stack(losses), samples)
+            loss = named["loss"]
+            if step == accumulation - 1:
+                means = self._agree(torch.stack(losses))
+                if not all(map(math.isfinite, means)):
+                    loss = loss * math.nan  # so that every ZeRO stage leaves its update out
+            self.engine.backward(loss)
+        doing("updating weights", number)
         norm = take_step(self.engine)
-        if math.isnan(norm):
-            raise NonFiniteLoss(
-                f"the gradient is not finite at update {self.update + 1}, though the loss is {means[0]}"
-            )
-        window.add(dict(zip(named, means, strict=True)) | {"grad_norm": norm}, time.monotonic() - started)
+        values = dict(zip(named, means, strict=True)) | {"grad_norm": norm}
+        if all(map(math.isfinite, values.values())):
+            spike = self.health.note_good(number, means[0], self.keeper.newest)
+            self.window.add(values, time.monotonic() - started)
+            if spike:
+                self.monitor.write(number, self.epoch + 1, spike)
+        else:
+            self._note_bad(number, torch.stack(losses), samples, lossy=not all(map(math.isfinite, means)))
 
-    def _means(self, losses: torch.Tensor, samples: list[list[int]]) -> list[float]:
-        """Means over the micro-batches (micro-batches, names) of all ranks, once they are all known to be finite."""
-        means = mean_across_processes(losses.mean(dim=0))
-        if torch.isfinite(means).all():  # the same verdict on every process, before the weights change
-            return means.tolist()
+    def _next_batch(self) -> dict[str, Any]:
+        """The loader's next micro-batch; notes the wait for it and the files that others replaced in it."""
+        doing("reading videos", self.update + 1)
+        asked = time.monotonic()
+        raw = next(self.batches)
+        self.window.waited += time.monotonic() - asked
+        if "failed" in raw:
+            raise ConfigError(f"{self.stage.id}: {raw['failed']}; check the data set's root")
+        self.loading.note(raw, self.batches)
+        self.unreadable.found.update(raw["unreadable"])
+        return raw
+
+    def _agree(self, losses: torch.Tensor) -> list[float]:
+        """Means over the micro-batches (micro-batches, names) of all ranks.
+
+        Whether any rank was asked to stop, or wants a checkpoint, comes to all with them.
+        """
+        doing("waiting for the others' losses", self.update + 1)
+        asked = losses.new_tensor([stop_requested(), self.keeper.wanted()])
+        *means, stopping, saving = mean_across_processes(torch.cat([losses.mean(dim=0), asked])).tolist()
+        self.stopping, self.saving = stopping > 0, saving > 0
+        doing("in forward and backward", self.update + 1)
+        return means
+
+    def _note_bad(self, number: int, losses: torch.Tensor, samples: list[list[int]], lossy: bool) -> None:
+        """Names the videos behind a loss that is not finite; a gradient tells nothing of them, so all are named."""
         finite = losses.isfinite().all(dim=1).tolist()
-        mine = [
-            self.dataset.entries[i].path for part, fine in zip(samples, finite, strict=True) if not fine for i in part
-        ]
-        culprits = [f"rank {rank}: {', '.join(paths)}" for rank, paths in enumerate(gather(mine)) if paths]
-        raise NonFiniteLoss(f"the loss is not finite at update {self.update + 1} ({'; '.join(culprits)})")
+        suspects = [part for part, fine in zip(samples, finite, strict=True) if not (lossy and fine)]
+        videos = [self.dataset.entries[index].path for part in suspects for index in part]
+        self.health.note_bad(number, "loss" if lossy else "gradient", videos, self.keeper.newest)
 
-    def _report(self, window: "Window", learning_rate: float, epoch: int, progress: Progress | None) -> None:
-        settings = self.stage.recipe.optimization
-        rate = window.updates * settings.global_batch / window.seconds
-        self.unreadable.share()
-        values = window.means() | {
-            "lr": learning_rate,
-            "weight_decay": settings.weight_decay,
-            "samples_per_second": rate,
-            "data_wait_share": window.waited / window.seconds,
-            **self.loading.report(),
-            "memory_gb": peak_memory_gb(self.process.device),
-            "unreadable": len(self.unreadable.named),
-        }
-        self.monitor.write(self.update, epoch + 1, values)
-        if progress is not None:
+    def _report(self, learning_rate: float) -> None:
+        """Writes what happened since the last report, and shows it."""
+        settings, epoch = self.stage.recipe.optimization, (self.update - 1) // self.steps_per_epoch + 1
+        replaced = self.unreadable.share(epoch)
+        window, self.window = self.window, Window()
+        values = {"lr": learning_rate, "weight_decay": settings.weight_decay, **replaced}
+        values["epochs_done"] = self.update / self.steps_per_epoch
+        values["memory_gb"] = peak_memory_gb(self.process.device)
+        if window.updates:
+            values |= window.means(settings.global_batch) | self.loading.report()
+        self.monitor.write(self.update, epoch, values)
+        if self.progress is not None:
             losses = " ".join(f"{name} {value:.4f}" for name, value in values.items() if name.endswith("loss"))
             unit = "images" if self.stage.kind == "image_teacher" else "clips"
-            progress.show(self.update, f"epoch {epoch + 1}/{settings.epochs} {losses} {rate:.1f} {unit}/s")
+            rate = f" {values['samples_per_second']:.1f} {unit}/s" if window.updates else " (updates left out)"
+            self.progress.show(self.update, f"epoch {epoch}/{settings.epochs} {losses}{rate}")
 
-    def _end_of_epoch(self, epoch: int, finished: bool) -> None:
+    def _save(self) -> None:
+        """Saves a checkpoint, but never of weights that may be what makes updates fail."""
+        if self.health.in_a_row and self.update < self.total_updates:
+            return
+        doing("saving", self.update)
+        self.unreadable.share((self.update - 1) // self.steps_per_epoch + 1)
+        self.monitor.flush()
+        state = {**self.health.state(), **self.unreadable.state(), "window": vars(self.window)}
+        if not self.keeper.save(self.engine, self.update, state):
+            self.monitor.write(self.update, self.epoch + 1, {"failed_saves": self.keeper.failures})
+
+    def _validate_if_due(self) -> None:
         """Validates a classifier every few epochs and at the end, on one centre view of each validation video."""
-        every = self.stage.execution.validate_every
-        if isinstance(self.stage.recipe, Finetune) and (finished or (epoch + 1) % every == 0):
-            accuracy = validate(self.engine, self.validation, self.stage, self.process)
-            self.engine.train()
-            self.monitor.write(self.update, epoch + 1, accuracy)
-
-    def _progress(self) -> Progress | None:
-        if not self.process.is_first:
-            return None
-        return Progress(self.stage.kind, self.total_updates, self.update)
+        epoch, rest = divmod(self.update, self.steps_per_epoch)
+        due = epoch % self.stage.execution.validate_every == 0 or self.update == self.total_updates
+        if not isinstance(self.stage.recipe, Finetune) or rest or not due or self.update <= self.validated:
+            return
+        doing("validating", self.update)
+        accuracy = validate(self.engine, self.validation, self.stage, self.process)
+        self.engine.train()
+        self.monitor.write(self.update, epoch, accuracy)
+        self.monitor.flush()
+        self.validated = self.update
 
     def close(self) -> None:
+        """Ends what runs beside the training: loader processes, the progress line, the writers, the engine."""
+        self.batches = iter(())
+        for loader in multiprocessing.active_children():
+            loader.kill()  # one that hangs in a read; the others have left
+        if self.progress is not None:
+            self.progress.close()
         self.monitor.close()
         self.engine.destroy()
 
 
+@dataclass
 class Window:
     """What is gathered between two reports; its seconds are those of updates, not of checkpoints or validations."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.waited = 0.0
-        self.updates = 0
-        self.sums: dict[str, float] = {}
+    seconds: float = 0.0
+    waited: float = 0.0
+    updates: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
 
     def add(self, values: dict[str, float], seconds: float) -> None:
         self.updates += 1
         self.seconds += seconds
         self.sums = {name: value + self.sums.get(name, 0.0) for name, value in values.items()}
 
-    def means(self) -> dict[str, float]:
-        return {name: total / self.updates for name, total in self.sums.items()}
+    def means(self, global_batch: int) -> dict[str, float]:
+        """The mean of each value over the updates, and how fast they were."""
+        return {name: total / self.updates for name, total in self.sums.items()} | {
+            "samples_per_second": self.updates * global_batch / self.seconds,
+            "data_wait_share": self.waited / self.seconds,
+        }
 
 
 def write_weights(run: TrainingRun) -> None:

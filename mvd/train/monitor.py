@@ -5,14 +5,17 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mvd.files import write_text
-from mvd.train.engine import Process, gather
+from mvd.train.engine import Process
 
 SECONDS_BETWEEN_LINES = 15  # where the output is a file: one line then, instead of a line that redraws itself
 
@@ -47,69 +50,91 @@ class Progress:
 class Monitor:
     """Writes a run's numbers, on the first process only; the x axis of every curve is the update.
 
-    A resumed run drops what was written after its checkpoint, so that curves never show an update twice.
+    A resumed run drops what was written after its checkpoint, so that curves never show an update twice. A disk that
+    is full or read-only is no reason to stop: what could not be written is said, and tried again with the next record.
     """
 
     def __init__(self, directory: Path, process: Process, resumed_at: int) -> None:
         self.enabled = process.is_first
         if not self.enabled:
             return
+        self.directory = directory
         self.metrics = directory / "metrics.jsonl"
-        self._keep_metrics_until(resumed_at)
-        self.events = SummaryWriter(str(directory / "tensorboard"), purge_step=resumed_at + 1)
+        self.unwritten: list[str] = []
+        self.complained = False
+        self.events: SummaryWriter | None = None
+        with self._tolerating():
+            self._keep_metrics_until(resumed_at)
+            self.events = SummaryWriter(str(directory / "tensorboard"), purge_step=resumed_at + 1)
 
     def write(self, update: int, epoch: int, values: dict[str, float]) -> None:
         """Adds one record; `epoch` counts from 1 and is the one that `update` belongs to."""
         if not self.enabled:
             return
-        with open(self.metrics, "a") as handle:
-            handle.write(json.dumps({"update": update, "epoch": epoch, **values}) + "\n")
-        for name, value in values.items():
-            self.events.add_scalar(name, value, update)
+        self.unwritten.append(json.dumps({"update": update, "epoch": epoch, **values}) + "\n")
+        with self._tolerating():
+            _append(self.metrics, "".join(self.unwritten))
+            self.unwritten.clear()
+            if self.events is None:
+                self.events = SummaryWriter(str(self.directory / "tensorboard"))
+            for name, value in values.items():
+                self.events.add_scalar(name, value, update)
 
     def latest(self) -> dict[str, float]:
         """Each number's last value, earlier attempts' included; empty on the other processes."""
         values: dict[str, float] = {}
-        if self.enabled and self.metrics.exists():
-            for line in self.metrics.read_text().splitlines():
-                values |= json.loads(line)
+        for record in self._records():
+            values |= record
         return values
+
+    def newest(self, name: str) -> int:
+        """The last update that has this number; 0 where none has, and on the other processes."""
+        return max((record["update"] for record in self._records() if name in record), default=0)
 
     def flush(self) -> None:
         """Has the events written that are still queued, which a kill would take along."""
-        if self.enabled:
-            self.events.flush()
+        if self.enabled and self.events is not None:
+            with self._tolerating():
+                self.events.flush()
 
     def close(self) -> None:
-        if self.enabled:
-            self.events.close()
+        if self.enabled and self.events is not None:
+            with self._tolerating():
+                self.events.close()
+
+    @contextmanager
+    def _tolerating(self) -> Iterator[None]:
+        """Says once, and for each time that writing fails again after it went well, that it does."""
+        try:
+            yield
+            self.complained = False
+        except OSError as error:
+            self.events = None  # its thread has ended
+            if not self.complained:
+                print(f"FAULT (log): {self.directory} cannot be written: {error}", file=sys.stderr, flush=True)
+            self.complained = True
+
+    def _records(self) -> list[dict[str, Any]]:
+        if not self.enabled or not self.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text().splitlines() if line.endswith("}")]
 
     def _keep_metrics_until(self, update: int) -> None:
         if self.metrics.exists():
-            lines = self.metrics.read_text().splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["update"] <= update]
+            kept = [json.dumps(record) for record in self._records() if record["update"] <= update]
             write_text(self.metrics, "".join(line + "\n" for line in kept))
 
 
-class UnreadableFiles:
-    """Training files that could not be read, of all processes and attempts: one path a line of unreadable.txt."""
-
-    def __init__(self, directory: Path, process: Process) -> None:
-        self.path = directory / "unreadable.txt"
-        self.process = process
-        self.named = set(self.path.read_text().splitlines()) if self.path.exists() else set()
-        self.found: set[str] = set()
-
-    def share(self) -> None:
-        """Names what any process has found since the last call; all processes call it together."""
-        new = sorted(set().union(*gather(self.found)) - self.named)
-        self.found.clear()
-        self.named.update(new)
-        if new and self.process.is_first:
-            for path in new:
-                print(f"unreadable, the next video takes its place: {path}", flush=True)
-            with open(self.path, "a") as handle:
-                handle.writelines(f"{path}\n" for path in new)
+def _append(path: Path, text: str) -> None:
+    """Appends all of it or, where that fails, nothing."""
+    with open(path, "ab") as handle:
+        size = handle.tell()
+        try:
+            handle.write(text.encode())
+            handle.flush()
+        except OSError:
+            os.ftruncate(handle.fileno(), size)
+            raise
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -10,9 +10,13 @@ from PIL import Image
 from mvd.config import ConfigError
 from mvd.data import reader
 from mvd.data.annotations import Entry
-from mvd.data.datasets import FinetuneDataset, ImageTeacherDataset, SampleKey, build_dataset
+from mvd.data.augment import multi_scale_box
+from mvd.data.datasets import FinetuneDataset, ImageTeacherDataset, MaskedClipDataset, SampleKey, build_dataset
+from mvd.data.randomness import Purpose
 from mvd.data.reader import open_video
+from mvd.data.sampling import dense_train_indices, pretrain_indices, segment_train_indices
 from mvd.data.unreadable import UnreadableVideo
+from mvd.sizes import SIZES
 from mvd.stage import Execution, Stage
 from tests.data.stages import PLAIN, recipe, stage
 
@@ -81,6 +85,55 @@ def test_pretraining_neither_flips_nor_recolours(motion_root):
     firsts = [dataset[SampleKey(epoch, 3)]["video"][0, :, 0].permute(1, 2, 0).numpy() for epoch in range(60)]
     assert sum(first.tobytes() in windows for first in firsts) >= 2  # one crop in ten is of that size
     assert not any(first[:, ::-1].tobytes() in windows for first in firsts)
+
+
+def test_pretraining_crops_are_pillows(real_videos):
+    """The same box at both input sizes, smoothed where it shrinks; a level or two may be rounded otherwise."""
+    made, key = recipe("pretrain", stride=4), SampleKey(1, 0)
+    dataset = MaskedClipDataset(made, SIZES["tiny"].clip, 36, [Entry(real_videos["bikes"], 0)], "decord")
+    sample = dataset[key]
+    video = open_video(real_videos["bikes"])
+    frames = video.frames(pretrain_indices(len(video), dataset.draws(key, Purpose.FRAMES)))
+    top, left, height, width = multi_scale_box(*frames.shape[1:3], 48, dataset.draws(key, Purpose.CROP))
+    crop = frames[:, top : top + height, left : left + width]
+    for name, size in (("video", 48), ("image_video", 36)):
+        pillow = [Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR) for frame in crop]
+        difference = sample[name][0].permute(1, 2, 3, 0).numpy().astype(int) - np.stack(pillow)
+        assert np.abs(difference).max() <= 2 and np.abs(difference).mean() < 0.2
+
+
+class Numbered:
+    """A video of 300 frames, each of which shows its number in its first two channels."""
+
+    def __init__(self, path: str) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return 300
+
+    def frames(self, indices: np.ndarray) -> np.ndarray:
+        frames = np.zeros((len(indices), 48, 64, 3), np.uint8)
+        frames[..., 0], frames[..., 1] = (part[:, None, None] for part in np.divmod(indices, 256))
+        return frames
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "sampler"),
+    [
+        ("video_teacher", {"stride": 4}, pretrain_indices),
+        ("pretrain", {"stride": 4}, pretrain_indices),
+        ("finetune", {"stride": 4, "sampling": "dense", "augmentation": PLAIN}, dense_train_indices),
+        ("finetune", {"stride": 4, "sampling": "segment", "augmentation": PLAIN}, segment_train_indices),
+    ],
+)
+def test_each_kind_samples_its_frames_in_its_own_way(motion_root, monkeypatch, kind, fields, sampler):
+    made = stage(motion_root, kind, **fields)
+    monkeypatch.setitem(reader.READERS, made.execution.reader, Numbered)
+    dataset = build_dataset(made)
+    for index in range(5):
+        clip = dataset[SampleKey(0, index)]["video"][0, :, :, 24, 24].int()
+        expected = sampler(300, dataset.draws(SampleKey(0, index), Purpose.FRAMES))
+        assert (256 * clip[0] + clip[1]).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("sampling", ["dense", "segment"])

@@ -18,7 +18,7 @@ from mvd.data.reader import open_video
 from mvd.data.sampling import dense_train_indices, segment_train_indices
 from tests.data.stages import PLAIN, recipe, stage
 from tests.data.test_augment import POLICY, SLICES, rectangle_of, sliced
-from tests.data.test_rand_augment import apply_operation, rand_augment
+from tests.data.test_policy import apply_operation, augmented
 from tests.data.test_sampling import Legacy
 from tests.official import golden
 
@@ -111,9 +111,9 @@ def test_a_sample_is_augmented_then_cropped_then_flipped(motion_root):
         assert width > height == 48
         for copy in range(2):
             rng = dataset.draws(key, Purpose.AUGMENT, copy)
-            augmented = rand_augment(frames, settings.auto, rng)
+            whole = augmented(frames, settings.auto, rng)
             box = augment.random_resized_box(height, width, settings.crop_scale, settings.crop_ratio, rng)
-            clip = augment.resize_bilinear(augment.cut(augmented, box), 48)
+            clip = augment.resize_bilinear(augment.cut(whole, box), 48)
             if rng.random() < settings.flip:
                 clip, flips = clip[:, :, ::-1], flips + 1
             np.testing.assert_array_equal(sample["video"][copy].permute(1, 2, 3, 0), clip)

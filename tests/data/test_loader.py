@@ -27,7 +27,7 @@ SPLITS = [(1, 16, 0), (1, 4, 2), (2, 2, 1), (4, 4, 0), (4, 2, 0)]  # ranks, micr
 
 
 def updates(root, kind: str, split: tuple[int, int, int], start: int = 0, **fields) -> list[Counter]:
-    """For each update, the multiset of the prepared samples of all ranks, as bytes."""
+    """For each update, the multiset of the prepared samples of all ranks, and of their layers' seeds, as bytes."""
     world_size, micro_batch, workers = split
     made = stage(root, kind, world_size=world_size, micro_batch=micro_batch, workers=workers, **fields)
     dataset = build_dataset(made)
@@ -38,7 +38,8 @@ def updates(root, kind: str, split: tuple[int, int, int], start: int = 0, **fiel
         samples: Counter = Counter()
         for loader in loaders:
             for _ in range(made.execution.accumulation):
-                samples.update(as_bytes(prepare(next(loader), made.recipe, "cpu")))
+                raw = next(loader)
+                samples.update(as_bytes({**prepare(raw, made.recipe, "cpu"), "layers": raw["layer_seeds"]}))
         results.append(samples)
     assert all(next(loader, None) is None for loader in loaders)
     return results
@@ -106,7 +107,9 @@ class WorkerFacts(Dataset):
         return 1
 
     def __getitem__(self, index: int) -> list[bool]:
-        ignored = [signal.getsignal(number) is signal.SIG_IGN for number in (signal.SIGINT, signal.SIGUSR2)]
+        ignored = [
+            signal.getsignal(number) is signal.SIG_IGN for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+        ]
         return [*ignored, torch.get_num_threads() == 1, cv2.getNumThreads() <= 1]
 
 

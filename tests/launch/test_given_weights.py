@@ -37,7 +37,7 @@ def test_given_weights_are_finetuned_then_exported_and_tested(launch, row, motio
     assert tuned.returncode == 0, tuned.stdout + tuned.stderr
     used = f"{tmp_path}/student.pth: 54 keys used; 45 ignored: pos_embed, mask_token_img"
     assert tuned.stdout.count(used) == 1 and "freshly initialised: fc_norm.weight" in tuned.stdout
-    kinds = sorted(path.name.partition("-")[0] for path in (tmp_path / "runs").iterdir())
+    kinds = sorted(path.name.partition("-")[0] for path in (tmp_path / "runs").glob("*-*"))
     assert kinds == ["finetune", "test"]
 
     (directory,) = (tmp_path / "runs").glob("finetune-*")

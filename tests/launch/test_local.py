@@ -37,9 +37,10 @@ def stand_in(program):
 
 @pytest.fixture(autouse=True)
 def keep_signal_handlers():
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_a_failing_stage_ends_the_run(words, tmp_path, monkeypatch, capfd):
     printed = capfd.readouterr()
     assert "error: image_teacher-mae_tiny-" in printed.err and "exit code 3" in printed.err
     assert "--until pretrain --local" in printed.out
-    assert len(list((tmp_path / "runs").iterdir())) == 1
+    assert len(list((tmp_path / "runs").glob("*/stage.yaml"))) == 1
 
 
 def test_a_stage_that_leaves_no_result_has_failed(words, monkeypatch, capfd):
@@ -92,28 +93,72 @@ def test_a_stage_without_its_input_is_refused(words, monkeypatch):
         submit.main(words)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_how_to_go_on(number, words, tmp_path):
-    program = (
-        "import os, signal, sys\n"
-        "if os.environ['RANK'] == '1': sys.stdout.write('ready\\n'); sys.stdout.flush()\n"
-        "signal.pause()"
-    )
+# A process that says when it can be signalled, and leaves a file when it was asked to stop.
+SAVES = """
+import os, pathlib, signal, sys
+def save(*_):
+    (pathlib.Path(sys.argv[1]) / f"saved-{os.environ['RANK']}").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+REFUSES = """
+import signal
+signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def start(words, program):
     code = (
-        "import sys; from launch import local, submit\n"
-        f"local.stage_command = lambda stage: [sys.executable, '-S', '-c', {program!r}]\n"
+        "import signal, sys; from launch import local, submit\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # as in a terminal, even where the tests run under nohup
+        f"local.stage_command = lambda stage: [sys.executable, '-S', '-c', {program!r}, str(stage.directory)]\n"
         f"sys.exit(submit.main({words!r}))"
     )
     arguments = [sys.executable, "-c", code]
     pipe = subprocess.PIPE
-    with subprocess.Popen(arguments, cwd=ROOT, env=os.environ, stdout=pipe, stderr=pipe, text=True) as run:
-        while run.stdout.readline() != "ready\n":
-            assert run.poll() is None
+    return subprocess.Popen(arguments, cwd=ROOT, env=os.environ, stdout=pipe, stderr=pipe, text=True)
+
+
+def wait_for(run, line, times=1):
+    while times:
+        printed = run.stdout.readline()
+        assert printed
+        times -= printed == line
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_lets_its_processes_save_and_says_how_to_go_on(number, words, tmp_path):
+    with start(words, SAVES) as run:
+        wait_for(run, "ready\n", times=2)
         run.send_signal(number)
         out, err = run.communicate(timeout=60)
     assert run.returncode == 130
     assert "stopped" in out and f"python launch/submit.py {' '.join(words)}" in out
     assert "Traceback" not in err
+    assert sorted(path.name for path in (tmp_path / "runs").glob("*/saved-*")) == ["saved-0", "saved-1"]
+
+
+def test_a_second_interruption_does_not_wait(words):
+    with start(words, REFUSES) as run:
+        wait_for(run, "ready\n", times=2)
+        run.send_signal(signal.SIGINT)
+        wait_for(run, "asked\n", times=2)
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in err
+
+
+def test_a_stage_that_a_signal_stopped_says_how_to_go_on(words, monkeypatch, capfd):
+    monkeypatch.setattr(local, "stage_command", stand_in("raise SystemExit(75)"))
+    assert submit.main(words) == 130
+    printed = capfd.readouterr()
+    assert "go on from the last checkpoint" in printed.out and "error" not in printed.err
 
 
 def test_this_machine_takes_its_gpus_or_the_asked_processes(monkeypatch):

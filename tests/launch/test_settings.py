@@ -169,7 +169,7 @@ def test_profile_from_the_environment(write_profile, monkeypatch):
         ("datasets: {k400: {train: x.csv}}", r"datasets.k400.root has no value"),
         ("teachers: {mae_vits: /x}", r"teachers has no 'mae_vits' \(nearest: mae_vit"),
         ("sustained_tflops: 0", r"sustained_tflops is 0"),
-        ("- 1", r"holds a list"),
+        ("- 1", r"holds no fields"),
         ("runs: [", r"cannot be read"),
     ],
 )

@@ -16,6 +16,7 @@ def test_dry_run_of_all_rows(launch):
     assert "16 x 2 x 32 = 1024" in done.stdout and "GPU-hours" in done.stdout
     assert "needed before submitting" in done.stdout and "datasets.k400.root" in done.stdout
     assert done.stdout.count("pretrain-vith_from_vith_e800-") == 1
+    assert "5 calls of sbatch" in done.stdout and "aftercorr:#1" in done.stdout
     assert "next:" in done.stdout
 
 
@@ -33,6 +34,7 @@ def test_dry_run_stops_at_a_kind(launch):
 def test_dry_run_for_this_machine(launch):
     done = launch("submit.py", "experiments/demo", "finetune.seed=1", "--local", "--dry-run")
     assert done.returncode == 0 and "8 x 1 x 2 = 16" in done.stdout and "needed" not in done.stdout
+    assert "sbatch" not in done.stdout
 
 
 def test_show_prints_every_setting(launch):
@@ -57,7 +59,12 @@ def test_show_prints_every_setting(launch):
         (["vith_k400", f"finetune.weights={__file__}", "--until", "finetune"], "nothing is left to run until finetune"),
         (["vith_k400", "--local"], "does not set datasets.k400.root"),
         (["vith_k400"], "does not set datasets.k400.root"),
-        (["demo"], "cannot submit to SLURM yet; run the rows on this machine: python"),
+        (["demo"], "there is no sbatch on this machine; log in to the cluster, or run the rows here: python"),
+        (["demo", "--force", "test"], "--force test means 2 stages; name one of test-demo-"),
+        (["demo", "--force", "finetune", "--dry-run"], "--force changes the runs folder"),
+        (["demo", "cluster.slurm.options.nodes=2", "--dry-run"], "slurm.options.nodes follows from the plan"),
+        (["demo", "cluster.slurm.time_limit_hours=0.05", "--dry-run"], "no more than slurm.warning_seconds=300"),
+        (["demo", "cluster.slurm.setup=module", "--dry-run"], "slurm.setup is to be a list of texts, not 'module'"),
         (["demo", "--cluster", "/nowhere.yaml"], "no cluster profile /nowhere.yaml"),
         (["demo", "--until", "pretraining"], "invalid choice: 'pretraining'"),
         (["demo", "--dryrun"], "unrecognized arguments: --dryrun"),
@@ -65,7 +72,8 @@ def test_show_prints_every_setting(launch):
         ([], "TARGET"),
     ],
 )
-def test_errors_are_one_line_and_exit_code_2(words, message, launch):
+def test_errors_are_one_line_and_exit_code_2(words, message, launch, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")  # no sbatch
     done = launch("submit.py", *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and message in done.stderr

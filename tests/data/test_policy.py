@@ -1,4 +1,4 @@
-"""RandAugment judged by what it makes of pixels, against Pillow's operations written out here.
+"""The recipes' RandAugment policy judged by what it makes of pixels, against Pillow's operations written out here.
 
 `rand-m7-n1-mstd0-inc1-p1.0` is the recipes' policy with one operation a clip, always applied, at magnitude 7 exactly:
 its outcome must be that of one of 15 operations with one of the official arguments.
@@ -20,9 +20,10 @@ LEVELS: dict[str, list[float] | None] = golden("augmentation.json")["randaugment
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 
 
-def rand_augment(frames: np.ndarray, policy: str, rng: np.random.Generator) -> np.ndarray:
+def augmented(frames: np.ndarray, policy: str, seed: int | np.random.Generator) -> np.ndarray:
     """One draw, applied to whole frames."""
-    return apply_operations(frames, draw_operations(policy, rng), Box(0, 0, *frames.shape[1:3]))
+    drawn = draw_operations(policy, np.random.default_rng(seed))
+    return apply_operations(frames, drawn, Box(0, 0, *frames.shape[1:3]))
 
 
 def apply_operation(image: Image.Image, name: str, level: float | None) -> Image.Image:
@@ -70,7 +71,7 @@ def outcomes() -> list[tuple[str, float | None, np.ndarray, np.ndarray]]:
     }
     found = []
     for seed in range(360):
-        made = rand_augment(clip, ONE_OPERATION, np.random.default_rng(seed))
+        made = augmented(clip, ONE_OPERATION, seed)
         best = min(expected, key=lambda key: np.abs(expected[key].astype(int) - made).mean())
         found.append((*best, expected[best], made))
     return found
@@ -106,7 +107,7 @@ def test_magnitudes_are_spread_around_seven_with_half_a_level():
     """On black frames, what SolarizeAdd adds can be read off: 11 a level, rounded down."""
     black = np.zeros((1, 16, 16, 3), np.uint8)
     policy = ONE_OPERATION.replace("mstd0", "mstd0.5")
-    frames = [rand_augment(black, policy, np.random.default_rng(seed)) for seed in range(4000)]
+    frames = [augmented(black, policy, seed) for seed in range(4000)]
     added = [int(frame.max()) for frame in frames if 0 < frame.min() == frame.max() < 255]
     assert len(added) == pytest.approx(4000 / 15, rel=0.25)
     assert np.mean(added) == pytest.approx(7 * 11 - 0.5, abs=1.2)
@@ -117,7 +118,7 @@ def test_four_operations_are_drawn_and_each_applied_half_of_the_time():
     """Noise of full range is left alone where nothing is applied but AutoContrast, which does nothing to it."""
     noise = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
     noise[0, 0, :2] = [[0, 0, 0], [255, 255, 255]]
-    made = [rand_augment(noise, POLICY, np.random.default_rng(seed)) for seed in range(1500)]
+    made = [augmented(noise, POLICY, seed) for seed in range(1500)]
     untouched = np.mean([np.array_equal(one, noise) for one in made])
     assert untouched == pytest.approx((0.5 + 0.5 / 15) ** 4, abs=0.025)  # 0.08; three operations: 0.15, five: 0.04
 
@@ -127,7 +128,7 @@ def test_only_an_increasing_policy_uses_the_increasing_operations():
     grey = np.full((1, 4, 4, 3), 100, np.uint8)
 
     def seen(policy: str) -> set[int]:
-        made = (rand_augment(grey, policy, np.random.default_rng(seed)) for seed in range(200))
+        made = (augmented(grey, policy, seed) for seed in range(200))
         return {int(frame.min()) for frame in made if frame.min() == frame.max()}
 
     with_them, without = seen("rand-m3-n1-mstd0-inc1-p1.0"), seen("rand-m3-n1-mstd0-inc0-p1.0")

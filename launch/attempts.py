@@ -1,0 +1,114 @@
+"""Run by a job's batch script before and after its processes: notes each attempt, and decides what follows it.
+
+    python -m launch.attempts begin|end <folder of the submission> [exit code of srun]
+
+A job that was told to stop, and one whose process died, goes back into the queue under its id, as often as it takes.
+Three attempts that end with nothing more saved than before end the job: its error is then in job.json.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from launch import slurm
+from launch.record import FILE, Attempt, hostname, now, read_record, write_record
+from mvd.config import ConfigError
+
+FOLDERS = "folders.json"  # of the submission: the record's folder of each element of the array
+ERROR = "error.json"  # beside the record: what the first failing process of this attempt said
+ATTEMPTS = 3
+LINES = 5
+SECONDS_FOR_RECORD = 60
+
+
+def job_id() -> str:
+    """This job's id as SLURM shows it: `24`, or `24_3` in an array."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def saved(folder: Path) -> int:
+    """How far what is saved reaches: the newest checkpoint's update, or the size of a test's logits in bytes."""
+    steps = [int(path.parent.name.partition("-")[2]) for path in folder.glob("checkpoints/step-*/manifest.json")]
+    return max(steps, default=0) + sum(path.stat().st_size for path in folder.glob("logits/*.npz"))
+
+
+def begin(folder: Path) -> None:
+    """Notes that an attempt begins; waits for the launcher, which writes job.json once it knows the job's id."""
+    deadline = time.monotonic() + SECONDS_FOR_RECORD
+    while (record := read_record(folder)) is None or record.job_id != job_id():
+        if time.monotonic() > deadline:
+            raise ConfigError(f"{folder / FILE} does not name job {job_id()}; run submit.py again")
+        time.sleep(0.2)
+    (folder / ERROR).unlink(missing_ok=True)
+    record.attempts.append(Attempt(job_id(), hostname(), now(), saved(folder)))
+    write_record(folder, record)
+
+
+def end(folder: Path, code: int) -> int:
+    """Notes how the attempt ended; returns the exit code of the job, which decides whether its children start."""
+    record = read_record(folder)
+    if record is None:
+        raise ConfigError(f"{folder} has lost its {FILE}; run submit.py again")
+    attempt = record.attempts[-1]
+    attempt.ended = now()
+    if code == 0 and (folder / "result.json").exists():
+        write_record(folder, record)
+        return 0
+    failure = json.loads((folder / ERROR).read_text()) if (folder / ERROR).exists() else None
+    attempt.error = _reason(code, failure, _last_fault(folder, attempt.started))
+    in_vain = [a for a in record.attempts if a.ended and a.saved == saved(folder)]
+    if failure and failure["final"]:
+        record.error = attempt.error
+    elif len(in_vain) >= ATTEMPTS:
+        record.error = f"{len(in_vain)} attempts have saved nothing new; the last one: {attempt.error}"
+    write_record(folder, record)  # now, since a requeue ends this process too
+    print(f"=== {record.error or attempt.error}", flush=True)
+    if record.error is None and _still_wanted():
+        objection = slurm.requeue(job_id())
+        if objection:
+            record.error = f"it could not be requeued ({objection}); after: {attempt.error}"
+            write_record(folder, record)
+    return 1
+
+
+def _still_wanted() -> bool:
+    """Whether the job runs, rather than being cancelled or requeued by somebody else at this moment."""
+    found = slurm.queue([job_id()]).get(job_id())
+    return found is not None and found.state == "RUNNING"
+
+
+def _last_fault(folder: Path, since: str) -> str | None:
+    """What training itself noted last in this attempt, such as which machine hung."""
+    path = folder / "faults.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()[-1:]] if path.exists() else []
+    return entries[0]["message"] if entries and entries[0]["time"] >= since else None
+
+
+def _reason(code: int, failure: dict[str, str] | None, fault: str | None) -> str:
+    if code == 0:
+        return "stopped before a time limit or a preemption, or on request"
+    killed = f", signal {code - 128}" if 128 < code < 160 else ""
+    said = failure["lines"] if failure else fault
+    why = f"\n{said}" if said else "; no process said why: often it had no memory left"
+    return f"a process ended with exit code {code}{killed}{why}"
+
+
+def main(arguments: list[str]) -> int:
+    verb, submission, *rest = arguments
+    folders = json.loads((Path(submission) / FOLDERS).read_text())
+    folder = Path(folders[int(os.environ.get("SLURM_ARRAY_TASK_ID", 0))])
+    try:
+        if verb == "end":
+            return end(folder, int(rest[0]))
+        begin(folder)
+    except ConfigError as error:
+        print(f"error: {error}", flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

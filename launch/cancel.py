@@ -1,0 +1,71 @@
+"""Cancels the jobs of rows, queued or running, and says which; run directories stay as they are.
+
+A stage that another row's job still waits for is left alone, unless that row is named too.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from launch import slurm
+from launch.plan import build_graph
+from launch.record import FILE, Record, locked, read_record
+from launch.request import Parser, run_command
+from launch.screen import command, print_next
+
+EXAMPLES = """examples:
+  python launch/cancel.py experiments/vith_k400
+  python launch/cancel.py experiments/all
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Cancels and prints; returns the exit code."""
+    request = Parser("cancel.py", __doc__ or "", EXAMPLES, takes_stages=True).read(argv)
+    runs = Path(request.cluster.runs)
+    named = {*request.stages, *(node.id for node in build_graph(request.rows))}
+    with locked(runs):
+        active = active_jobs(runs)
+        needed = still_needed(active, named)
+        doomed = {stage: jobs for stage, jobs in active.items() if stage in named and stage not in needed}
+        if doomed:
+            slurm.cancel(record.job_id for jobs in doomed.values() for record in jobs)
+    for stage, jobs in doomed.items():
+        print(f"cancelled: {stage}, job {', '.join(record.job_id for record in jobs)}")
+    for stage in sorted(needed & named):
+        print(f"left alone, since jobs of other rows wait for it: {stage}")
+    if not doomed:
+        print("nothing of it is queued or running")
+    print_next([("go on from what is saved", command("submit.py", *request.words))])
+    return 0
+
+
+def active_jobs(runs: Path) -> dict[str, list[Record]]:
+    """Stage id -> records of its jobs that are queued or running, for the whole runs folder."""
+    found: dict[str, list[Record]] = {}
+    for path in (*runs.glob(f"*/{FILE}"), *sorted(runs.glob(f"*/shards/*/{FILE}"))):
+        record = read_record(path.parent)
+        if record and not record.is_local:
+            found.setdefault(path.relative_to(runs).parts[0], []).append(record)
+    queued = slurm.queue(record.job_id for records in found.values() for record in records)
+    alive = {stage: [record for record in records if record.job_id in queued] for stage, records in found.items()}
+    return {stage: records for stage, records in alive.items() if records}
+
+
+def still_needed(active: dict[str, list[Record]], named: set[str]) -> set[str]:
+    """Stages that queued jobs outside `named` wait for, directly or through others."""
+    needed: set[str] = set()
+    pending = [record for stage, records in active.items() if stage not in named for record in records]
+    while pending:
+        for parent in pending.pop().parents:
+            if parent not in needed:
+                needed.add(parent)
+                pending += active.get(parent, [])
+    return needed
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,80 @@
+"""What every process of a SLURM job runs: one stage, from whatever its run directory holds."""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from submitit.helpers import TorchDistributedEnvironment
+
+from launch.attempts import ERROR, LINES, job_id
+from launch.record import hostname, now
+from mvd.config import ConfigError
+from mvd.stage import Stage
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """A stage, or a shard of one, for submitit to pickle; its state is all in the run directory."""
+
+    directory: str
+    shard: int
+
+    def __call__(self) -> None:
+        """Runs the stage in this process. Told to stop, it returns early: no result then means to go on later."""
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        rank = int(os.environ["RANK"])
+        print(f"=== job {job_id()}, rank {rank} on {hostname()}, {now()}", flush=True)
+        stage = Stage.from_yaml(Path(self.directory) / "stage.yaml").in_shards()[self.shard]
+        note = Note(stage.job_directory / ERROR, rank)
+        for number in (signal.SIGUSR2, signal.SIGTERM):  # submitit's own would requeue in the middle of a step
+            signal.signal(number, note.leave)
+        try:
+            run(stage, note)
+        except Exception:
+            note.write("\n".join(traceback.format_exc().strip().splitlines()[-LINES:]))
+            raise
+
+
+def run(stage: Stage, note: "Note") -> None:
+    """Imports torch, and trains or tests; leaves with exit code 2 where another attempt would be no better."""
+    from mvd.run import run_stage
+    from mvd.train.faults import GivenUp
+    from mvd.train.interrupt import Interrupted
+
+    try:
+        run_stage(stage)
+    except Interrupted as stop:
+        print(stop, flush=True)
+    except (ConfigError, GivenUp) as error:
+        print(f"error: {error}", flush=True)
+        note.write(f"error: {error}", final=True)
+        sys.exit(2)
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Note:
+    """What launch.attempts is to know of a failure; the first process to fail is the cause of the others' failing."""
+
+    path: Path
+    rank: int
+
+    def write(self, lines: str, final: bool = False) -> None:
+        """Leaves an error's last lines; `final`: another attempt would meet it too."""
+        try:
+            with open(self.path, "x") as handle:
+                json.dump({"rank": self.rank, "host": hostname(), "lines": lines, "final": final}, handle)
+        except FileExistsError:
+            print("another process has failed before this one", flush=True)
+
+    def leave(self, number: int, _: object) -> None:
+        """Handles a signal in the seconds before training, when nothing is lost by leaving at once."""
+        self.write(f"told to stop by {signal.Signals(number).name} while starting")
+        os._exit(os.EX_TEMPFAIL)

@@ -1,0 +1,237 @@
+"""Submits a plan to SLURM: what is complete is skipped, what is queued is attached to, the rest becomes arrays."""
+
+import contextlib
+import io
+import re
+import secrets
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch import slurm
+from launch.arrays import Array, build_arrays
+from launch.attempts import FOLDERS
+from launch.cluster import Cluster
+from launch.local import generate_data
+from launch.plan import Node
+from launch.record import Record, locked, now, read_record, write_record
+from launch.report import read_result
+from launch.request import Request
+from launch.screen import command, print_next, print_table
+from launch.snapshot import take_snapshot
+from mvd.config import ConfigError
+from mvd.files import write_json, write_text
+from mvd.stage import Stage
+
+# A word of sbatch's message -> the field of the profile to change, most telling word first.
+FIELDS = {
+    "qos": "slurm.qos",
+    "account": "slurm.account (or slurm.partition)",
+    "partition": "slurm.partition",
+    "time limit": "slurm.time_limit_hours",
+    "memory": "slurm.memory_gb",
+    "feature": "slurm.constraint",
+    "gres": "gpus_per_node",
+    "node count": "nodes",
+    "node configuration": "nodes, gpus_per_node, slurm.cpus_per_gpu or slurm.memory_gb",
+    "node name": "slurm.exclude",
+    "reservation": "slurm.options",
+    "option": "slurm.options",
+}
+
+
+def submit_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> int:
+    """Submits what is neither complete nor queued, and says what became of each stage; returns the exit code.
+
+    Raises:
+        ConfigError: there is no SLURM here, it refuses a job, or the runs folder cannot be written.
+    """
+    if not slurm.is_there():
+        here = command("submit.py", *request.words, "--local")
+        raise ConfigError(f"there is no sbatch on this machine; log in to the cluster, or run the rows here: {here}")
+    for stage in stages:
+        generate_data(stage)
+    runs = Path(request.cluster.runs)
+    rows = {node.id: list(node.rows) for node in nodes}
+    parents = {node.id: node.stage_parents for node in nodes}
+    with locked(runs):
+        missing = [stage for stage in stages if not read_result(stage.directory)]
+        queued = queued_stages(missing)
+        to_submit = [stage for stage in missing if stage.id not in queued]
+        arrays = build_arrays(nodes, to_submit, queued, request.cluster)
+        submitted: dict[str, str] = {}  # name in the plan -> job id
+        for array in arrays:
+            code = take_snapshot(runs)
+            try:
+                folder, job = submit_array(array, request.cluster, code, submitted)
+            except ConfigError as error:
+                raise ConfigError(_with_progress(str(error), submitted, len(arrays))) from error
+            submitted[array.name] = job
+            write_records(array, job, folder, rows, parents)
+    _print_submission(request, stages, queued, arrays, submitted)
+    return 0
+
+
+def queued_stages(stages: Sequence[Stage]) -> dict[str, str]:
+    """Stage id -> job id of the stages that are queued or running; a split test's job id is its whole array's."""
+    jobs: dict[str, list[str]] = {}
+    for stage in stages:
+        records = [read_record(part.job_directory) for part in stage.in_shards()]
+        jobs[stage.id] = [record.job_id for record in records if record]
+        if any(record and record.runs_locally for record in records):
+            raise ConfigError(f"{stage.id} is running without SLURM, as {jobs[stage.id][0]}; let it end, or stop it")
+    alive = slurm.queue(job for ids in jobs.values() for job in ids)
+    found = {}
+    for stage_id, ids in jobs.items():
+        present = [job for job in ids if job in alive]
+        if present:
+            found[stage_id] = present[0] if len(ids) == 1 else present[0].partition("_")[0]
+    return found
+
+
+def submit_array(array: Array, cluster: Cluster, code: Path, submitted: Mapping[str, str]) -> tuple[Path, str]:
+    """Calls sbatch once, through submitit; returns the submission's folder and the job id.
+
+    Raises:
+        ConfigError: sbatch refuses; its own message, and the field to change.
+    """
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError
+
+    from launch.job import StageJob
+
+    parts = [part for stage in array.stages for part in stage.in_shards()]
+    stamp = re.sub(r"\D", "", now())[:14]
+    folder = Path(cluster.runs) / "jobs" / f"{stamp}-{array.stages[0].kind}-{secrets.token_hex(2)}"
+    folder.mkdir(parents=True)
+    for part in parts:
+        part.job_directory.mkdir(parents=True, exist_ok=True)
+        write_text(part.directory / "stage.yaml", part.to_yaml())
+    write_json(folder / FOLDERS, [str(part.job_directory) for part in parts])
+    executor = SlurmExecutor(folder)
+    executor.update_parameters(**parameters(array, cluster, code, folder, resolve(array.dependency, submitted)))
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # where submitit repeats what the error says
+            jobs = executor.submit_array([StageJob(str(part.directory), part.execution.shard) for part in parts])
+    except FailedJobError as error:
+        raise ConfigError(explain(array, str(error))) from error
+    return folder, jobs[0].job_id.partition("_")[0]
+
+
+def resolve(text: str, submitted: Mapping[str, str]) -> str:
+    """Puts job ids for the names of arrays: `afterok:#1_3` becomes `afterok:24_3`."""
+    return re.sub(r"#\d+", lambda name: submitted[name.group()], text)
+
+
+def parameters(array: Array, cluster: Cluster, code: Path, folder: Path, dependency: str) -> dict[str, Any]:
+    """submitit's parameters of one sbatch call."""
+    how = cluster.slurm
+    python = shlex.quote(sys.executable)
+    attempts = f"{python} -m launch.attempts"
+    gone = f"error: {code}, the code of this job, is gone; run submit.py again"
+    name = array.stages[0].id if len(array.stages) == 1 else f"{array.stages[0].kind}-{len(array.stages)}-stages"
+    options: dict[str, Any] = {
+        "job_name": name,
+        "partition": how.partition,
+        "account": how.account,
+        "qos": how.qos,
+        "constraint": how.constraint,
+        "exclude": how.exclude,
+        "gpus_per_node": array.layout.gpus,
+        "cpus_per_task": how.cpus_per_gpu,
+        "mem": f"{how.memory_gb * 1000:.0f}M" if how.memory_gb else None,
+        "dependency": dependency or None,
+        "kill_on_invalid_dep": "yes",
+        "requeue": True,
+    }
+    options |= {name.replace("-", "_"): value for name, value in how.options.items()}
+    cpus = options["cpus_per_task"]
+    return {
+        "nodes": array.layout.nodes,
+        "ntasks_per_node": array.layout.gpus,
+        "time": max(1, round(how.time_limit_hours * 60)),
+        "signal_delay_s": how.warning_seconds,
+        "array_parallelism": how.array_parallelism or array.size,
+        "wckey": None,
+        "stderr_to_stdout": True,
+        # A rank that dies takes the job along; and srun does not take the number of CPUs from sbatch.
+        "srun_args": ["--kill-on-bad-exit=1", *([f"--cpus-per-task={cpus}"] if cpus else [])],
+        "setup": [
+            *how.setup,
+            *(f"export {name}={shlex.quote(value)}" for name, value in how.environment.items()),
+            f"cd {shlex.quote(str(code))} || {{ echo {shlex.quote(gone)}; exit 1; }}",
+            'export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"',
+            f"{attempts} begin {shlex.quote(str(folder))} || exit 1",
+        ],
+        "teardown": [f"{attempts} end {shlex.quote(str(folder))} $?", "exit $?"],
+        "additional_parameters": {name: value for name, value in options.items() if value not in (None, False)},
+    }
+
+
+def explain(array: Array, message: str) -> str:
+    """sbatch's own words in one sentence, with the profile's field that they are about."""
+    lines = [line.removeprefix("sbatch: error: ") for line in message.splitlines() if "error:" in line]
+    said = "; ".join(dict.fromkeys(line.removeprefix("Batch job submission failed: ") for line in lines))
+    said = said or " ".join(message.split())
+    field = next((field for word, field in FIELDS.items() if word in said.lower()), "the slurm section")
+    return f"sbatch refuses the {array.stages[0].kind} jobs ({said}); change {field} in the cluster profile"
+
+
+def write_records(
+    array: Array, job: str, folder: Path, rows: Mapping[str, list[str]], parents: Mapping[str, list[str]]
+) -> None:
+    """Notes in each element's folder under which job it was submitted."""
+    parts = [part for stage in array.stages for part in stage.in_shards()]
+    for index, part in enumerate(parts):
+        record = Record(
+            job_id=job if len(parts) == 1 else f"{job}_{index}",
+            folder=str(folder),
+            submitted=now(),
+            nodes=array.layout.nodes,
+            rows=rows[part.id],
+            parents=parents[part.id],
+        )
+        write_record(part.job_directory, record)
+
+
+def _with_progress(message: str, submitted: Mapping[str, str], total: int) -> str:
+    if not submitted:
+        return message
+    return f"{message} ({len(submitted)} of {total} arrays are queued already; submit again, and the rest joins them)"
+
+
+def _print_submission(
+    request: Request,
+    stages: Sequence[Stage],
+    queued: Mapping[str, str],
+    arrays: Sequence[Array],
+    submitted: Mapping[str, str],
+) -> None:
+    complete = len(stages) - len(queued) - sum(len(array.stages) for array in arrays)
+    if arrays:
+        columns = ["job", "kind", "stages", "nodes x GPUs", "after"]
+        lines = [
+            [
+                f"{submitted[array.name]}[0-{array.size - 1}]" if array.size > 1 else submitted[array.name],
+                array.stages[0].kind,
+                "\n".join(stage.id for stage in array.stages),
+                str(array.layout),
+                resolve(array.dependency, submitted) or "-",
+            ]
+            for array in arrays
+        ]
+        print_table("submitted to SLURM", columns, lines)
+    for stage_id, job in queued.items():
+        print(f"queued or running already: {stage_id}, job {job}")
+    if complete:
+        print(f"complete already: {complete} of {len(stages)} stages")
+    print_next(
+        [
+            ("see how far they are", command("status.py", *request.words)),
+            ("follow a log", command("logs.py", *request.words, "--follow")),
+            ("cancel", command("cancel.py", *request.words)),
+            ("see the accuracies, once they are there", command("report.py", *request.words)),
+        ]
+    )

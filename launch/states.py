@@ -1,0 +1,205 @@
+"""What has become of stages: from their run directories, and from squeue and sacct for what is under way."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from launch import slurm
+from launch.plan import KINDS, Node
+from launch.record import FILE, Record, read_record
+from launch.report import read_result, result_text
+from mvd.config import Kind, Test
+
+TAIL_BYTES = 16_384
+
+
+@dataclass(frozen=True)
+class Known:
+    """A stage as far as it is known from outside: by its row, or by what its run directory holds.
+
+    epochs, batch: of a training stage; None of a test.
+    """
+
+    id: str
+    kind: Kind
+    rows: tuple[str, ...]
+    parents: tuple[str, ...]
+    epochs: int | None
+    batch: int | None
+
+
+@dataclass(frozen=True)
+class State:
+    """word: waiting, queued, running, done, failed, cancelled, stopped or new; text: the same in full."""
+
+    word: str
+    text: str
+    record: Record | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing will come of it unless somebody submits it again."""
+        return self.word in ("failed", "cancelled")
+
+
+def from_plan(nodes: Sequence[Node]) -> list[Known]:
+    """The stages of rows."""
+    found = []
+    for node in nodes:
+        settings = None if isinstance(node.recipe, Test) else node.recipe.optimization
+        length = (settings.epochs, settings.global_batch) if settings else (None, None)
+        found.append(Known(node.id, node.kind, node.rows, tuple(node.stage_parents), *length))
+    return found
+
+
+def from_runs(runs: Path) -> list[Known]:
+    """The stages that a runs folder holds, parents before children."""
+    found = []
+    for path in runs.glob("*/stage.yaml"):
+        records = [record for folder in job_folders(path.parent) if (record := read_record(folder))]
+        record = min(records, key=lambda record: record.submitted, default=None)
+        stage = OmegaConf.load(path)
+        length = (OmegaConf.select(stage, f"recipe.optimization.{name}") for name in ("epochs", "global_batch"))
+        rows, parents = (tuple(record.rows), tuple(record.parents)) if record else ((), ())
+        found.append(Known(path.parent.name, stage.kind, rows, parents, *length))
+    return sorted(found, key=lambda known: (KINDS.index(known.kind), known.rows, known.id))
+
+
+def job_folders(directory: Path) -> list[Path]:
+    """The folders with the records of a stage's newest submission: its own, or one a shard."""
+    groups: dict[str, list[Path]] = {"": [directory]} if (directory / FILE).exists() else {}
+    for path in sorted(directory.glob(f"shards/*/{FILE}")):
+        groups.setdefault(path.parent.name.rpartition("-")[2], []).append(path.parent)
+    newest = lambda folders: max((folder / FILE).stat().st_mtime for folder in folders)  # noqa: E731
+    return max(groups.values(), key=newest, default=[directory])
+
+
+def states_of(stages: Sequence[Known], runs: Path) -> dict[str, State]:
+    """Stage id -> state; parents are to come before children."""
+    folders = {stage.id: job_folders(runs / stage.id) for stage in stages}
+    records = {folder: read_record(folder) for group in folders.values() for folder in group}
+    ids = [record.job_id for record in records.values() if record and not record.is_local]
+    queued = slurm.queue(ids) if slurm.is_there() else {}
+    over = slurm.ended(set(ids) - set(queued)) if slurm.is_there() else {}
+    states: dict[str, State] = {}
+    for stage in stages:
+        directory = runs / stage.id
+        result = read_result(directory)
+        jobs = [(folder, records[folder]) for folder in folders[stage.id]]
+        if result:
+            states[stage.id] = State("done", f"done: {result_text(result)}", jobs[0][1])
+            continue
+        parts = [_job_state(stage, folder, record, queued, over, states) for folder, record in jobs]
+        states[stage.id] = parts[0] if len(parts) == 1 else _together(parts)
+    return states
+
+
+def _job_state(
+    stage: Known,
+    folder: Path,
+    record: Record | None,
+    queued: Mapping[str, slurm.QueuedJob],
+    over: Mapping[str, str],
+    states: Mapping[str, State],
+) -> State:
+    if record is None:
+        started = (folder / "provenance.json").exists()
+        return (
+            State("stopped", f"not in the queue; {_progress(stage, folder)}")
+            if started
+            else State("new", "not submitted")
+        )
+    again = f"; requeued {record.requeued} times" if record.requeued else ""
+    if (folder / "result.json").exists():
+        return State("done", "done", record)
+    if record.runs_locally:
+        return State("running", f"running on {record.attempts[-1].host}: {_progress(stage, folder)}", record)
+    if record.job_id in queued:
+        job = queued[record.job_id]
+        if job.runs:
+            return State("running", f"running for {job.elapsed}: {_progress(stage, folder)}{again}", record)
+        if job.reason == "Dependency":
+            waits = [parent for parent in stage.parents if parent in states and states[parent].word != "done"]
+            return State("waiting", f"waiting for {', '.join(waits) or 'its parents'}{again}", record)
+        return State("queued", f"queued ({job.reason}){again}", record)
+    if record.error:
+        return State("failed", f"failed: {record.error.splitlines()[-1]}{again}", record)
+    lost = [parent for parent in stage.parents if parent in states and states[parent].lost]
+    if lost and not (record.attempts and record.attempts[-1].job_id == record.job_id):
+        return State("cancelled", f"cancelled: its parent {lost[0]} {states[lost[0]].word}", record)
+    return _ended(record, over.get(record.job_id, ""), again)
+
+
+def _ended(record: Record, state: str, again: str) -> State:
+    """Of a job that left the queue without a word of its own."""
+    if state.startswith("CANCELLED"):
+        return State("cancelled", f"cancelled{again}", record)
+    if record.is_local:
+        return State("stopped", f"stopped: {record.attempts[-1].error or 'its launcher is gone'}", record)
+    last = last_error(record.log())
+    how = f"SLURM says {state}" if state else "its job has left the queue"
+    return State("failed", f"failed: {last or how}{again}", record)
+
+
+def _together(parts: Sequence[State]) -> State:
+    """One state for a split test."""
+    counts = {word: sum(part.word == word for part in parts) for word in ("done", "running", "queued", "waiting")}
+    worst = next((part for part in parts if part.lost), None)
+    if worst:
+        return worst
+    word = next((word for word in ("running", "queued", "waiting") if counts[word]), "queued")
+    said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return State(word, f"{word}: {len(parts)} shards, {said}", parts[0].record)
+
+
+def _progress(stage: Known, folder: Path) -> str:
+    """Epoch, clips/s and time left, from the newest line of metrics.jsonl."""
+    if stage.epochs is None or stage.batch is None:
+        return "testing"
+    metrics = last_metrics(folder)
+    if metrics is None:
+        return f"starting, 0 of {stage.epochs} epochs"
+    text = f"epoch {metrics['epoch']} of {stage.epochs}"
+    rate, done = metrics.get("samples_per_second"), metrics.get("epochs_done")
+    if not rate:
+        return text
+    unit = "images" if stage.kind == "image_teacher" else "clips"
+    left = ""
+    if done:
+        updates = metrics["update"] / done * (stage.epochs - done)
+        left = f", {duration(updates * stage.batch / rate)} left"
+    return f"{text}, {rate:.1f} {unit}/s{left}"
+
+
+def last_metrics(folder: Path) -> dict[str, Any] | None:
+    """The newest training record of metrics.jsonl, read from its end."""
+    lines = _tail(folder / "metrics.jsonl")
+    whole = [json.loads(line) for line in lines[-50:] if line.startswith("{") and line.endswith("}")]
+    return next((record for record in reversed(whole) if "samples_per_second" in record), None)
+
+
+def last_error(log: Path) -> str | None:
+    """The last line of a log that says `error:`, as batch script and commands do."""
+    return next((line for line in reversed(_tail(log)) if "error:" in line.lower()), None)
+
+
+def _tail(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    with open(path, "rb") as handle:
+        handle.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        return handle.read().decode(errors="replace").splitlines()
+
+
+def duration(seconds: float) -> str:
+    """For instance `3 d 4 h`, `2 h 10 min`, `45 s`: two units at most."""
+    parts = []
+    for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, seconds = divmod(seconds, size)
+        if count:
+            parts.append(f"{count:.0f} {name}")
+    return " ".join(parts[:2]) or "0 s"

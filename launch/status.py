@@ -1,0 +1,69 @@
+"""Shows how far stages are: one line each, from run directories and SLURM. Reads only.
+
+TARGET is a row or a suite, or a stage by its run directory's name; without one, every stage of the runs folder.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from launch.plan import build_graph
+from launch.request import Parser, Request, run_command
+from launch.screen import command, print_next, print_table, short
+from launch.states import from_plan, from_runs, states_of
+
+EXAMPLES = """examples:
+  python launch/status.py                        every stage of the runs folder
+  python launch/status.py experiments/k400
+  python launch/status.py experiments/vith_k400 --watch
+"""
+COLUMNS = ["row", "stage", "state", "job", "nodes>", "run directory"]
+SECONDS_BETWEEN = 30
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the table, once or again and again; returns the exit code."""
+    parser = Parser("status.py", __doc__ or "", EXAMPLES, takes_stages=True)
+    parser.add_argument("--watch", action="store_true", help=f"print it again every {SECONDS_BETWEEN} s until Ctrl-C")
+    request = parser.read(argv, needs_target=False)
+    try:
+        while True:
+            show(request)
+            if not request.options.watch:
+                return 0
+            time.sleep(SECONDS_BETWEEN)
+            print("\033[2J\033[H" if sys.stdout.isatty() else "", end="")
+    except KeyboardInterrupt:
+        return 130
+
+
+def show(request: Request) -> None:
+    """Prints the state of every stage, and what can be done about it."""
+    runs = Path(request.cluster.runs)
+    stages = from_plan(build_graph(request.rows))
+    if request.stages or not request.rows:
+        stages += [stage for stage in from_runs(runs) if not request.stages or stage.id in request.stages]
+    states = states_of(stages, runs)
+    lines = []
+    for stage in stages:
+        state = states[stage.id]
+        rows = f"{stage.rows[0]} + {len(stage.rows) - 1}" if len(stage.rows) > 1 else "".join(stage.rows)
+        job, nodes = (state.record.job_id, str(state.record.nodes)) if state.record else ("-", "-")
+        directory = runs / stage.id
+        lines.append([rows or "-", stage.id, state.text, job, nodes, short(directory) if directory.exists() else "-"])
+    print_table(f"{len(stages)} stages", COLUMNS, lines)
+    words = request.words
+    steps = [("print the accuracies", command("report.py", *words))] if words else []
+    if any(state.lost or state.word == "stopped" for state in states.values()) and words:
+        steps = [("once the cause is mended, submit what is missing", command("submit.py", *words)), *steps]
+    if any(state.word == "running" for state in states.values()):
+        steps = [("follow a log", command("logs.py", *(words or ["STAGE"]), "--follow")), *steps]
+    print_next(steps or [("run something", command("submit.py", "experiments/demo"))])
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

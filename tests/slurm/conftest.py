@@ -1,0 +1,165 @@
+"""The virtual cluster, and a runs folder of its own for each test on it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.cluster import ROOT
+from launch.plan import build_graph
+from launch.record import Record, read_record
+from launch.rows import load_rows
+from launch.settings import parse_override
+from tests.slurm.lab import FOLDER, Lab, can_run, wait_for
+
+TINY = "tests/slurm/tiny"
+LONG = "pretrain.optimization.epochs=20"
+PROFILE = """
+runs: {folder}/runs
+nodes: 1
+gpus_per_node: 1
+test: {{nodes: 1, micro_batch: 4}}
+precision: fp32
+workers: 0
+checkpoint_every: 100
+validate_every: 100
+log_every: 1
+datasets: {{motion: {{root: {motion}}}}}
+teachers: {{mae_tiny: {image_teacher}, videomae_tiny: {video_teacher}}}
+slurm:
+  partition: main
+  cpus_per_gpu: 1
+  memory_gb: 2
+  environment: {{OMP_NUM_THREADS: 1, MVD_TEST_BRAKE: {folder}/brake, MVD_TEST_FAULT: {folder}/fault}}
+"""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.slurm)
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """The cluster of `make slurm-up` where it is up, or one of this session's own."""
+    if not can_run():
+        pytest.skip("a virtual SLURM needs root on Debian or Ubuntu")
+    theirs = (FOLDER / "lab.json").exists()
+    lab = Lab(FOLDER if theirs else tmp_path_factory.mktemp("lab"))
+    lab.up()
+    yield lab
+    if not theirs:
+        lab.down()
+
+
+class Site:
+    """A user of the cluster: a folder with a profile and runs, and the launcher's commands."""
+
+    def __init__(self, lab: Lab, folder: Path, motion: Path, teachers: dict[str, str]) -> None:
+        self.lab, self.folder, self.runs = lab, folder, folder / "runs"
+        self.brake, self.fault = folder / "brake", folder / "fault"
+        self.profile = folder / "cluster.yaml"
+        self.profile.write_text(PROFILE.format(folder=folder, motion=motion, **teachers))
+        hooks = str(Path(__file__).with_name("hooks"))
+        self.environment = os.environ | lab.environment | {"MVD_CLUSTER": str(self.profile), "PYTHONPATH": hooks}
+
+    def start(self, script: str, *words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(ROOT / "launch" / script), *words]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=pipe, stderr=pipe, text=True)
+
+    def run(self, script: str, *words: str, code: int = 0) -> str:
+        """Runs a command of launch/; returns all it prints."""
+        with self.start(script, *words) as process:
+            out, err = process.communicate(timeout=120)
+        assert process.returncode == code, out + err
+        return out + err
+
+    def submit(self, *words: str, code: int = 0) -> str:
+        return self.run("submit.py", *words, code=code)
+
+    def states(self, *words: str) -> dict[str, str]:
+        """Stage id -> what status.py says of it."""
+        table = self.run("status.py", *words)
+        lines = [re.split(r"  +", line.strip()) for line in table.splitlines()]
+        return {cells[1]: cells[2] for cells in lines if len(cells) > 3 and cells[1] != "stage"}
+
+    def record(self, stage: str) -> Record:
+        record = read_record(self.runs / stage)
+        assert record is not None
+        return record
+
+    def wait(self, what: str, condition, seconds: float = 120) -> None:
+        try:
+            wait_for(what, condition, seconds)
+        except TimeoutError as error:
+            logs = sorted(self.runs.glob("jobs/*/*.out"))
+            tails = [f"{path}:\n{path.read_text()[-2000:]}" for path in logs]
+            raise AssertionError("\n\n".join([str(error), self.lab.run("squeue"), *tails])) from error
+
+    def wait_for_result(self, stage: str, seconds: float = 120) -> None:
+        self.wait(f"the result of {stage}", (self.runs / stage / "result.json").exists, seconds)
+
+    def wait_until_idle(self, seconds: float = 120) -> None:
+        jobs = {path.name.partition("_")[0] for path in self.runs.glob("jobs/*/*_submission.sh")}
+        self.wait("the jobs' end", lambda: not self.queued(*jobs), seconds)
+
+    def queued(self, *jobs: str) -> dict[str, str]:
+        """Job id -> state of the jobs that wait or run."""
+        listed = self.lab.run("squeue", "-h", "-r", "-o", "%i %T").splitlines()
+        pairs = [line.split() for line in listed]
+        return {job: state for job, state in pairs if job.partition("_")[0] in jobs}
+
+    def account(self, *jobs: str) -> dict[str, str]:
+        """Job id -> state, from accounting, once it knows them all."""
+        command = ("sacct", "-n", "-X", "-P", "-o", "jobid,state", "-j", ",".join(jobs))
+        return dict(line.split("|") for line in self.lab.run(*command).splitlines())
+
+
+@pytest.fixture(scope="session")
+def new_site(lab, motion_root, teachers):
+    def make(folder: Path) -> Site:
+        return Site(lab, folder, motion_root, teachers)
+
+    return make
+
+
+@pytest.fixture
+def site(new_site, tmp_path):
+    """A site of this test's own; what it has left in the queue is cancelled."""
+    site = new_site(tmp_path)
+    yield site
+    end(site)
+
+
+def end(site: Site) -> None:
+    jobs = [path.name.partition("_")[0] for path in site.runs.glob("jobs/*/*_submission.sh")]
+    if jobs:
+        site.lab.run("scancel", *jobs)
+        site.wait("the cancelled jobs' end", lambda: not site.queued(*jobs))
+
+
+def stage_ids(target: str, *settings: str) -> dict[str, list[str]]:
+    """Kind -> ids of the stages of rows."""
+    found: dict[str, list[str]] = {}
+    for node in build_graph(load_rows([target], [parse_override(text) for text in settings])):
+        found.setdefault(node.kind, []).append(node.id)
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def limited(new_site, tmp_path_factory):
+    """A stage that meets its time limit again and again while the other tests run, and two that wait for it.
+
+    SLURM looks at the limits every 30 s, so the limit of two minutes makes itself felt after 45 to 75 s.
+    """
+    site = new_site(tmp_path_factory.mktemp("limited"))
+    site.brake.touch()
+    limit = ("cluster.slurm.time_limit_hours=0.0334", "cluster.slurm.warning_seconds=45")
+    site.submit(TINY, LONG, *limit, "--until", "finetune")
+    yield site
+    end(site)
