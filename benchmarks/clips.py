@@ -20,19 +20,20 @@ ENCODINGS = {
 SETS = {
     "340x256": (256, 340, 250, 1, ("h264_gop250", "h264_gop12")),
     "568x320": (320, 568, 250, 1, ("h264_gop250", "h264_gop12")),
-    "426x240": (240, 426, 96, 2, ("h264_gop250", "vp9")),
+    "426x240": (240, 426, 96, 2, ("h264_gop250",)),
+    "426x240 VP9": (240, 426, 96, 2, ("vp9",)),
 }
 
 
 def write_clips(folder: Path) -> dict[str, list[Path]]:
-    """Writes the videos that are not there yet; returns them by their size, "width x height"."""
+    """Writes the videos that are not there yet; returns them by their size and codec, as SETS calls them."""
     folder.mkdir(parents=True, exist_ok=True)
     clips: dict[str, list[Path]] = {}
     for size, (height, width, frames, step, encodings) in SETS.items():
         for shots in ("one_shot", "two_shots"):
             for encoding in encodings:
                 suffix, codec, options = ENCODINGS[encoding]
-                path = folder / f"{size}_{shots}_{encoding}{suffix}"
+                path = folder / f"{width}x{height}_{shots}_{encoding}{suffix}"
                 if not path.exists():
                     pictures = [_fit(frame, height, width) for frame in _footage(shots)[:frames:step]]
                     _encode(path, pictures, codec, options)

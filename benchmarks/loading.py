@@ -86,7 +86,9 @@ def tasks() -> list[Task]:
         Task("test, K400, 15 views", "340x256", 18, 25, **test(K400)),
         Task("test, K400, 15 views", "568x320", 18, 25, **test(K400)),
         Task("fine-tuning, SSv2, 2 views", "426x240", 4.5, 7, **finetune(SSV2)),
+        Task("fine-tuning, SSv2, 2 views", "426x240 VP9", 4.5, 7, **finetune(SSV2)),
         Task("test, SSv2, 6 views", "426x240", 8, 10, **test(SSV2)),
+        Task("test, SSv2, 6 views", "426x240 VP9", 8, 10, **test(SSV2)),
     ]
 
 

@@ -120,17 +120,17 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
         return generator(self.seed, key.epoch, key.index, purpose, copy)
 
 
-def channels_first(frames: np.ndarray) -> np.ndarray:
-    """uint8 (T, H, W, 3) -> (3, T, H, W), laid out in that order."""
-    planes = np.empty((3, *frames.shape[:3]), np.uint8)
+def channels_first(frames: np.ndarray, planes: np.ndarray) -> None:
+    """Writes uint8 frames (T, H, W, 3) to planes (3, T, H, W); eight times as fast as numpy's transpose."""
     for number, frame in enumerate(frames):
-        cv2.split(frame, list(planes[:, number]))  # writes into the planes, eight times as fast as numpy's transpose
-    return planes
+        cv2.split(frame, list(planes[:, number]))
 
 
 def to_clip(frames: np.ndarray) -> torch.Tensor:
     """uint8 (T, H, W, 3) -> uint8 tensor (3, T, H, W)."""
-    return torch.from_numpy(channels_first(frames))
+    planes = np.empty((3, *frames.shape[:3]), np.uint8)
+    channels_first(frames, planes)
+    return torch.from_numpy(planes)
 
 
 class ImageTeacherDataset(TrainDataset):
@@ -201,10 +201,11 @@ class FinetuneDataset(TrainDataset):
     def sample(self, entry: Entry, key: SampleKey) -> dict[str, torch.Tensor]:
         frames = self._read(entry, key)
         copies = self.recipe.augmentation.samples
-        clips, boxes, seeds = zip(*(self._augment(frames, key, copy) for copy in range(copies)), strict=True)
+        video = np.empty((copies, 3, self.clip.frames, self.clip.image_size, self.clip.image_size), np.uint8)
+        boxes, seeds = zip(*(self._augment(frames, key, copy, video[copy]) for copy in range(copies)), strict=True)
         mix_seed = int(generator(self.seed, key.epoch, key.group, Purpose.MIX).integers(2**32))
         return {
-            "video": torch.from_numpy(np.stack(clips)),
+            "video": torch.from_numpy(video),
             "labels": torch.full((copies,), entry.label),
             "erase": torch.tensor(boxes),
             "noise_seeds": torch.tensor(seeds),
@@ -217,8 +218,8 @@ class FinetuneDataset(TrainDataset):
             return self.decode(entry, lambda length: dense_train_indices(length, rng, frames, stride))
         return self.decode(entry, lambda length: segment_train_indices(length, rng, frames))
 
-    def _augment(self, frames: np.ndarray, key: SampleKey, copy: int) -> tuple[np.ndarray, augment.Box, int]:
-        """One augmented copy (3, T, S, S) of a clip, its erasing box and the seed of the noise in it."""
+    def _augment(self, frames: np.ndarray, key: SampleKey, copy: int, planes: np.ndarray) -> tuple[augment.Box, int]:
+        """Writes one augmented copy to planes (3, T, S, S); returns its erasing box and the seed of the noise in it."""
         settings, size = self.recipe.augmentation, self.clip.image_size
         rng = self.draws(key, Purpose.AUGMENT, copy)
         operations = [] if settings.auto is None else draw_operations(settings.auto, rng)
@@ -226,7 +227,8 @@ class FinetuneDataset(TrainDataset):
         clip = augment.resize_bilinear(apply_operations(frames, operations, box), size)
         if rng.random() < settings.flip:
             clip = augment.mirror(clip)
-        return channels_first(clip), augment.erase_box(size, settings.erase, rng), int(rng.integers(2**62))
+        channels_first(clip, planes)
+        return augment.erase_box(size, settings.erase, rng), int(rng.integers(2**62))
 
 
 def dataset_paths(stage: Stage) -> DatasetPaths:
