@@ -37,7 +37,14 @@ def main(argv: Sequence[str]) -> int:
         print(f"cancelled: {stage}, job {', '.join(record.job_id for record in jobs)}")
     for stage in sorted(needed & named):
         print(f"left alone, since jobs of other rows wait for it: {stage}")
-    if not doomed:
+    local = [
+        (stage, record) for stage in sorted(named) if (record := read_record(runs / stage)) and record.runs_locally
+    ]
+    for stage, record in local:
+        print(
+            f"running without SLURM: {stage}, {record.job_id} on {record.attempts[-1].host}; stop it there with Ctrl-C"
+        )
+    if not doomed and not local:
         print("nothing of it is queued or running")
     print_next([("go on from what is saved", command("submit.py", *request.words))])
     return 0
