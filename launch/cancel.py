@@ -37,12 +37,11 @@ def main(argv: Sequence[str]) -> int:
         print(f"cancelled: {stage}, job {', '.join(record.job_id for record in jobs)}")
     for stage in sorted(needed & named):
         print(f"left alone, since jobs of other rows wait for it: {stage}")
-    local = [
-        (stage, record) for stage in sorted(named) if (record := read_record(runs / stage)) and record.runs_locally
-    ]
-    for stage, record in local:
+    records = {stage: read_record(runs / stage) for stage in sorted(named)}
+    local = {stage: record for stage, record in records.items() if record and record.runs_locally}
+    for stage, record in local.items():
         print(
-            f"running without SLURM: {stage}, {record.job_id} on {record.attempts[-1].host}; stop it there with Ctrl-C"
+            f"runs without SLURM: {stage}, on {record.attempts[-1].host} as {record.job_id}; stop it there with Ctrl-C"
         )
     if not doomed and not local:
         print("nothing of it is queued or running")
