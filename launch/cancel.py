@@ -37,7 +37,13 @@ def main(argv: Sequence[str]) -> int:
         print(f"cancelled: {stage}, job {', '.join(record.job_id for record in jobs)}")
     for stage in sorted(needed & named):
         print(f"left alone, since jobs of other rows wait for it: {stage}")
-    if not doomed:
+    records = {stage: read_record(runs / stage) for stage in sorted(named)}
+    local = {stage: record for stage, record in records.items() if record and record.runs_locally}
+    for stage, record in local.items():
+        print(
+            f"runs without SLURM: {stage}, on {record.attempts[-1].host} as {record.job_id}; stop it there with Ctrl-C"
+        )
+    if not doomed and not local:
         print("nothing of it is queued or running")
     print_next([("go on from what is saved", command("submit.py", *request.words))])
     return 0

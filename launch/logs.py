@@ -12,9 +12,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.plan import KINDS, build_graph
-from launch.record import Record, read_record
+from launch.record import Record, job_folders, read_record
 from launch.request import Parser, run_command
-from launch.states import job_folders
 from mvd.config import ConfigError
 
 EXAMPLES = """examples:

@@ -90,6 +90,18 @@ def read_record(folder: Path) -> Record | None:
         raise ConfigError(f"{path} is damaged; delete it once no job of that stage is in the queue") from error
 
 
+def job_folders(directory: Path) -> list[Path]:
+    """The folders with the records of a stage's newest submission: its run directory, or one folder a shard."""
+    groups: dict[str, list[Path]] = {"": [directory]} if (directory / FILE).exists() else {}
+    for path in sorted(directory.glob(f"shards/*/{FILE}")):
+        groups.setdefault(path.parent.name.rpartition("-")[2], []).append(path.parent)
+
+    def newest(folders: list[Path]) -> float:
+        return max((folder / FILE).stat().st_mtime for folder in folders)
+
+    return max(groups.values(), key=newest, default=[directory])
+
+
 def write_record(folder: Path, record: Record) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FILE, dataclasses.asdict(record))

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from launch import slurm
 from launch.plan import Node
-from launch.record import locked, now, read_record
+from launch.record import job_folders, locked, now, read_record
 from launch.screen import short
-from launch.states import job_folders
 from mvd.config import ConfigError
 from mvd.stage import Stage
 

@@ -16,7 +16,7 @@ from launch.attempts import FOLDERS
 from launch.cluster import Cluster
 from launch.local import generate_data
 from launch.plan import Node
-from launch.record import Record, locked, now, read_record, write_record
+from launch.record import Record, job_folders, locked, now, read_record, write_record
 from launch.report import read_result
 from launch.request import Request
 from launch.screen import command, print_next, print_table
@@ -51,19 +51,19 @@ def submit_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]
     if not slurm.is_there():
         here = command("submit.py", *request.words, "--local")
         raise ConfigError(f"there is no sbatch on this machine; log in to the cluster, or run the rows here: {here}")
-    for stage in stages:
-        generate_data(stage)
     runs = Path(request.cluster.runs)
     rows = {node.id: list(node.rows) for node in nodes}
     parents = {node.id: node.stage_parents for node in nodes}
     with locked(runs):
+        for stage in stages:
+            generate_data(stage)
         missing = [stage for stage in stages if not read_result(stage.directory)]
         queued = queued_stages(missing)
         to_submit = [stage for stage in missing if stage.id not in queued]
         arrays = build_arrays(nodes, to_submit, queued, request.cluster)
         submitted: dict[str, str] = {}  # name in the plan -> job id
+        code = take_snapshot(runs)
         for array in arrays:
-            code = take_snapshot(runs)
             try:
                 folder, job = submit_array(array, request.cluster, code, submitted)
             except ConfigError as error:
@@ -78,9 +78,9 @@ def queued_stages(stages: Sequence[Stage]) -> dict[str, str]:
     """Stage id -> job id of the stages that are queued or running; a split test's job id is its whole array's."""
     jobs: dict[str, list[str]] = {}
     for stage in stages:
-        records = [read_record(part.job_directory) for part in stage.in_shards()]
-        jobs[stage.id] = [record.job_id for record in records if record]
-        if any(record and record.runs_locally for record in records):
+        records = [record for folder in job_folders(stage.directory) if (record := read_record(folder))]
+        jobs[stage.id] = [record.job_id for record in records]
+        if any(record.runs_locally for record in records):
             raise ConfigError(f"{stage.id} is running without SLURM, as {jobs[stage.id][0]}; let it end, or stop it")
     alive = slurm.queue(job for ids in jobs.values() for job in ids)
     found = {}
@@ -106,9 +106,9 @@ def submit_array(array: Array, cluster: Cluster, code: Path, submitted: Mapping[
     stamp = re.sub(r"\D", "", now())[:14]
     folder = Path(cluster.runs) / "jobs" / f"{stamp}-{array.stages[0].kind}-{secrets.token_hex(2)}"
     folder.mkdir(parents=True)
-    for part in parts:
-        part.job_directory.mkdir(parents=True, exist_ok=True)
-        write_text(part.directory / "stage.yaml", part.to_yaml())
+    for stage in array.stages:
+        stage.directory.mkdir(parents=True, exist_ok=True)
+        write_text(stage.directory / "stage.yaml", stage.to_yaml())
     write_json(folder / FOLDERS, [str(part.job_directory) for part in parts])
     executor = SlurmExecutor(folder)
     executor.update_parameters(**parameters(array, cluster, code, folder, resolve(array.dependency, submitted)))

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from launch import slurm
 from launch.plan import KINDS, Node
-from launch.record import FILE, Record, read_record
+from launch.record import Record, job_folders, read_record
 from launch.report import read_result, result_text
 from mvd.config import Kind, Test
 
@@ -69,15 +69,6 @@ def from_runs(runs: Path) -> list[Known]:
     return sorted(found, key=lambda known: (KINDS.index(known.kind), known.rows, known.id))
 
 
-def job_folders(directory: Path) -> list[Path]:
-    """The folders with the records of a stage's newest submission: its own, or one a shard."""
-    groups: dict[str, list[Path]] = {"": [directory]} if (directory / FILE).exists() else {}
-    for path in sorted(directory.glob(f"shards/*/{FILE}")):
-        groups.setdefault(path.parent.name.rpartition("-")[2], []).append(path.parent)
-    newest = lambda folders: max((folder / FILE).stat().st_mtime for folder in folders)  # noqa: E731
-    return max(groups.values(), key=newest, default=[directory])
-
-
 def states_of(stages: Sequence[Known], runs: Path) -> dict[str, State]:
     """Stage id -> state; parents are to come before children."""
     folders = {stage.id: job_folders(runs / stage.id) for stage in stages}
@@ -106,13 +97,10 @@ def _job_state(
     over: Mapping[str, str],
     states: Mapping[str, State],
 ) -> State:
+    if record is None and not (folder / "provenance.json").exists():
+        return State("new", "not submitted")
     if record is None:
-        started = (folder / "provenance.json").exists()
-        return (
-            State("stopped", f"not in the queue; {_progress(stage, folder)}")
-            if started
-            else State("new", "not submitted")
-        )
+        return State("stopped", f"not in the queue; {_progress(stage, folder)}")
     again = f"; requeued {record.requeued} times" if record.requeued else ""
     if (folder / "result.json").exists():
         return State("done", "done", record)

@@ -16,6 +16,7 @@ from mvd.config import DATASETS, ConfigError, Finetune, Precision
 from mvd.data.annotations import Entry, Split, load_annotations
 from mvd.data.datasets import dataset_paths
 from mvd.data.device import normalise
+from mvd.data.stalls import ReadLimit
 from mvd.data.views import ViewDataset, Views, view_loader
 from mvd.evaluate import merge_views
 from mvd.files import write_atomically, write_json
@@ -25,6 +26,7 @@ from mvd.stage import Stage
 from mvd.train.engine import Engine, Process, agreeing, gather, load_weights
 from mvd.train.interrupt import Interrupted, stop_requested
 from mvd.train.monitor import Monitor, Progress
+from mvd.train.preflight import preflight
 from mvd.train.watchdog import doing
 
 
@@ -46,6 +48,7 @@ def validate(engine: Engine, entries: list[Entry], stage: Stage, process: Proces
     clip = SIZES[recipe.size].clip
     views = Views(recipe.sampling, clips=1, crops=1, stride=recipe.stride, clip=clip)
     dataset = ViewDataset(entries, views, stage.execution.reader)
+    dataset.limit = ReadLimit.of_run(stage.directory, stage.execution.faults.video_seconds)
     videos = 2 * stage.execution.micro_batch
     loader = iter(view_loader(dataset, process.rank, process.world_size, videos, stage.execution.workers))
     blank = torch.zeros(1, 3, clip.frames, clip.image_size, clip.image_size, dtype=torch.uint8)
@@ -72,11 +75,14 @@ def run_test(stage: Stage, process: Process) -> dict[str, Any]:
 
     Raises:
         ConfigError: something the user gave cannot work.
+        HostFault: a machine failed the checks before the start; raised on every process.
         Interrupted: a signal asked for it, between two videos, whose logits are kept; raised on every process.
     """
     started = time.monotonic()
     with agreeing():
         entries = load_entries(stage, "test")
+        preflight(stage, process, entries)
+        doing("starting", 0)
         model = _load_classifier(stage).to(process.device)
     path = _logits_file(stage, process.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,6 +148,7 @@ def _write_logits(model: nn.Module, stage: Stage, entries: list[Entry], process:
     recipe, how = stage.recipe, stage.execution
     views = Views(recipe.sampling, recipe.clips, recipe.crops, recipe.stride, SIZES[recipe.size].clip)
     dataset = ViewDataset(entries, views, how.reader)
+    dataset.limit = ReadLimit.of_run(stage.directory, how.faults.video_seconds)
     shape = (recipe.clips * recipe.crops, DATASETS[recipe.dataset].classes)
     rank, processes = how.shard * process.world_size + process.rank, how.shards * process.world_size
     known = _read_logits(path, entries) or Logits(np.zeros((0, *shape), np.float32), np.zeros(0, int), np.zeros(0, int))

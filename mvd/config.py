@@ -6,6 +6,7 @@ starts in a moment.
 """
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -335,6 +336,10 @@ class Row:
     target: Target | None = None
 
     def __post_init__(self) -> None:
+        _check(
+            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name) is not None,
+            f"a row is called {self.name!r}; its folders are named after it, so use letters, digits, _, . and -",
+        )
         _check(self.test is None or self.finetune is not None, f"row {self.name}: a test needs a finetune to test")
         if self.pretrain is not None:
             for role in ("image_teacher", "video_teacher"):

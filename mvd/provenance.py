@@ -46,7 +46,7 @@ def record_attempt(stage: Stage, world_size: int) -> int:
                 f"{attempts[0]['started']}); put the old file back, or remove {stage.directory} to start again"
             )
     if attempts and "ended" not in attempts[-1]:
-        attempts[-1]["ended"] = _last_sign(stage.directory, attempts[-1]["started"])
+        attempts[-1]["ended"] = _last_sign(stage.job_directory, attempts[-1]["started"])
     attempts.append(
         {
             "attempt": len(attempts) + 1,

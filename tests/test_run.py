@@ -121,3 +121,12 @@ def test_torchrun_may_start_another_number_of_processes_than_planned(tmp_path, m
     assert attempt["processes"] == 1 and solved == {"world_size": 1, "micro_batch": 1, "accumulation": 8}
     assert read_result(stage)["updates"] == 6
     assert Stage.from_yaml(path).execution == planned
+
+
+def test_a_run_directory_is_as_private_as_the_users_umask_says(tmp_path, motion_root):
+    stage = small_stage("video_teacher", "private", tmp_path / "runs", motion_root, epochs=1)
+    path = write_stage(stage)
+    command = ["sh", "-c", 'umask 077; exec "$@"', "sh", sys.executable, "-m", "mvd.run", str(path)]
+    assert run(command, 2, tmp_path / "printed").code == 0
+    written = [entry for entry in stage.directory.rglob("*") if entry != path]
+    assert len(written) > 8 and [str(entry) for entry in written if entry.stat().st_mode & 0o077] == []

@@ -1,5 +1,6 @@
 """Training samples: shapes, draws that depend on the key alone, and unreadable files."""
 
+import itertools
 import random
 
 import numpy as np
@@ -12,7 +13,7 @@ from mvd.data import reader
 from mvd.data.annotations import Entry
 from mvd.data.augment import multi_scale_box
 from mvd.data.datasets import FinetuneDataset, ImageTeacherDataset, MaskedClipDataset, SampleKey, build_dataset
-from mvd.data.randomness import Purpose
+from mvd.data.randomness import Purpose, epoch_order
 from mvd.data.reader import open_video
 from mvd.data.sampling import dense_train_indices, pretrain_indices, segment_train_indices
 from mvd.data.unreadable import UnreadableVideo
@@ -49,7 +50,8 @@ def test_shapes(motion_root, kind):
     sample = build_dataset(stage(motion_root, kind))[SampleKey(0, 5)]
     assert sample.pop("unreadable") == [] and sample.pop("indices").tolist() == [5]
     assert sample["decode_ms"].item() > 0
-    del sample["decode_ms"]
+    assert sample["layer_seeds"].shape == (2 if kind == "finetune" else 1,)
+    del sample["decode_ms"], sample["layer_seeds"]
     assert {name: tuple(value.shape) for name, value in sample.items()} == SHAPES[kind]
     assert all(sample[name].dtype == torch.uint8 for name in ("images", "video") if name in sample)
     assert "mask" not in sample or sample["mask"].dtype == torch.bool
@@ -176,13 +178,24 @@ def damaged(motion_root, tmp_path) -> FinetuneDataset:
     return FinetuneDataset(recipe("finetune"), entries, "pyav")
 
 
-def test_an_unreadable_video_is_replaced_by_the_next_and_named(damaged):
-    sample = damaged[SampleKey(0, 2)]
-    assert sample["unreadable"] == [damaged.entries[2].path, damaged.entries[3].path]
-    assert sample["indices"].tolist() == [4] and sample["labels"].tolist() == [4, 4]
-    assert same(sample, damaged[SampleKey(0, 2)])
-    batch = damaged.collate([damaged[SampleKey(0, index)] for index in (1, 3)])
-    assert batch["unreadable"] == [damaged.entries[3].path] and batch["indices"].tolist() == [1, 4]
+def readable_after(index: int) -> tuple[int, list[int]]:
+    """The first readable video that follows one of the damaged in the epoch's order, and the broken up to it."""
+    order = epoch_order(0, 0, 6)
+    following = [order[(order.index(index) + shift) % 6] for shift in range(6)]
+    broken = list(itertools.takewhile(lambda one: one in (2, 3), following))
+    return following[len(broken)], broken
+
+
+@pytest.mark.parametrize("index", [2, 3])
+def test_an_unreadable_video_is_replaced_by_the_next_of_the_epochs_order_and_named(damaged, index):
+    expected, broken = readable_after(index)
+    sample = damaged[SampleKey(0, index)]
+    assert sample["unreadable"] == [damaged.entries[one].path for one in broken]
+    assert sample["indices"].tolist() == [expected] and sample["labels"].tolist() == [expected] * 2
+    assert same(sample, damaged[SampleKey(0, index)])
+    batch = damaged.collate([damaged[SampleKey(0, 1)], sample])
+    assert batch["unreadable"] == sample["unreadable"] and batch["indices"].tolist() == [1, expected]
+    assert (sample["layer_seeds"] != damaged[SampleKey(0, expected)]["layer_seeds"]).all()
 
 
 def test_a_passing_fault_is_not_a_replacement(damaged, monkeypatch):
@@ -202,8 +215,9 @@ def test_a_passing_fault_is_not_a_replacement(damaged, monkeypatch):
 def test_a_data_set_of_broken_files_is_given_up(tmp_path):
     entries = [Entry(str(tmp_path / f"{number}.mp4"), 0) for number in range(20)]
     dataset = FinetuneDataset(recipe("finetune"), entries, "pyav")
-    with pytest.raises(RuntimeError, match="11 files in a row cannot be read.*check the data set's root"):
-        dataset[SampleKey(0, 0)]
+    sample = dataset[SampleKey(0, 0)]
+    assert sample["failed"].startswith("11 files in a row cannot be read, the last because ")
+    assert dataset.collate([sample]) == sample
 
 
 def test_a_stage_without_a_path_is_refused():

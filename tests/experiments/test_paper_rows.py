@@ -90,6 +90,7 @@ def expected_pretrain(name: str) -> dict:
             "micro_batch": int(layout.split()[0]),
         },
         "seed": 0,
+        "weights": None,
         "activation_checkpointing": checkpointing,
     }
 
@@ -135,6 +136,7 @@ def expected_finetune(name: str, size: str, dataset: str) -> dict:
             "micro_batch": group,
         },
         "seed": 0,
+        "weights": None,
         "activation_checkpointing": checkpointing,
     }
 

@@ -9,7 +9,7 @@ import torch
 from benchmarks.real_size import GradientWatch
 from mvd.stage import Stage
 from mvd.train.engine import start_processes
-from mvd.train.loop import TrainingRun, Window
+from mvd.train.loop import TrainingRun
 from mvd.train.monitor import peak_memory_gb
 
 
@@ -22,17 +22,17 @@ def main(path: str) -> None:
     process = start_processes()
     run = TrainingRun(Stage.from_yaml(path), process)
     model, teachers = run.engine.module, getattr(run.task, "teachers", ())
-    watch, before, window = GradientWatch(model), corners(model), Window()
+    watch, before = GradientWatch(model), corners(model)
     started = time.monotonic()
     run.engine.train()
-    run._one_update(float(run.learning_rates[0]), window)
+    run._one_update(float(run.learning_rates[0]))
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     changed = {name for name, value in corners(model).items() if not torch.equal(value, before[name])}
     of_teachers = [parameter for teacher in teachers for parameter in teacher.parameters()]
     print(
         json.dumps(
             {
-                "values": window.means(),
+                "values": run.window.means(run.stage.recipe.optimization.global_batch),
                 "problems": watch.problems(),
                 "changed": sorted(changed & trainable),
                 "frozen_but_changed": sorted(changed - trainable),

@@ -100,14 +100,14 @@ def save(*_):
     (pathlib.Path(sys.argv[1]) / f"saved-{os.environ['RANK']}").touch()
     sys.exit(75)
 signal.signal(signal.SIGTERM, save)
-print("ready", flush=True)
+os.write(1, b"ready\\n")
 while True:
     signal.pause()
 """
 REFUSES = """
-import signal
-signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
-print("ready", flush=True)
+import os, signal
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"asked\\n"))
+os.write(1, b"ready\\n")
 while True:
     signal.pause()
 """

@@ -181,6 +181,10 @@ def test_weights_of_the_safe_format_can_be_broken_too(tmp_path):
 
 
 SETTINGS = [
+    ("name=x; touch /tmp/y", "a row is called 'x; touch /tmp/y'; .* use letters"),
+    ("name=../../elsewhere", "use letters, digits"),
+    ("name=$(id)", "use letters, digits"),
+    ("name=-rf", "use letters, digits"),
     ("finetune.sed=1", "no key 'sed'"),
     ("finetune.seed=-1", "seed is -1; give 0 or more"),
     ("pretrain.seed=-5", "seed is -5; give 0 or more"),
