@@ -30,7 +30,7 @@ class Operation(NamedTuple):
 
 def rand_augment_policy(policy: str) -> RandAugment:
     """timm's RandAugment of that description, with the official fill and interpolation."""
-    return rand_augment_transform(policy, {"img_mean": warps.FILL, "interpolation": Image.Resampling.BICUBIC})
+    return rand_augment_transform(policy, {"img_mean": (warps.FILL,) * 3, "interpolation": Image.Resampling.BICUBIC})
 
 
 @cache

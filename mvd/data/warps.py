@@ -15,7 +15,7 @@ import numpy as np
 from mvd.data.augment import Box
 from mvd.data.regions import Applied, Size, each_frame, grown, turned
 
-FILL = (128, 128, 128)  # the official colour of what comes from outside the frame
+FILL = 128  # of each channel: the official grey of what comes from outside the frame
 
 
 def _along_rows(distance: Callable[[float, int, int], float]) -> Applied:
