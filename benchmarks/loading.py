@@ -231,9 +231,10 @@ def main() -> None:
     for task in tasks():
         if arguments.only in f"{task.name} {task.size}":
             measured = measure(task, clips[task.size], arguments.rounds)
-            table.add_row(*summary(task, measured))
+            row = summary(task, measured)
+            table.add_row(*row)
             rates[f"{task.name} {task.size}"] = task.clips / statistics.median(one.ours for one in measured)
-            print(f"{task.name} {task.size}: {len(measured)} rounds", file=sys.stderr, flush=True)
+            print(f"{len(measured)} rounds: {' | '.join(row)}", file=sys.stderr, flush=True)
     console = Console(width=130)
     console.print(f"CPU milliseconds a sample on one core; {os.cpu_count()} cores, torch {torch.__version__}", table)
     if not arguments.only:
