@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ from mvd.data.randomness import Purpose, generator
 from mvd.sizes import SIZES
 from mvd.stage import Execution, Stage
 from mvd.train.engine import Engine, build_engine, start_processes, take_step
+from mvd.train.noise import SampleNoise
 from mvd.train.optimizer import build_optimizer
 from mvd.train.tasks import Task, build_task
 
@@ -63,7 +64,7 @@ def random_batch(recipe: Recipe, micro_batch: int, device: torch.device) -> dict
     def pixels(size: int) -> Tensor:
         return torch.randint(0, 256, (count, 3, clip.frames, size, size), dtype=torch.uint8, device=device)
 
-    batch = {"video": pixels(clip.image_size)}
+    batch = {"video": pixels(clip.image_size), "layer_seeds": torch.arange(count)}
     draws = [generator(0, 0, index, Purpose.MASK) for index in range(count)]
     if isinstance(recipe, Pretrain):
         batch["mask"] = torch.stack([torch.from_numpy(tube_mask(rng, clip, recipe.mask_ratio)) for rng in draws])
@@ -80,30 +81,43 @@ def random_batch(recipe: Recipe, micro_batch: int, device: torch.device) -> dict
     }
 
 
-def build(name: str, recipe: Recipe, inputs: dict[str, str], device: torch.device) -> tuple[Task, Engine]:
-    """The stage's networks and losses, and the engine around what is trained."""
+class Trained(NamedTuple):
+    """A stage as mvd.train.loop trains it: networks and losses, the engine around what is trained, its drop path."""
+
+    recipe: Recipe
+    task: Task
+    engine: Engine
+    noise: SampleNoise
+
+
+def build(name: str, recipe: Recipe, inputs: dict[str, str], device: torch.device) -> Trained:
+    """The networks of a stage with fresh weights, on the device."""
     kind = "pretrain" if isinstance(recipe, Pretrain) else "finetune"
     stage = Stage(kind=kind, id=name, recipe=recipe, inputs=inputs, execution=Execution(precision="bf16"))
     task = build_task(stage, DATASETS[recipe.dataset].classes, device)
     model = task.model.to(device)
+    noise = SampleNoise(model)
     engine = build_engine(model, build_optimizer(model, recipe.optimization), "zero1", Batch(1, 1, 1), "bf16")
     engine.train()
-    return task, engine
+    return Trained(recipe, task, engine, noise)
 
 
-def one_update(task: Task, engine: Engine, recipe: Recipe, batch: dict[str, Tensor]) -> float:
+def one_update(stage: Trained, batch: dict[str, Tensor]) -> float:
     """One update; returns the gradient's norm, for which it waits."""
-    engine.backward(task.losses(engine, prepare(batch, recipe, batch["video"].device))["loss"])
-    return take_step(engine)
+    device = batch["video"].device
+    prepared = prepare(batch, stage.recipe, device)
+    stage.noise.draw(batch["layer_seeds"], device)
+    stage.engine.backward(stage.task.losses(stage.engine, prepared)["loss"])
+    return take_step(stage.engine)
 
 
-def check_first_update(task: Task, engine: Engine, recipe: Recipe, batch: dict[str, Tensor]) -> None:
+def check_first_update(stage: Trained, batch: dict[str, Tensor]) -> None:
     """Ends the process where the update is not that of a network which learns."""
-    watch = GradientWatch(engine.module)
-    norm = one_update(task, engine, recipe, batch)
+    watch = GradientWatch(stage.engine.module)
+    norm = one_update(stage, batch)
     watch.close()
     problems = watch.problems() + ([] if norm > 0 else [f"the gradient's norm is {norm}"])
-    teachers = getattr(task, "teachers", ())
+    teachers = getattr(stage.task, "teachers", ())
     problems += [
         "a teacher is trained" for t in teachers for p in t.parameters() if p.requires_grad or p.grad is not None
     ]
@@ -120,16 +134,16 @@ def measure(name: str, folder: Path, micro_batches: Sequence[int], seconds: floa
     process = start_processes()
     recipe = recipes()[name]
     inputs = teacher_files(recipe, folder) if isinstance(recipe, Pretrain) else {}
-    task, engine = build(name, recipe, inputs, process.device)
-    check_first_update(task, engine, recipe, random_batch(recipe, unit(recipe), process.device))
+    stage = build(name, recipe, inputs, process.device)
+    check_first_update(stage, random_batch(recipe, unit(recipe), process.device))
     capacity = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
     for micro_batch in micro_batches:
         batch = random_batch(recipe, micro_batch, process.device)
         torch.cuda.reset_peak_memory_stats()
-        one_update(task, engine, recipe, batch)
+        one_update(stage, batch)
         updates, started = 0, time.perf_counter()  # an update ends with its gradient's norm, so nothing is pending
         while updates == 0 or time.perf_counter() - started < seconds:
-            one_update(task, engine, recipe, batch)
+            one_update(stage, batch)
             updates += 1
         torch.cuda.synchronize()
         yield {

@@ -40,9 +40,8 @@ def main(argv: Sequence[str]) -> int:
     records = {stage: read_record(runs / stage) for stage in sorted(named)}
     local = {stage: record for stage, record in records.items() if record and record.runs_locally}
     for stage, record in local.items():
-        print(
-            f"runs without SLURM: {stage}, on {record.attempts[-1].host} as {record.job_id}; stop it there with Ctrl-C"
-        )
+        where = f"on {record.attempts[-1].host} as {record.job_id}"
+        print(f"runs without SLURM: {stage}, {where}; stop it there with Ctrl-C")
     if not doomed and not local:
         print("nothing of it is queued or running")
     print_next([("go on from what is saved", command("submit.py", *request.words))])

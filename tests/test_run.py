@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from mvd import run as run_module
 from mvd.files import write_json
 from mvd.run import run_stage
-from mvd.stage import Stage
+from mvd.stage import DatasetPaths, Stage
 from tests.runs import read_result, run, run_cli, small_stage, write_stage
 
 NORM = "encoder.blocks.0.norm1.weight"
@@ -130,3 +130,16 @@ def test_a_run_directory_is_as_private_as_the_users_umask_says(tmp_path, motion_
     assert run(command, 2, tmp_path / "printed").code == 0
     written = [entry for entry in stage.directory.rglob("*") if entry != path]
     assert len(written) > 8 and [str(entry) for entry in written if entry.stat().st_mode & 0o077] == []
+
+
+@pytest.mark.parametrize(("broken", "said"), [(4, "of 48 training files cannot be read"), (48, "11 files")])
+def test_too_many_unreadable_videos_end_the_run_in_one_sentence(tmp_path, motion_root, broken, said):
+    lines = (motion_root / "train.csv").read_text().splitlines()
+    lines[:broken] = [f"{tmp_path}/none-{number}.mp4 0" for number in range(broken)]
+    (tmp_path / "train.csv").write_text("\n".join(lines) + "\n")
+    data = DatasetPaths(root=str(motion_root), train=str(tmp_path / "train.csv"))
+    stage = small_stage("video_teacher", "gaps", tmp_path, data, world_size=1, accumulation=4)
+    finished = run_cli(stage, 1)
+    assert finished.code == 2
+    (message,) = messages(finished.output)
+    assert said in message and "gaps: " in message

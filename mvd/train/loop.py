@@ -1,5 +1,6 @@
 """The training loop of all four training kinds: from a stage to its weights."""
 
+import gc
 import math
 import multiprocessing
 import time
@@ -54,24 +55,30 @@ def train(stage: Stage, process: Process) -> dict[str, Any]:
     """
     started = time.monotonic()
     while True:
-        run = TrainingRun(stage, process)
         try:
-            run.to_the_end()
-            write_weights(run)
-            latest = run.monitor.latest()
+            result = _train_from_newest(stage, process)
         except RollBack:
+            gc.collect()  # two engines would not fit into a GPU
             continue
-        finally:
-            run.close()
-        return {
-            "epochs": stage.recipe.optimization.epochs,
-            "updates": run.total_updates,
-            "wall_seconds": time.monotonic() - started,
-            "weights": WEIGHTS,
-            "unreadable": sorted(run.unreadable.named),
-            "skipped_updates": run.health.left_out,
-            **{name: latest[name] for name in ("loss", "val_top1") if name in latest},
-        }
+        return {**result, "wall_seconds": time.monotonic() - started}
+
+
+def _train_from_newest(stage: Stage, process: Process) -> dict[str, Any]:
+    run = TrainingRun(stage, process)
+    try:
+        run.to_the_end()
+        write_weights(run)
+        latest = run.monitor.latest()
+    finally:
+        run.close()
+    return {
+        "epochs": stage.recipe.optimization.epochs,
+        "updates": run.total_updates,
+        "weights": WEIGHTS,
+        "unreadable": sorted(run.unreadable.named),
+        "skipped_updates": run.health.left_out,
+        **{name: latest[name] for name in ("loss", "val_top1") if name in latest},
+    }
 
 
 class TrainingRun:
@@ -116,6 +123,7 @@ class TrainingRun:
         self.unreadable = UnreadableFiles(stage, process, len(self.dataset), state)
         self.progress = Progress(stage.kind, self.total_updates, self.update) if process.is_first else None
         self.stopping = self.saving = False  # agreed by all processes
+        self.waited = 0.0  # for the data of the update in progress, in seconds
 
     @property
     def epoch(self) -> int:
@@ -151,7 +159,7 @@ class TrainingRun:
 
     def _one_update(self, learning_rate: float) -> None:
         """One optimizer step over `accumulation` micro-batches, unless their losses or gradient are not finite."""
-        started = time.monotonic()
+        started, self.waited = time.monotonic(), 0.0
         number, accumulation = self.update + 1, self.stage.execution.accumulation
         if self.health.leaves_out(number):
             for _ in range(accumulation):
@@ -182,7 +190,7 @@ class TrainingRun:
         values = dict(zip(named, means, strict=True)) | {"grad_norm": norm}
         if all(map(math.isfinite, values.values())):
             spike = self.health.note_good(number, means[0], self.keeper.newest)
-            self.window.add(values, time.monotonic() - started)
+            self.window.add(values, time.monotonic() - started, self.waited)
             if spike:
                 self.monitor.write(number, self.epoch + 1, spike)
         else:
@@ -193,7 +201,7 @@ class TrainingRun:
         doing("reading videos", self.update + 1)
         asked = time.monotonic()
         raw = next(self.batches)
-        self.window.waited += time.monotonic() - asked
+        self.waited += time.monotonic() - asked
         if "failed" in raw:
             raise ConfigError(f"{self.stage.id}: {raw['failed']}; check the data set's root")
         self.loading.note(raw, self.batches)
@@ -280,9 +288,10 @@ class Window:
     updates: int = 0
     sums: dict[str, float] = field(default_factory=dict)
 
-    def add(self, values: dict[str, float], seconds: float) -> None:
+    def add(self, values: dict[str, float], seconds: float, waited: float) -> None:
         self.updates += 1
         self.seconds += seconds
+        self.waited += waited
         self.sums = {name: value + self.sums.get(name, 0.0) for name, value in values.items()}
 
     def means(self, global_batch: int) -> dict[str, float]:

@@ -125,20 +125,23 @@ class Watchdog:
 
     def _end(self, everyone: list[Seen]) -> None:
         """Prints this process's stacks; the first one to come here says what happened; all leave."""
-        first = self.store.add("fired", 1) == 1
-        print_stacks(f"rank {self.process.rank} on {socket.gethostname()}, {self.step}, update {self.update}")
-        self.store.add("stacks", 1)
-        deadline = time.monotonic() + SECONDS_FOR_STACKS
-        if first:
-            expected = self.process.world_size - len(self._silent(everyone))
-            while self.store.add("stacks", 0) < expected and time.monotonic() < deadline:
+        try:
+            first = self.store.add("fired", 1) == 1
+            print_stacks(f"rank {self.process.rank} on {socket.gethostname()}, {self.step}, update {self.update}")
+            self.store.add("stacks", 1)
+            deadline = time.monotonic() + SECONDS_FOR_STACKS
+            if first:
+                silent = self._silent(everyone)
+                expected = self.process.world_size - len(silent)
+                while self.store.add("stacks", 0) < expected and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                message, hosts = verdict(everyone, silent)
+                record_fault(self.directory, "hang", message, self.update, hosts)
+                self.store.set("said", "")
+            while not self.store.check(["said"]) and time.monotonic() < deadline + 1:
                 time.sleep(0.05)
-            message, hosts = verdict(everyone, self._silent(everyone))
-            record_fault(self.directory, "hang", message, self.update, hosts)
-            self.store.set("said", "")
-        while not self.store.check(["said"]) and time.monotonic() < deadline + 1:
-            time.sleep(0.05)
-        os._exit(HUNG)
+        finally:
+            os._exit(HUNG)
 
     def _leave_alone(self, error: str) -> None:
         print_stacks(f"rank {self.process.rank} on {socket.gethostname()}, {self.step}, update {self.update}")

@@ -137,6 +137,7 @@ class Storm:
             (self.disk / "ballast").unlink()
             self.faults["full disk"] += 1
         self.settle(stage, ending, codes, full)
+        print(f"attempt {self.attempts}, {ending}: exit codes {codes}, {self.faults.total()} faults so far", flush=True)
 
     def settle(self, stage: Stage, ending: str, codes: list[int | None], full: bool) -> None:
         """Counts what an attempt has suffered; an attempt may only end as a fault explains."""

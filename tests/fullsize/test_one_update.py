@@ -1,7 +1,7 @@
 """One real update of every pre-training and every different fine-tuning at its real size: `pytest -m fullsize`.
 
 Through the loop and the engine, on a clip or two of a real video, in one process each, which has to stay within
-22 GB. Some 20 minutes on two cores; the figures of each case are printed with -rP.
+22 GB. The figures of each case are printed with -rP; benchmarks/README.md has them.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from tests.runs import write_stage
 MEMORY_GB = 22
 SAMPLES = {Pretrain: 1, Finetune: 2}
 RECIPES = recipes()
-# What ZeRO-1 would add for its shard, a second copy of weights and gradient, is not within 22 GB beside both teachers.
+# With ZeRO-1's second copy of weights and gradient, and both teachers, this one would take some 25 GB by count.
 ZERO = {"pretrain-vith_from_vith_e800": "zero0"}
 
 pytestmark = pytest.mark.fullsize

@@ -93,7 +93,7 @@ class Site:
         assert record is not None
         return record
 
-    def wait(self, what: str, condition, seconds: float = 120) -> None:
+    def wait(self, what: str, condition, seconds: float = 300) -> None:
         try:
             wait_for(what, condition, seconds)
         except TimeoutError as error:
@@ -101,10 +101,10 @@ class Site:
             tails = [f"{path}:\n{path.read_text()[-2000:]}" for path in logs]
             raise AssertionError("\n\n".join([str(error), self.lab.run("squeue"), *tails])) from error
 
-    def wait_for_result(self, stage: str, seconds: float = 120) -> None:
+    def wait_for_result(self, stage: str, seconds: float = 300) -> None:
         self.wait(f"the result of {stage}", (self.runs / stage / "result.json").exists, seconds)
 
-    def wait_until_idle(self, seconds: float = 120) -> None:
+    def wait_until_idle(self, seconds: float = 300) -> None:
         jobs = {path.name.partition("_")[0] for path in self.runs.glob("jobs/*/*_submission.sh")}
         self.wait("the jobs' end", lambda: not self.queued(*jobs), seconds)
 

@@ -78,7 +78,6 @@ def test_submitting_twice_at_once_and_again_submits_each_stage_once(site):
         ("slurm.options.reservation=none", "Requested reservation is invalid", "change slurm.options"),
         ("slurm.constraint=a100", "Invalid feature specification", "change slurm.constraint"),
         ("slurm.options.nonsense=1", "unrecognized option '--nonsense=1'", "change slurm.options"),
-        ("slurm.cpus_per_gpu=1000", "Requested node configuration is not available", "slurm.cpus_per_gpu"),
     ],
 )
 def test_a_refusal_is_sbatchs_own_sentence_and_the_field_to_change(site, setting, said, field):
@@ -89,9 +88,9 @@ def test_a_refusal_is_sbatchs_own_sentence_and_the_field_to_change(site, setting
 
 
 def test_a_refusal_in_the_middle_loses_nothing(site):
-    # Batches of 8 do not split over 3 GPUs, so only the tests ask for nodes that there are none of.
-    printed = site.submit(TINY, HELD, "cluster.gpus_per_node=3", code=2)
-    assert "sbatch refuses the test jobs" in printed and "2 of 3 arrays are queued already; submit again" in printed
+    printed = site.submit(TINY, HELD, "cluster.test.nodes=5", code=2)  # there are four
+    assert "sbatch refuses the test jobs (Node count specification invalid); change nodes" in printed
+    assert "2 of 3 arrays are queued already; submit again" in printed
     printed = site.submit(TINY, HELD)
     assert printed.count("queued or running already") == 3
     tests = [site.record(stage) for stage in IDS["test"]]
