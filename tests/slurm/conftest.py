@@ -50,10 +50,12 @@ def lab(tmp_path_factory):
         pytest.skip("a virtual SLURM needs root on Debian or Ubuntu")
     theirs = (FOLDER / "lab.json").exists()
     lab = Lab(FOLDER if theirs else tmp_path_factory.mktemp("lab"))
-    lab.up()
-    yield lab
-    if not theirs:
-        lab.down()
+    try:
+        lab.up()
+        yield lab
+    finally:
+        if not theirs:
+            lab.down()
 
 
 class Site:
