@@ -89,7 +89,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         for turn in itertools.count():
-            if self.leaving.wait(self.poll):
+            if turn and self.leaving.wait(self.poll):  # the others are to know of this one from the start
                 return
             faulthandler.dump_traceback_later(2 * self.usual_limit + 60, exit=True)  # if Python itself is blocked
             stuck = time.monotonic() - self.since > self.limit

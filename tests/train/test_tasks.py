@@ -15,7 +15,7 @@ FINETUNINGS = {row.name: row.finetune for row in all_rows.rows}
 
 
 def network(recipe: Pretrain | Finetune, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    monkeypatch.setattr(tasks, "load_official", lambda *_: None)
+    monkeypatch.setattr(tasks, "load_weights", lambda *_: None)
     kind = "pretrain" if isinstance(recipe, Pretrain) else "finetune"
     inputs = {"image_teacher": "", "video_teacher": ""} if kind == "pretrain" else {}
     stage = Stage(kind=kind, id="stage", recipe=recipe, inputs=inputs)

@@ -57,12 +57,12 @@ def hang(folder: Path) -> None:
         if run.update + 1 == 3:
             guard = watchdog._current
             guard.usual_limit = guard.limit = 2.0
-            guard.poll = 0.2
             if process.rank == 1:
                 wait_for_ever() if (folder / "waits").exists() else os.kill(os.getpid(), signal.SIGSTOP)
         train_once(run, *arguments)
 
     TrainingRun._one_update = hang_at_3
+    watchdog.POLL_SECONDS = 0.2
     run_stage(Stage.from_yaml(folder / "hangs" / "stage.yaml"))
 
 
