@@ -34,6 +34,7 @@ class Faults:
     """What a run puts up with, and for how long, before it stops (cluster.example.yaml explains each)."""
 
     save_failures: int = 5
+    save_again_seconds: float = 300.0
     bad_updates: int = 3
     spike_factor: float | None = 3.0
     spike_rollback: bool = False
@@ -42,7 +43,7 @@ class Faults:
     unreadable_share: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("save_failures", "bad_updates", "hang_minutes", "video_seconds"):
+        for name in ("save_failures", "save_again_seconds", "bad_updates", "hang_minutes", "video_seconds"):
             if not getattr(self, name) > 0:  # nor is NaN
                 raise ConfigError(f"faults.{name} is {getattr(self, name)}; give a positive number")
         if self.spike_factor is not None and not self.spike_factor > 1:

@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from mvd.config import ConfigError
 from mvd.files import sha256, write_atomically, write_json
-from mvd.train.engine import Engine, Process, gather
+from mvd.train.engine import Engine, Process, full_state_dict, gather
 from mvd.train.reshard import load_resharded
 
 MANIFEST = "manifest.json"
@@ -38,7 +40,7 @@ class Loaded:
 
 
 class CannotSave(RuntimeError):
-    """A checkpoint could not be written; says on which hosts and why. Raised on every process."""
+    """A checkpoint or the weights could not be written; says on which hosts and why. Raised on every process."""
 
 
 def save_checkpoint(
@@ -83,6 +85,20 @@ def save_checkpoint(
     _agree(writer, target, process)
 
 
+def save_weights(engine: Engine, path: Path, process: Process, metadata: dict[str, str]) -> None:
+    """Writes all weights in fp32 and the official layout as one .safetensors file; all ranks call it together.
+
+    Raises:
+        CannotSave: as above.
+    """
+    state = full_state_dict(engine)
+    writer = NotingWriter()
+    if process.is_first:
+        with writer.noting():
+            write_atomically(path, lambda temporary: save_file(state, temporary, metadata))
+    _agree(writer, path, process)
+
+
 class NotingWriter(TorchCheckpointEngine):
     """Writes DeepSpeed's files to the disk itself, and notes a failure instead of raising it.
 
@@ -101,7 +117,7 @@ class NotingWriter(TorchCheckpointEngine):
     def noting(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError) as error:  # RuntimeError is how torch.save says that the disk is full
+        except (OSError, RuntimeError, SafetensorError) as error:  # the last two: how libraries say that it is full
             lines = str(error).splitlines() or [type(error).__name__]
             self.failure = f"{socket.gethostname()}: {lines[0]}"
 

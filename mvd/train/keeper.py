@@ -2,11 +2,19 @@
 
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from mvd.stage import Stage
-from mvd.train.checkpoint import CannotSave, complete_checkpoints, load_newest_checkpoint, save_checkpoint, update_of
+from mvd.train.checkpoint import (
+    CannotSave,
+    complete_checkpoints,
+    load_newest_checkpoint,
+    save_checkpoint,
+    save_weights,
+    update_of,
+)
 from mvd.train.engine import Engine, Process
 from mvd.train.faults import GivenUp, record_fault
 from mvd.train.interrupt import take_save_request
@@ -49,16 +57,28 @@ class Keeper:
             GivenUp: it was the last of the failures in a row that the profile puts up with.
         """
         started = time.monotonic()
+        saved = self._try(
+            update, lambda: save_checkpoint(engine, self.folder, update, self.process, self.made_by, state)
+        )
+        self.saved_at = time.monotonic()
+        self.seconds += self.saved_at - started
+        if saved:
+            self.newest = update
+            self._prune()
+        return saved
+
+    def save_weights(self, engine: Engine, path: Path, update: int) -> bool:
+        """Leaves the weights as a file of their own; returns and raises as `save` does."""
+        metadata = {"format": "pt", "stage": self.stage.id, "updates": str(update)}
+        return self._try(update, lambda: save_weights(engine, path, self.process, metadata))
+
+    def _try(self, update: int, save: Callable[[], None]) -> bool:
         try:
-            save_checkpoint(engine, self.folder, update, self.process, self.made_by, state)
+            save()
         except CannotSave as error:
             self._fail(update, str(error))
             return False
-        finally:
-            self.saved_at = time.monotonic()
-            self.seconds += self.saved_at - started
-        self.newest, self.failures = update, 0
-        self._prune()
+        self.failures = 0
         return True
 
     def _fail(self, update: int, reason: str) -> None:

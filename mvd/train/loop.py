@@ -4,11 +4,11 @@ import gc
 import math
 import multiprocessing
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from mvd.accuracy import load_entries, validate
 from mvd.batch import Batch
@@ -18,13 +18,11 @@ from mvd.data.datasets import build_dataset
 from mvd.data.device import prepare
 from mvd.data.loader import LoaderHealth, steps_per_epoch, train_loader
 from mvd.data.stalls import ReadLimit
-from mvd.files import write_atomically
 from mvd.stage import WEIGHTS, Stage
 from mvd.train.engine import (
     Process,
     agreeing,
     build_engine,
-    full_state_dict,
     gather,
     mean_across_processes,
     take_step,
@@ -67,7 +65,6 @@ def _train_from_newest(stage: Stage, process: Process) -> dict[str, Any]:
     run = TrainingRun(stage, process)
     try:
         run.to_the_end()
-        write_weights(run)
         latest = run.monitor.latest()
     finally:
         run.close()
@@ -131,7 +128,7 @@ class TrainingRun:
         return self.update // self.steps_per_epoch
 
     def to_the_end(self) -> None:
-        """Runs the remaining updates with their checkpoints, validations and reports.
+        """Runs the remaining updates with their checkpoints, validations and reports, and leaves the weights.
 
         Raises:
             GivenUp, Interrupted: see `train`.
@@ -147,15 +144,14 @@ class TrainingRun:
             finished = self.update == self.total_updates
             if self.update % how.log_every == 0 or finished:
                 self._report(learning_rate)
-            if finished or self.stopping or self.saving or self.keeper.due(self.update):
+            if finished:
+                self._insist(self._save)
+            elif self.stopping or self.saving or self.keeper.due(self.update):
                 self._save()
             if self.stopping and not finished:
-                raise Interrupted(
-                    f"{self.stage.id}: stopped by a signal after update {self.update} of {self.total_updates}; "
-                    f"update {self.keeper.newest} is saved; start it again to go on from there",
-                    self.keeper.newest,
-                )
+                raise self._interrupted()
             self._validate_if_due()
+        self._insist(lambda: self.keeper.save_weights(self.engine, self.stage.directory / WEIGHTS, self.update))
 
     def _one_update(self, learning_rate: float) -> None:
         """One optimizer step over `accumulation` micro-batches, unless their losses or gradient are not finite."""
@@ -244,16 +240,34 @@ class TrainingRun:
             rate = f" {values['samples_per_second']:.1f} {unit}/s" if window.updates else " (updates left out)"
             self.progress.show(self.update, f"epoch {epoch}/{settings.epochs} {losses}{rate}")
 
-    def _save(self) -> None:
-        """Saves a checkpoint, but never of weights that may be what makes updates fail."""
+    def _save(self) -> bool:
+        """Saves a checkpoint, but never of weights that may be what makes updates fail; returns whether it did."""
         if self.health.in_a_row and self.update < self.total_updates:
-            return
+            return False
         doing("saving", self.update)
         self.unreadable.share((self.update - 1) // self.steps_per_epoch + 1)
         self.monitor.flush()
         state = {**self.health.state(), **self.unreadable.state(), "window": vars(self.window)}
-        if not self.keeper.save(self.engine, self.update, state):
+        saved = self.keeper.save(self.engine, self.update, state)
+        if not saved:
             self.monitor.write(self.update, self.epoch + 1, {"failed_saves": self.keeper.failures})
+        return saved
+
+    def _insist(self, save: Callable[[], bool]) -> None:
+        """Saves what the run has come to; where the disk does not take it, nothing is left but to wait for room."""
+        while not save():
+            for _ in range(math.ceil(self.stage.execution.faults.save_again_seconds)):
+                doing("waiting for room on the disk", self.update)
+                time.sleep(1)
+                if any(gather(stop_requested())):
+                    raise self._interrupted()
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(
+            f"{self.stage.id}: stopped by a signal after update {self.update} of {self.total_updates}; "
+            f"update {self.keeper.newest} is saved; start it again to go on from there",
+            self.keeper.newest,
+        )
 
     def _validate_if_due(self) -> None:
         """Validates a classifier every few epochs and at the end, on one centre view of each validation video."""
@@ -300,11 +314,3 @@ class Window:
             "samples_per_second": self.updates * global_batch / self.seconds,
             "data_wait_share": self.waited / self.seconds,
         }
-
-
-def write_weights(run: TrainingRun) -> None:
-    """Leaves the final weights, in the official layout, as weights.safetensors."""
-    state = full_state_dict(run.engine)
-    if run.process.is_first:
-        metadata = {"format": "pt", "stage": run.stage.id, "updates": str(run.update)}
-        write_atomically(run.stage.directory / WEIGHTS, lambda path: save_file(state, path, metadata))

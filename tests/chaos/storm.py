@@ -63,7 +63,7 @@ class Storm:
 
     def close(self) -> None:
         if self.mounted:
-            subprocess.run(["umount", str(self.disk)], check=True)
+            subprocess.run(["umount", "--lazy", str(self.disk)], check=True)  # a process may still hold a file of it
 
     def stage(self, runs: Path) -> Stage:
         """The run that is disturbed."""
@@ -79,7 +79,7 @@ class Storm:
             workers=1,
             checkpoint_every=SAVED_EVERY,
             log_every=2,
-            faults=Faults(unreadable_share=0.1, save_failures=99),
+            faults=Faults(unreadable_share=0.1, save_failures=12, save_again_seconds=1),
         )
 
     def undisturbed(self) -> dict:

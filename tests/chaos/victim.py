@@ -87,11 +87,12 @@ def _break_save(plan: Plan) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         flush(descriptor)
 
-    def save_or_die(run: TrainingRun) -> None:
+    def save_or_die(run: TrainingRun) -> bool:
         if run.update >= plan.update:
             os.fsync = flush_or_die
-        save(run)
+        saved = save(run)
         os.fsync = flush
+        return saved
 
     TrainingRun._save = save_or_die
 

@@ -4,7 +4,9 @@ import json
 import os
 import resource
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -12,41 +14,55 @@ from safetensors.torch import load_file
 from mvd.files import write_json
 from mvd.run import run_stage
 from mvd.stage import Faults, Stage
-from mvd.train.engine import start_processes
+from mvd.train.engine import Engine, start_processes
 from mvd.train.faults import FAULTS, GivenUp
-from mvd.train.keeper import kept_updates
+from mvd.train.interrupt import Interrupted
+from mvd.train.keeper import Keeper, kept_updates
 from mvd.train.loop import TrainingRun
-from tests.runs import UPDATES, curve, events, read_metrics, small_stage, succeed, write_stage
+from tests.runs import UPDATES, curve, events, read_metrics, read_result, small_stage, succeed, write_stage
 
-FULL = {"full": (4, 6), "broken": (4, 6, 8)}  # after which updates the second process has no room for a file
+# After which updates the second process has no room for a file; it is looked at anew for each save.
+FULL = {"full": [4, 6], "broken": [4, 6, 8], "full at the end": [UPDATES, UPDATES], "stopped": [UPDATES] * 100}
+NO_ROOM_FOR_WEIGHTS = {"full at the end": [UPDATES]}  # in the first process
 ASKED = 3  # the update after which the second process is asked for a checkpoint
 
 
 def run_all(folder: Path) -> None:
     process = start_processes()
-    save, train_once = TrainingRun._save, TrainingRun._one_update
+    train_once = TrainingRun._one_update
 
-    def save_without_room(run: TrainingRun) -> None:
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        if run.update in FULL.get(run.stage.id, ()) and process.rank == 1:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # as on a full disk, a write fails half way
-        try:
-            save(run)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    def without_room(save: Callable[..., bool], full: dict[str, list[int]], rank: int) -> Callable[..., bool]:
+        def save_or_fail(keeper: Keeper, engine: Engine, place: int | Path, *rest: Any) -> bool:
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            updates = full.get(keeper.stage.id, [])
+            update = place if isinstance(place, int) else rest[0]
+            if updates[:1] == [update]:
+                updates.pop(0)
+                if process.rank == rank:  # as on a full disk, a write fails half way
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+                if keeper.stage.id == "stopped":
+                    os.kill(os.getpid(), signal.SIGUSR2)
+            try:
+                return save(keeper, engine, place, *rest)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+        return save_or_fail
 
     def ask(run: TrainingRun, *arguments) -> None:
         if (run.stage.id, run.update + 1, process.rank) == ("asked", ASKED, 1):
             os.kill(os.getpid(), signal.SIGUSR1)
         train_once(run, *arguments)
 
-    TrainingRun._save, TrainingRun._one_update = save_without_room, ask
+    TrainingRun._one_update = ask
+    Keeper.save = without_room(Keeper.save, FULL, rank=1)
+    Keeper.save_weights = without_room(Keeper.save_weights, NO_ROOM_FOR_WEIGHTS, rank=0)
     for path in sorted(folder.glob("*/stage.yaml")):
         stage = Stage.from_yaml(path)
         try:
             run_stage(stage)
-        except GivenUp as error:
-            write_json(stage.directory / f"given-up-{process.rank}.json", str(error))
+        except (GivenUp, Interrupted) as error:
+            write_json(stage.directory / f"ended-{process.rank}.json", str(error))
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +75,8 @@ def runs(tmp_path_factory, motion_root) -> Path:
     stage("undisturbed", keep_checkpoints=9)
     stage("full", keep_checkpoints=9)
     stage("broken", keep_checkpoints=9, faults=Faults(save_failures=3))
+    stage("full at the end", faults=Faults(save_again_seconds=0.1))
+    stage("stopped", faults=Faults(save_failures=100))
     stage("asked", checkpoint_every=100, checkpoint_minutes=None)
     stage("timed", checkpoint_every=100, checkpoint_minutes=1e-6, keep_checkpoints=100)
     stage("epochs", checkpoint_every=5, keep_checkpoints=1, keep_every_epochs=1)
@@ -89,10 +107,26 @@ def test_a_full_disk_is_shouted(runs):
 
 
 def test_a_disk_that_stays_full_ends_the_run(runs):
-    messages = [json.loads((runs / "broken" / f"given-up-{rank}.json").read_text()) for rank in range(2)]
+    messages = [json.loads((runs / "broken" / f"ended-{rank}.json").read_text()) for rank in range(2)]
     assert messages[0] == messages[1] and "failure 3 of 3 in a row" in messages[0]
     assert saved(runs, "broken") == [2]
     assert read_metrics(Stage.from_yaml(runs / "broken" / "stage.yaml"))[-1]["update"] == 8
+
+
+def test_a_run_that_ends_while_the_disk_is_full_waits_for_room(runs):
+    faults = [json.loads(line) for line in (runs / "full at the end" / FAULTS).read_text().splitlines()]
+    assert [fault["update"] for fault in faults] == [UPDATES] * 3
+    assert ["checkpoints" in fault["message"] for fault in faults] == [True, True, False]
+    assert "weights.safetensors cannot be written" in faults[2]["message"]
+    expected, weights = (load_file(runs / name / "weights.safetensors") for name in ("undisturbed", "full at the end"))
+    assert all(weights[key].equal(expected[key]) for key in expected)
+    assert read_result(Stage.from_yaml(runs / "full at the end" / "stage.yaml"))["complete"]
+
+
+def test_a_run_that_waits_for_room_can_be_told_to_stop(runs):
+    messages = [json.loads((runs / "stopped" / f"ended-{rank}.json").read_text()) for rank in range(2)]
+    assert messages[0] == messages[1] and "stopped by a signal after update 12 of 12; update 10 is saved" in messages[0]
+    assert not (runs / "stopped" / "result.json").exists()
 
 
 def test_a_checkpoint_is_saved_on_request(runs):
