@@ -1,6 +1,7 @@
 """What has become of stages: from their run directories, and from squeue and sacct for what is under way."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from launch.plan import KINDS, Node
 from launch.record import Record, job_folders, read_record
 from launch.report import read_result, result_text
 from mvd.config import Kind, Test
+from mvd.train.faults import FAULTS
 
 TAIL_BYTES = 16_384
 
@@ -168,6 +170,18 @@ def last_metrics(folder: Path) -> dict[str, Any] | None:
     lines = _tail(folder / "metrics.jsonl")
     whole = [json.loads(line) for line in lines[-50:] if line.startswith("{") and line.endswith("}")]
     return next((record for record in reversed(whole) if "samples_per_second" in record), None)
+
+
+def faults_of(directory: Path) -> str | None:
+    """How many faults of each kind a stage has met, and the last of them in full; None where it has met none."""
+    path = directory / FAULTS
+    lines = path.read_text().splitlines() if path.exists() else []
+    faults = [json.loads(line) for line in lines if line.endswith("}")]
+    if not faults:
+        return None
+    counts = Counter(fault["fault"] for fault in faults)
+    summary = ", ".join(f"{count} x {kind}" for kind, count in counts.items())
+    return f"{summary}; the last, at {faults[-1]['time']}: {faults[-1]['message']}"
 
 
 def last_error(log: Path) -> str | None:

@@ -14,7 +14,7 @@ if __name__ == "__main__":
 from launch.plan import build_graph
 from launch.request import Parser, Request, run_command
 from launch.screen import command, print_next, print_table, short
-from launch.states import from_plan, from_runs, states_of
+from launch.states import faults_of, from_plan, from_runs, states_of
 
 EXAMPLES = """examples:
   python launch/status.py                        every stage of the runs folder
@@ -56,6 +56,10 @@ def show(request: Request) -> None:
         directory = runs / stage.id
         lines.append([rows or "-", stage.id, state.text, job, nodes, short(directory) if directory.exists() else "-"])
     print_table(f"{len(stages)} stages", COLUMNS, lines)
+    faults = {stage.id: faults_of(runs / stage.id) for stage in stages if states[stage.id].word != "done"}
+    if any(faults.values()):
+        print("\nfaults that stages have met so far:")
+        print("\n".join(f"  {stage}: {text}" for stage, text in faults.items() if text))
     words = request.words
     steps = [("print the accuracies", command("report.py", *words))] if words else []
     if any(state.lost or state.word == "stopped" for state in states.values()) and words:

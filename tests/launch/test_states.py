@@ -9,8 +9,11 @@ from launch import slurm
 from launch.cluster import Cluster
 from launch.plan import build_graph, build_stage
 from launch.record import Attempt, Record, hostname, read_record, write_record
+from launch.request import Parser
 from launch.rows import load_rows
 from launch.states import duration, from_plan, from_runs, states_of
+from launch.status import show
+from mvd.train.faults import record_fault
 
 ROW = "vitb_from_vitb_k400"
 NODES = build_graph(load_rows([ROW], []))
@@ -140,6 +143,17 @@ def test_without_rows_the_runs_folder_says_what_there_is(launch, tmp_path):
     assert printed.returncode == 0, printed.stderr
     assert PRETRAIN in printed.stdout and "not submitted" in printed.stdout and "3 stages" in printed.stdout
     assert TEST not in launch("status.py", FINETUNE).stdout
+
+
+def test_the_faults_of_stages_under_way_are_shown(runs, capsys):
+    for update in (4, 6):
+        record_fault(runs / PRETRAIN, "save", f"step-{update} cannot be written", update)
+    record_fault(runs / FINETUNE, "hang", "rank 3 on node7 is silent")
+    (runs / FINETUNE / "result.json").write_text(json.dumps({"complete": True, "val_top1": 81.0}))
+    show(Parser("status.py", "", "").read([ROW, f"cluster.runs={runs}"]))
+    printed = capsys.readouterr().out
+    assert f"{PRETRAIN}: 2 x save; the last, at 20" in printed and "step-6 cannot be written" in printed
+    assert "node7" not in printed
 
 
 @pytest.mark.parametrize(
