@@ -37,7 +37,16 @@ EPOCHS = 4
 UPDATES = 6 * EPOCHS
 SAVED_EVERY = 3
 MEGABYTES = 64  # of the disk that becomes full
-ENDINGS = ("USR2", "TERM", "INT", "kill one", "kill both", "kill in a save", "kill at any time", "hanging video")
+ENDINGS = {  # how an attempt may end: the exit codes that have to be among the two processes', none of them 0
+    "USR2": {STOPPED},
+    "TERM": {STOPPED},
+    "INT": {STOPPED},
+    "kill one": {HUNG, -signal.SIGKILL},  # the other one leaves by itself
+    "kill both": {-signal.SIGKILL},
+    "kill in a save": {HUNG, -signal.SIGKILL},
+    "kill at any time": {-signal.SIGKILL},
+    "hanging video": {HUNG},
+}
 DAMAGES = ("truncated file", "flipped bit", "damaged manifest", "deleted checkpoint")
 NUISANCES = ("full disk", "failing reads", "NaN")
 
@@ -116,7 +125,7 @@ class Storm:
         if not quiet and before and draw.random() < 0.3:
             self.damage(stage)
         resumed = _newest(stage)
-        ending = "none" if quiet else draw.choice(ENDINGS)
+        ending = "none" if quiet else draw.choice(list(ENDINGS))
         plan = self.plan(ending, resumed)
         full = not quiet and self.mounted and draw.random() < 0.2
         if full:
@@ -141,8 +150,8 @@ class Storm:
 
     def settle(self, stage: Stage, ending: str, codes: list[int | None], full: bool) -> None:
         """Counts what an attempt has suffered; an attempt may only end as a fault explains."""
-        allowed = {0, 2 if full else 0, STOPPED, HUNG, -signal.SIGKILL, -signal.SIGTERM}
-        if not set(codes) <= allowed or (ending == "none" and codes != [0, 0]):
+        given_up = full and set(codes) == {2}
+        if codes != [0, 0] and not given_up and set(codes) != ENDINGS.get(ending):
             raise SystemExit(f"an attempt with {ending} ended with {codes}: {_output(stage)}")
         if codes == [0, 0]:
             return  # it was complete before the fault came
