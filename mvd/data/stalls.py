@@ -4,10 +4,9 @@ import os
 import socket
 import sys
 import threading
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mvd.data.unreadable import Unreadable
@@ -22,19 +21,24 @@ class ReadLimit:
     """How long reading a file may take, in seconds, and where the files that took longer are listed; none: for ever.
 
     Nothing can be done about a read that hangs but to end its process. The next attempt tries the file once more,
-    since the disk may be to blame; after that it counts as unreadable at once.
+    since the disk may be to blame; after that it counts as unreadable at once. Two processes that hang on a file in
+    one attempt both list it as the same time.
     """
 
     seconds: float = 0.0
     log: Path | None = None
-    given_up: frozenset[str] = frozenset()  # files that earlier attempts have hung on too often
+    hung: Mapping[str, int] = field(default_factory=dict)  # file -> earlier attempts that it has ended
 
     @classmethod
     def of_run(cls, directory: Path, seconds: float) -> "ReadLimit":
         """The limit for a run's files, and what its earlier attempts have met."""
         log = directory / HANGING
-        hung = Counter(log.read_text().splitlines() if log.exists() else [])
-        return cls(seconds, log, frozenset(path for path, times in hung.items() if times >= CHANCES))
+        hung: dict[str, int] = {}
+        for line in log.read_text().splitlines() if log.exists() else []:
+            times, _, path = line.partition(" ")
+            if times.isdigit():  # not where a full disk has cut the line off
+                hung[path] = max(int(times), hung.get(path, 0))
+        return cls(seconds, log, hung)
 
     @contextmanager
     def reading(self, path: str) -> Iterator[None]:
@@ -43,8 +47,9 @@ class ReadLimit:
         Raises:
             Unreadable: earlier attempts have hung on it.
         """
-        if path in self.given_up:
-            raise Unreadable(path, f"reading it took more than {self.seconds:g} s, {CHANCES} times")
+        times = self.hung.get(path, 0)
+        if times >= CHANCES:
+            raise Unreadable(path, f"reading it took more than {self.seconds:g} s, {times} times")
         if self.log is None:
             yield
             return
@@ -63,6 +68,10 @@ class ReadLimit:
             file=sys.stderr,
             flush=True,
         )
-        with open(self.log, "a") as handle:
-            handle.write(f"{path}\n")
-        os._exit(HUNG)
+        try:
+            with open(self.log, "a") as handle:
+                handle.write(f"{self.hung.get(path, 0) + 1} {path}\n")
+        except OSError as error:
+            print(f"FAULT (log): {self.log} cannot be written: {error}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(HUNG)

@@ -17,6 +17,12 @@ from tqdm import tqdm
 from mvd.files import write_text
 from mvd.train.engine import Process
 
+SECTIONS = {  # TensorBoard's headings and what is under them; the rest, the losses above all, is under "training"
+    "schedule": ("epochs_done", "lr", "weight_decay"),
+    "validation": ("val_top1", "val_unreadable"),
+    "speed": ("samples_per_second", "data_wait_share", "decode_ms", "loader_queue", "memory_gb"),
+    "faults": ("loss_spike", "failed_saves", "unreadable", "replaced"),
+}
 SECONDS_BETWEEN_LINES = 15  # where the output is a file: one line then, instead of a line that redraws itself
 
 
@@ -78,7 +84,7 @@ class Monitor:
             if self.events is None:
                 self.events = SummaryWriter(str(self.directory / "tensorboard"))
             for name, value in values.items():
-                self.events.add_scalar(name, value, update)
+                self.events.add_scalar(tag(name), value, update)
 
     def latest(self) -> dict[str, float]:
         """Each number's last value, earlier attempts' included; empty on the other processes."""
@@ -123,6 +129,12 @@ class Monitor:
         if self.metrics.exists():
             kept = [json.dumps(record) for record in self._records() if record["update"] <= update]
             write_text(self.metrics, "".join(line + "\n" for line in kept))
+
+
+def tag(name: str) -> str:
+    """What TensorBoard calls a number, for instance `speed/memory_gb`."""
+    section = next((section for section, names in SECTIONS.items() if name in names), "training")
+    return f"{section}/{name}"
 
 
 def _append(path: Path, text: str) -> None:

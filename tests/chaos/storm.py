@@ -117,7 +117,9 @@ class Storm:
             wrong = [name for name in expected if not weights[name].equal(expected[name])]
             print(f"run {self.runs} is complete: {self.faults.total()} faults, {len(wrong)} tensors differ", flush=True)
             if wrong:
-                raise SystemExit(f"the weights differ in {', '.join(wrong)}; see {stage.directory}")
+                evidence = tempfile.mkdtemp(prefix="mvd-storm-evidence-")
+                shutil.copytree(self.folder, evidence, dirs_exist_ok=True)
+                raise SystemExit(f"{len(wrong)} tensors of the weights differ; both runs are in {evidence}")
 
     def one_attempt(self, stage: Stage, path: Path, quiet: bool) -> None:
         draw = self.random

@@ -146,7 +146,7 @@ def test_a_second_streak_after_the_same_checkpoint_ends_the_run_with_a_verdict(r
 
 def test_a_jump_is_marked_and_left_out_only_where_asked(runs):
     marked = events(Stage.from_yaml(runs / "spike" / "stage.yaml"))
-    assert marked["loss_spike"] == [9] and marked["loss"] == list(range(1, UPDATES + 1))
+    assert marked["faults/loss_spike"] == [9] and marked["training/loss"] == list(range(1, UPDATES + 1))
     assert not same(runs, "spike", "without-spike")
     assert same(runs, "spike-back", "without-spike")
     assert [fault["fault"] for fault in faults(runs, "spike-back")] == ["spike", "rollback"]

@@ -31,8 +31,10 @@ def runs(tmp_path_factory, motion_root, teachers) -> Path:
 def test_a_run_reports_its_numbers(runs):
     stage = Stage.from_yaml(runs / "pretrain" / "stage.yaml")
     points = events(stage)
-    required = {"loss", "image_loss", "video_loss", "lr", "weight_decay", "grad_norm"}
-    required |= {"samples_per_second", "data_wait_share", "memory_gb", "unreadable", "replaced"}
+    required = {f"training/{name}" for name in ("loss", "image_loss", "video_loss", "grad_norm")}
+    required |= {f"schedule/{name}" for name in ("lr", "weight_decay", "epochs_done")}
+    required |= {f"speed/{name}" for name in ("samples_per_second", "data_wait_share", "decode_ms", "memory_gb")}
+    required |= {"faults/unreadable", "faults/replaced"}
     assert required <= points.keys() and all(points[tag] == list(range(1, UPDATES + 1)) for tag in required)
     record = read_metrics(stage)[-1]
     assert record["loss"] == pytest.approx(record["image_loss"] + record["video_loss"], rel=1e-6)

@@ -37,7 +37,7 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(interrupted):
     monitor.close()
     assert updates(interrupted) == [1, 2, 3]
     points = EventAccumulator(str(interrupted / "tensorboard")).Reload()
-    assert [(point.step, pytest.approx(point.value)) for point in points.Scalars("loss")] == [
+    assert [(point.step, pytest.approx(point.value)) for point in points.Scalars("training/loss")] == [
         (1, 1.0),
         (2, 0.5),
         (3, 0.3),
