@@ -81,6 +81,7 @@ def run_test(stage: Stage, process: Process) -> dict[str, Any]:
     started = time.monotonic()
     with agreeing():
         entries = load_entries(stage, "test")
+    with agreeing():
         preflight(stage, process, entries)
         doing("starting", 0)
         model = _load_classifier(stage).to(process.device)

@@ -156,7 +156,8 @@ def gather(value: Any) -> list[Any]:
 def agreeing() -> Iterator[None]:
     """Ends all processes together where some meet a ConfigError, so that none waits for one that is gone.
 
-    The first of those raises its error, the other processes leave with exit status 2: the message comes once.
+    The first of those raises its error, the other processes leave with exit status 2: the message comes once. In the
+    block, nothing that can raise it on some processes alone may come before something that all do together.
     """
     error = None
     try:

@@ -91,6 +91,7 @@ class TrainingRun:
             self.dataset.limit = ReadLimit.of_run(stage.directory, how.faults.video_seconds)
             self.validation = load_entries(stage, "val") if isinstance(recipe, Finetune) else []
             self.steps_per_epoch = steps_per_epoch(len(self.dataset), settings.global_batch)
+        with agreeing():
             preflight(stage, process, self.dataset.entries)
         doing("starting", 0)
         with agreeing():

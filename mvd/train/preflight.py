@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from mvd.config import ConfigError
-from mvd.data.annotations import Entry
+from mvd.data.annotations import Entry, fingerprint
 from mvd.data.reader import open_video, read_image
 from mvd.data.unreadable import Unreadable
 from mvd.provenance import PACKAGES
@@ -36,18 +36,18 @@ class HostFault(RuntimeError):
 
 @dataclass
 class Report:
-    """What one process found about its machine."""
+    """What one process found about its machine; facts are to be the same on all."""
 
     host: str
     memory_gb: float
     bandwidth: float
     clock: float
-    versions: tuple[str, ...]
+    facts: tuple[str, ...]
     problems: list[str]
 
 
 def preflight(stage: Stage, process: Process, entries: Sequence[Entry]) -> None:
-    """Checks GPU, memory, all-reduce, three samples, the run directory, clock and packages of every process.
+    """Checks GPU, memory, all-reduce, list of samples, three of them, run directory, clock and packages everywhere.
 
     Raises:
         HostFault: some of the machines fail; they are in faults.jsonl.
@@ -62,9 +62,10 @@ def preflight(stage: Stage, process: Process, entries: Sequence[Entry]) -> None:
     _check(mine, lambda: _read_samples(stage, entries, process.rank))
     _check(mine, lambda: _write_test(stage, process.rank))
     bandwidth = _check(mine, lambda: _all_reduce(process)) or 0.0
-    dist.barrier()
-    versions = tuple(f"{name} {_version(name)}" for name in PACKAGES) + (f"Python {platform.python_version()}",)
-    reports = gather(Report(socket.gethostname(), memory, bandwidth, time.time(), versions, mine))
+    packages = tuple(f"{name} {_version(name)}" for name in PACKAGES)
+    facts = (*packages, f"Python {platform.python_version()}", f"the list {fingerprint(entries)}")
+    dist.barrier()  # the clocks are read at one time
+    reports = gather(Report(socket.gethostname(), memory, bandwidth, time.time(), facts, mine))
     _compare(reports)
     if process.is_first:
         hosts = {report.host for report in reports}
@@ -152,10 +153,10 @@ def _version(package: str) -> str:
 
 def _compare(reports: list[Report]) -> None:
     """Adds to each report what sets it apart from the majority."""
-    usual, _ = Counter(report.versions for report in reports).most_common(1)[0]
+    usual, _ = Counter(report.facts for report in reports).most_common(1)[0]
     middle = statistics.median(report.clock for report in reports)
     for report in reports:
-        odd = [own for own, common in zip(report.versions, usual, strict=True) if own != common]
+        odd = [own for own, common in zip(report.facts, usual, strict=True) if own != common]
         if odd:
             report.problems.append(f"it has {', '.join(odd)}, unlike the others")
         if abs(report.clock - middle) > CLOCK_SECONDS:

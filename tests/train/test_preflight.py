@@ -1,5 +1,6 @@
 """The checks before a start: who is named, what a run that passes prints, and when another machine would help."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,9 +16,14 @@ from mvd.train.faults import FAULTS
 from mvd.train.preflight import HostFault, Report
 from tests.runs import small_stage, succeed, write_stage
 
+NAMES = ("one", "nobody", "no list", "other list", "all")
+
 
 def run_all(folder: Path) -> None:
-    """The second process says that it is another machine, which cannot write; then the first one cannot, either."""
+    """The second process says that it is another machine, which cannot write; then the first one cannot, either.
+
+    In "no list" and "other list" the second one's disk holds none, or another one.
+    """
     process = start_processes()
     write_test = preflight._write_test
 
@@ -28,8 +34,11 @@ def run_all(folder: Path) -> None:
 
     preflight._write_test = cannot_write
     preflight.socket.gethostname = lambda: f"node{process.rank}"
-    for name in ("one", "nobody", "all"):
+    for name in NAMES:
         stage = Stage.from_yaml(folder / name / "stage.yaml")
+        if name.endswith("list") and process.rank == 1:
+            data = dataclasses.replace(stage.execution.data, train=str(folder / f"{name}.csv"))
+            stage = dataclasses.replace(stage, execution=dataclasses.replace(stage.execution, data=data))
         try:
             run_stage(stage)
         except (HostFault, ConfigError, SystemExit) as error:
@@ -40,7 +49,8 @@ def run_all(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, motion_root) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("preflight")
-    for name in ("one", "nobody", "all"):
+    (folder / "other list.csv").write_text("".join(reversed((motion_root / "train.csv").open().readlines())))
+    for name in NAMES:
         write_stage(small_stage("video_teacher", name, folder, motion_root, epochs=1))
     return folder, succeed(run_all, folder)
 
@@ -64,18 +74,30 @@ def test_what_no_machine_can_do_is_no_machines_fault(runs):
     assert not (runs[0] / "nobody" / FAULTS).exists()
 
 
+def test_a_list_that_one_machine_lacks_ends_all_in_one_sentence(runs):
+    said = ended(runs, "no list")
+    assert [one["kind"] for one in said] == ["SystemExit", "ConfigError"]
+    assert "no list.csv does not exist" in said[1]["message"]
+
+
+def test_a_machine_with_another_list_is_named(runs):
+    said = ended(runs, "other list")
+    assert [one["kind"] for one in said] == ["HostFault"] * 2
+    assert "node1: it has the list " in said[0]["message"] and "node0" not in said[0]["message"]
+
+
 def test_a_run_that_passes_says_with_what(runs):
     (line,) = [line for line in runs[1][0].splitlines() if line.startswith("preflight: ")][-1:]
     assert "2 processes on 2 hosts" in line and "GB of memory free" in line and "all-reduce " in line
     assert (runs[0] / "all" / "result.json").exists() and not list(runs[0].glob("all/.preflight*"))
 
 
-def report(host: str, clock: float = 1000.0, versions: tuple[str, ...] = ("torch 2",)) -> Report:
-    return Report(host, 1.0, 1.0, clock, versions, [])
+def report(host: str, clock: float = 1000.0, facts: tuple[str, ...] = ("torch 2",)) -> Report:
+    return Report(host, 1.0, 1.0, clock, facts, [])
 
 
 def test_another_version_and_another_time_are_named():
-    reports = [report("a"), report("b", versions=("torch 1",)), report("c", clock=1060.0), report("d")]
+    reports = [report("a"), report("b", facts=("torch 1",)), report("c", clock=1060.0), report("d")]
     preflight._compare(reports)
     assert [one.problems for one in reports] == [
         [],
