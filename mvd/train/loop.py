@@ -1,5 +1,6 @@
 """The training loop of all four training kinds: from a stage to its weights."""
 
+import contextlib
 import gc
 import math
 import multiprocessing
@@ -53,12 +54,11 @@ def train(stage: Stage, process: Process) -> dict[str, Any]:
     """
     started = time.monotonic()
     while True:
-        try:
-            result = _train_from_newest(stage, process)
-        except RollBack:
-            gc.collect()  # two engines would not fit into a GPU
-            continue
-        return {**result, "wall_seconds": time.monotonic() - started}
+        with contextlib.suppress(RollBack):
+            return {**_train_from_newest(stage, process), "wall_seconds": time.monotonic() - started}
+        gc.collect()  # two engines would not fit into a GPU; the exception, which is gone here, held the first one
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # else the checks before the start find the GPU taken
 
 
 def _train_from_newest(stage: Stage, process: Process) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,13 @@ def run_all(folder: Path) -> None:
     health.AT_LEAST = 4
     process = start_processes()
     build = TrainingRun.__init__
+    engines: list[tuple[str, weakref.ref]] = []
 
-    def build_broken(run: TrainingRun, *arguments) -> None:
-        build(run, *arguments)
+    def build_broken(run: TrainingRun, stage: Stage, *arguments) -> None:
+        left = sum(name == stage.id and engine() is not None for name, engine in engines)
+        write_json(stage.directory / f"engines-{process.rank}.json", left)
+        build(run, stage, *arguments)
+        engines.append((stage.id, weakref.ref(run.engine)))
         losses, seen = run.task.losses, []
 
         def broken(engine, batch):
@@ -133,6 +138,10 @@ def test_several_in_a_row_are_left_out_from_the_last_good_checkpoint_on(runs):
     assert record["skipped"] == [6, 7, 8] and record["rollbacks"][0]["to"] == 5
     assert [fault["fault"] for fault in faults(runs, "streak")] == ["non-finite"] * 3 + ["rollback"]
     assert read_result(Stage.from_yaml(runs / "streak" / "stage.yaml"))["skipped_updates"] == [6, 7, 8]
+
+
+def test_going_back_frees_the_engine_first(runs):
+    assert [json.loads((runs / "streak" / f"engines-{rank}.json").read_text()) for rank in range(2)] == [0, 0]
 
 
 def test_a_second_streak_after_the_same_checkpoint_ends_the_run_with_a_verdict(runs):
