@@ -57,7 +57,7 @@ class Monitor:
     """Writes a run's numbers, on the first process only; the x axis of every curve is the update.
 
     A resumed run drops what was written after its checkpoint, so that curves never show an update twice. A disk that
-    is full or read-only is no reason to stop: what could not be written is said, and tried again with the next record.
+    is full or read-only is no reason to stop: what could not be written is said, and tried again later.
     """
 
     def __init__(self, directory: Path, process: Process, resumed_at: int) -> None:
@@ -79,8 +79,7 @@ class Monitor:
             return
         self.unwritten.append(json.dumps({"update": update, "epoch": epoch, **values}) + "\n")
         with self._tolerating():
-            _append(self.metrics, "".join(self.unwritten))
-            self.unwritten.clear()
+            self._append_unwritten()
             if self.events is None:
                 self.events = SummaryWriter(str(self.directory / "tensorboard"))
             for name, value in values.items():
@@ -98,15 +97,23 @@ class Monitor:
         return max((record["update"] for record in self._records() if name in record), default=0)
 
     def flush(self) -> None:
-        """Has the events written that are still queued, which a kill would take along."""
-        if self.enabled and self.events is not None:
+        """Has written what still waits for it, which a kill would take along."""
+        if self.enabled:
             with self._tolerating():
-                self.events.flush()
+                self._append_unwritten()
+                if self.events is not None:
+                    self.events.flush()
 
     def close(self) -> None:
+        self.flush()
         if self.enabled and self.events is not None:
             with self._tolerating():
                 self.events.close()
+
+    def _append_unwritten(self) -> None:
+        if self.unwritten:
+            _append(self.metrics, "".join(self.unwritten))
+            self.unwritten.clear()
 
     @contextmanager
     def _tolerating(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mvd.train import monitor as monitor_module
 from mvd.train.engine import Process
 from mvd.train.monitor import Monitor, Progress, peak_memory_gb
 
@@ -42,6 +43,19 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(interrupted):
         (2, 0.5),
         (3, 0.3),
     ]
+
+
+@pytest.mark.parametrize("last", [Monitor.flush, Monitor.close])
+def test_what_a_full_disk_did_not_take_is_written_once_there_is_room(tmp_path, monkeypatch, last):
+    monitor = Monitor(tmp_path, FIRST, 0)
+    monitor.write(1, 1, {"loss": 1.0})
+    with monkeypatch.context() as full:
+        full.setattr(monitor_module, "_append", lambda *_: open("/dev/full", "wb", buffering=0).write(b"x"))
+        monitor.write(2, 1, {"loss": 0.5})
+    assert updates(tmp_path) == [1]
+    last(monitor)
+    assert updates(tmp_path) == [1, 2]
+    monitor.close()
 
 
 def test_the_latest_numbers_survive_a_restart(interrupted):
