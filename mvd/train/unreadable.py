@@ -11,7 +11,7 @@ QUARANTINE = "unreadable.txt"
 
 
 class UnreadableFiles:
-    """The unreadable files of all processes and attempts, one path a line of unreadable.txt.
+    """The unreadable files of all processes and attempts, one path a line of unreadable.txt; all make it together.
 
     found: how often this process has met each since the last call of `share`.
     """
@@ -19,7 +19,8 @@ class UnreadableFiles:
     def __init__(self, stage: Stage, process: Process, samples: int, state: dict[str, Any]) -> None:
         self.stage, self.process, self.samples = stage, process, samples
         self.path = stage.directory / QUARANTINE
-        self.named = set(self.path.read_text().splitlines()) if self.path.exists() else set()
+        known = self.path.read_text().splitlines() if process.is_first and self.path.exists() else []
+        self.named = set(gather(known)[0])  # a network disk may show the others an older list
         self.found: Counter[str] = Counter()
         self.epoch, self.replaced = state.get("replaced", (0, 0))
 
