@@ -39,10 +39,11 @@ class Logits(NamedTuple):
 
 
 @torch.no_grad()
-def validate(engine: Engine, entries: list[Entry], stage: Stage, process: Process) -> dict[str, float]:
+def validate(engine: Engine, entries: list[Entry], stage: Stage, process: Process) -> dict[str, float] | None:
     """Top-1 in percent on the validation videos, one centre view each: repeatable, but not the test protocol.
 
-    Unreadable videos are named and count as wrong. Every process runs as many forward passes, as ZeRO-3 needs.
+    Unreadable videos are named and count as wrong. Every process runs as many forward passes, as ZeRO-3 needs. None
+    where a signal has asked one of them to stop.
     """
     recipe: Finetune = stage.recipe
     clip = SIZES[recipe.size].clip
@@ -55,7 +56,10 @@ def validate(engine: Engine, entries: list[Entry], stage: Stage, process: Proces
     right = torch.zeros((), device=process.device)
     unreadable: dict[int, str] = {}
     engine.eval()
-    for _ in range(math.ceil(math.ceil(len(entries) / process.world_size) / videos)):
+    for done in range(math.ceil(math.ceil(len(entries) / process.world_size) / videos)):
+        doing("validating videos", done * videos)
+        if any(gather(stop_requested())):
+            return None
         batch = next(loader, {"unreadable": {}, "views": []})
         unreadable |= batch["unreadable"]
         pixels = [views.cut(process.device) for views in batch["views"]] or [blank.to(process.device)]

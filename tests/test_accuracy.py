@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +48,10 @@ def run_both(folder: Path) -> None:
     entries = load_entries(stage, "val")
     write_json(folder / f"validated-{process.rank}.json", validate(model, entries, stage, process))
     run_stage(Stage.from_yaml(folder / "test" / "stage.yaml"))
+    signs, say = [], accuracy.doing
+    accuracy.doing = lambda *turn: signs.append(turn) or say(*turn)
     try:
+    write_json(folder / f"signs-{process.rank}.json", len(signs))
         run_stage(Stage.from_yaml(folder / "headless" / "stage.yaml"))
     except ConfigError as error:
         write_json(folder / "refused.json", str(error))
@@ -188,6 +192,12 @@ def test_logits_are_kept_in_full_precision(judged, count):
         number, logits = int(part["indices"][0]), part["logits"][0]
         views = test_views(entries[number].path, "dense", 2, 3, stride=1, clip=CLIP)
         np.testing.assert_allclose(logits, model(views), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("count", COUNTS)
+def test_validation_shows_the_watchdog_that_it_gets_on(judged, count):
+    signs = [json.loads(path.read_text()) for path in judged.test[count].directory.parent.glob("signs-*.json")]
+    assert signs == [math.ceil(17 / count / 4)] * count  # one for each four videos of a process
+
+
 
 
 @pytest.mark.parametrize("count", COUNTS)

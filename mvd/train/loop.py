@@ -271,14 +271,20 @@ class TrainingRun:
         )
 
     def _validate_if_due(self) -> None:
-        """Validates a classifier every few epochs and at the end, on one centre view of each validation video."""
+        """Validates a classifier every few epochs and at the end, on one centre view of each validation video.
+
+        Told to stop meanwhile, it leaves that to the next attempt.
+        """
         epoch, rest = divmod(self.update, self.steps_per_epoch)
         due = epoch % self.stage.execution.validate_every == 0 or self.update == self.total_updates
         if not isinstance(self.stage.recipe, Finetune) or rest or not due or self.update <= self.validated:
             return
-        doing("validating", self.update)
         accuracy = validate(self.engine, self.validation, self.stage, self.process)
         self.engine.train()
+        if accuracy is None:
+            if self.keeper.newest < self.update:
+                self._save()
+            raise self._interrupted()
         self.monitor.write(self.update, epoch, accuracy)
         self.monitor.flush()
         self.validated = self.update

@@ -20,6 +20,7 @@ from mvd.models import build_classifier
 from mvd.models.checkpoints import to_official
 from mvd.run import run_stage
 from mvd.stage import DatasetPaths, Stage
+from mvd.train import loop
 from mvd.train.engine import start_processes
 from mvd.train.interrupt import Interrupted
 from mvd.train.loop import TrainingRun
@@ -27,12 +28,14 @@ from tests.runs import UPDATES, numbers, read_result, small_stage, succeed, writ
 
 # After which update which process and its loaders get which signal: one alone, the other one, both.
 SIGNALLED = {3: (signal.SIGUSR2, (1,)), 7: (signal.SIGTERM, (0,)), 9: (signal.SIGINT, (0, 1))}
+STOPS = [3, 6, 7, 9]  # at 6, it is the validation that one of them is told to stop in
 
 
 def run_interrupted(folder: Path) -> None:
     """Runs a training stage and a test to their ends, through one attempt more than there are signals."""
     process = start_processes()
     train_once, forward, stops = TrainingRun._one_update, accuracy._forward, []
+    look = loop.validate
 
     def train_signalled(run: TrainingRun, *arguments) -> None:
         number, ranks = SIGNALLED.get(run.update + 1, (None, ()))
@@ -46,10 +49,15 @@ def run_interrupted(folder: Path) -> None:
         accuracy._forward = forward
         return forward(*arguments)
 
-    TrainingRun._one_update, accuracy._forward = train_signalled, forward_signalled
+    def validate_signalled(*arguments):
+        if process.rank == 1 and stops == [3]:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return look(*arguments)
+
+    TrainingRun._one_update, accuracy._forward, loop.validate = train_signalled, forward_signalled, validate_signalled
     for name in ("finetune", "test"):
         stage = Stage.from_yaml(folder / name / "stage.yaml")
-        for _ in range(len(SIGNALLED) + 1):
+        for _ in range(len(STOPS) + 1):
             try:
                 run_stage(stage)
                 break
@@ -86,7 +94,7 @@ def small_test(runs: Path, data: Path, weights: Path) -> Stage:
 
 def test_a_signal_to_one_process_stops_both_after_the_same_update(folders):
     stops = [json.loads((folders[0] / f"stops-{rank}.json").read_text()) for rank in range(2)]
-    assert stops == [[*SIGNALLED, 0]] * 2
+    assert stops == [[*STOPS, 0]] * 2
 
 
 def test_an_interrupted_run_ends_as_the_undisturbed_one(folders):
