@@ -24,6 +24,7 @@ from mvd.models import build_classifier
 from mvd.sizes import SIZES
 from mvd.stage import Stage
 from mvd.train.engine import Engine, Process, agreeing, gather, load_weights
+from mvd.train.faults import GivenUp, record_fault
 from mvd.train.interrupt import Interrupted, stop_requested
 from mvd.train.monitor import Monitor, Progress
 from mvd.train.preflight import preflight
@@ -79,6 +80,7 @@ def run_test(stage: Stage, process: Process) -> dict[str, Any]:
 
     Raises:
         ConfigError: something the user gave cannot work.
+        GivenUp: more videos cannot be read than the profile puts up with; raised on every process.
         HostFault: a machine failed the checks before the start; raised on every process.
         Interrupted: a signal asked for it, between two videos, whose logits are kept; raised on every process.
     """
@@ -94,7 +96,8 @@ def run_test(stage: Stage, process: Process) -> dict[str, Any]:
     unreadable = _write_logits(model, stage, entries, process, path)
     if any(gather(stop_requested())):
         raise Interrupted(f"{stage.id}: stopped by a signal; start it again to test the other videos", update=0)
-    _name_unreadable(entries, unreadable, process)
+    unread = _name_unreadable(entries, unreadable, process)
+    _stop_at_too_many(stage, unread, math.ceil(len(entries) / stage.execution.shards), process)
     if not process.is_first:
         return {}
     wall = {"wall_seconds": time.monotonic() - started}
@@ -142,6 +145,20 @@ def _name_unreadable(entries: list[Entry], reasons: dict[int, str], process: Pro
         for index, reason in sorted(everyone.items()):
             print(f"unreadable, counted as wrong: {entries[index].path}: {reason}", flush=True)
     return len(everyone)
+
+
+def _stop_at_too_many(stage: Stage, unread: int, videos: int, process: Process) -> None:
+    """Gives no result where so many of the job's videos could not be read that it must be the disk, not they."""
+    limit = stage.execution.faults.unreadable_share
+    if unread <= limit * videos:
+        return
+    message = (
+        f"{stage.id}: {unread} of {videos} test videos cannot be read, more than the share of "
+        f"faults.unreadable_share={limit:g}; they are named above; mend that, then start it again to test only those"
+    )
+    if process.is_first:
+        record_fault(stage.directory, "unreadable", message)
+    raise GivenUp(message)
 
 
 @torch.no_grad()

@@ -21,13 +21,15 @@ from mvd.models import build_classifier, build_student
 from mvd.models.checkpoints import load_official, to_official
 from mvd.run import run_stage
 from mvd.sizes import SIZES
-from mvd.stage import DatasetPaths, Execution, Stage
+from mvd.stage import DatasetPaths, Execution, Faults, Stage
 from mvd.train.engine import start_processes
+from mvd.train.faults import GivenUp
 from mvd.train.interrupt import Interrupted
 from tests.runs import read_result, small_stage, succeed, write_stage
 
 CLIP = SIZES["tiny"].clip
 COUNTS = (1, 2)
+PATIENT = Faults(unreadable_share=0.2)
 
 
 class Judged(NamedTuple):
@@ -46,17 +48,21 @@ def run_both(folder: Path) -> None:
     model = build_classifier("tiny", num_classes=8)
     load_official(model, folder / "classifier.safetensors")
     entries = load_entries(stage, "val")
-    write_json(folder / f"validated-{process.rank}.json", validate(model, entries, stage, process))
-    run_stage(Stage.from_yaml(folder / "test" / "stage.yaml"))
     signs, say = [], accuracy.doing
     accuracy.doing = lambda *turn: signs.append(turn) or say(*turn)
-    try:
+    write_json(folder / f"validated-{process.rank}.json", validate(model, entries, stage, process))
     write_json(folder / f"signs-{process.rank}.json", len(signs))
+    run_stage(Stage.from_yaml(folder / "test" / "stage.yaml"))
+    try:
         run_stage(Stage.from_yaml(folder / "headless" / "stage.yaml"))
     except ConfigError as error:
         write_json(folder / "refused.json", str(error))
     except SystemExit:  # the first process names the error
-        return
+        pass
+    try:
+        run_stage(Stage.from_yaml(folder / "gone" / "stage.yaml"))
+    except GivenUp as error:
+        write_json(folder / f"given-up-{process.rank}.json", str(error))
 
 
 def run_in_shards(folder: Path) -> None:
@@ -126,6 +132,8 @@ def judged(tmp_path_factory, motion_root) -> Judged:
     model = lively_classifier()
     expected = label_lists(folder, motion_root, model)
     data = DatasetPaths(root=str(motion_root), val=str(folder / "val.csv"), test=str(folder / "test.csv"))
+    some = [line for line in (folder / "test.csv").read_text().splitlines() if str(folder / "broken.mp4") not in line]
+    (folder / "gone.csv").write_text("\n".join([*some[:3], *(f"gone-{n}.mp4 0" for n in range(3))]) + "\n")
     tests, validated, printed = {}, {}, {}
     for count in COUNTS:
         runs = folder / f"{count} processes"
@@ -135,6 +143,8 @@ def judged(tmp_path_factory, motion_root) -> Judged:
         write_stage(small_stage("finetune", "finetune", runs, data, workers=count - 1))
         tests[count] = test_stage("test", runs, data, weights, workers=count - 1)
         save_file(to_official(build_student("tiny", teacher="tiny")), runs / "student.safetensors")
+        gone = dataclasses.replace(data, root=str(runs), test=str(folder / "gone.csv"))
+        test_stage("gone", runs, gone, weights, workers=0)
         test_stage("headless", runs, data, runs / "student.safetensors", workers=0)
         printed[count] = succeed(run_both, runs, count)
         if count == 1:
@@ -147,7 +157,9 @@ def judged(tmp_path_factory, motion_root) -> Judged:
 
 def test_stage(name: str, runs: Path, data: DatasetPaths, weights: Path, workers: int) -> Stage:
     recipe = config.Test(size="tiny", dataset="motion", sampling="dense", stride=1, clips=2, crops=3)
-    how = Execution(world_size=2, micro_batch=4, precision="fp32", runs=str(runs), data=data, workers=workers)
+    how = Execution(
+        world_size=2, micro_batch=4, precision="fp32", runs=str(runs), data=data, workers=workers, faults=PATIENT
+    )
     stage = Stage(kind="test", id=name, recipe=recipe, inputs={"finetune": str(weights)}, execution=how)
     write_stage(stage)
     return stage
@@ -181,6 +193,12 @@ def test_validation_counts_every_video_once_and_unreadable_ones_as_wrong(judged,
 
 
 @pytest.mark.parametrize("count", COUNTS)
+def test_validation_shows_the_watchdog_that_it_gets_on(judged, count):
+    signs = [json.loads(path.read_text()) for path in judged.test[count].directory.parent.glob("signs-*.json")]
+    assert signs == [math.ceil(17 / count / 4)] * count  # one for each four videos of a process
+
+
+@pytest.mark.parametrize("count", COUNTS)
 @torch.no_grad()
 def test_logits_are_kept_in_full_precision(judged, count):
     model = lively_classifier()
@@ -192,12 +210,14 @@ def test_logits_are_kept_in_full_precision(judged, count):
         number, logits = int(part["indices"][0]), part["logits"][0]
         views = test_views(entries[number].path, "dense", 2, 3, stride=1, clip=CLIP)
         np.testing.assert_allclose(logits, model(views), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("count", COUNTS)
-def test_validation_shows_the_watchdog_that_it_gets_on(judged, count):
-    signs = [json.loads(path.read_text()) for path in judged.test[count].directory.parent.glob("signs-*.json")]
-    assert signs == [math.ceil(17 / count / 4)] * count  # one for each four videos of a process
-
-
+def test_a_test_most_of_whose_videos_are_gone_gives_no_result(judged, count):
+    runs = Path(judged.test[count].execution.runs)
+    said = [json.loads((runs / f"given-up-{rank}.json").read_text()) for rank in range(count)]
+    assert len(set(said)) == 1 and "gone: 3 of 6 test videos cannot be read" in said[0]
+    assert not (runs / "gone" / "result.json").exists() and (runs / "gone" / "logits" / "rank-0000.npz").exists()
 
 
 @pytest.mark.parametrize("count", COUNTS)
