@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from mvd.config import ConfigError
 from mvd.files import sha256, write_atomically, write_json
 from mvd.train.engine import Engine, Process, full_state_dict, gather
+from mvd.train.preflight import HostFault
 from mvd.train.reshard import load_resharded
 
 MANIFEST = "manifest.json"
@@ -139,15 +140,12 @@ def load_newest_checkpoint(engine: Engine, folder: Path, process: Process, made_
 
     Raises:
         ConfigError: the newest good one was made by another kind of run than `made_by` says.
+        HostFault: a disk does not give a file that is there, which says nothing against the checkpoint.
     """
     candidates = gather(complete_checkpoints(folder))[0]
     for candidate in reversed(candidates):
-        manifest = gather(_read_manifest(candidate))[0]
-        if manifest is None:
-            damaged = [MANIFEST]
-        else:
-            damaged = [name for part in gather(_damaged(candidate, manifest, process)) for name in part]
-        if damaged:
+        manifest, damaged = _verify(candidate, process)
+        if manifest is None or damaged:
             if process.is_first:
                 (candidate / MANIFEST).rename(candidate / DAMAGED)
                 print(f"checkpoint {candidate} is damaged ({', '.join(damaged)}); trying the one before", flush=True)
@@ -193,12 +191,28 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
 
 
+def _verify(folder: Path, process: Process) -> tuple[dict[str, Any] | None, list[str]]:
+    """The manifest, None where it is damaged itself, and the names of damaged files; all ranks find the same."""
+    manifest, damaged, failure = None, [MANIFEST], None
+    try:
+        manifest = _read_manifest(folder)
+        if manifest is not None:
+            damaged = _damaged(folder, manifest, process)
+    except OSError as error:
+        failure = f"{socket.gethostname()}: {error.strerror}"
+    found = gather((manifest, damaged, failure))
+    failures = sorted({failure for *_, failure in found if failure is not None})
+    if failures:
+        raise HostFault(f"{folder} cannot be read ({'; '.join(failures)}); start it again once the disk answers")
+    return found[0][0], sorted({name for _, names, _ in found for name in names})
+
+
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest, or None where it is damaged itself."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         intact = manifest.pop("sha256") == _own_digest(manifest) and tag(manifest["update"]) == folder.name
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
     return manifest if intact else None
 
@@ -237,7 +251,7 @@ def _damaged(folder: Path, manifest: dict[str, Any], process: Process) -> list[s
     for path in _share([folder / name for name in sorted(expected)], process):
         try:
             intact = _describe(folder, [path])[path.name] == expected[path.name]
-        except OSError:  # missing, or the disk is failing
+        except FileNotFoundError:
             intact = False
         if not intact:
             damaged.append(path.name)

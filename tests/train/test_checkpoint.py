@@ -15,6 +15,7 @@ from mvd.files import write_json
 from mvd.run import run_stage
 from mvd.stage import DatasetPaths, Faults, Stage
 from mvd.train import checkpoint
+from mvd.train.preflight import HostFault
 from tests.runs import (
     UPDATES,
     again,
@@ -40,7 +41,7 @@ def run_those_without_result(folder: Path) -> None:
         with contextlib.suppress(SystemExit):
             try:
                 run_stage(stage)
-            except ConfigError as error:
+            except (ConfigError, HostFault) as error:
                 write_json(path.parent / "refused.json", str(error))
 
 
@@ -133,6 +134,10 @@ def resumed(tmp_path_factory, lists, undisturbed, killed) -> tuple[dict[str, Sta
     for how in DAMAGES:
         stages[how] = again(undisturbed, folder / how)
         damage(stages[how], how)
+    stages["unread"] = again(undisturbed, folder / "unread")
+    unread = step(stages["unread"], UPDATES) / "rng-1.pt"
+    unread.unlink()
+    unread.symlink_to(unread.name)  # a loop: it is there, and opening it fails
     shorter = folder / "shorter.csv"
     shorter.write_text("".join(Path(lists.train).read_text().splitlines(keepends=True)[1:]))
     stages["other list"] = again(
@@ -202,6 +207,12 @@ def test_the_newest_good_checkpoint_is_used_and_the_damaged_are_named(resumed, n
     printed = resumed[1][name]
     assert [text for text in said if text not in printed] == []
     assert printed.count("is damaged") == sum("is damaged" in text for text in said) or name == "all"
+
+
+def test_a_disk_that_does_not_answer_condemns_no_checkpoint(resumed):
+    stage = resumed[0]["unread"]
+    assert "step-00000012 cannot be read (" in json.loads((stage.directory / "refused.json").read_text())
+    assert (step(stage, UPDATES) / checkpoint.MANIFEST).exists() and not (stage.directory / "result.json").exists()
 
 
 def test_what_a_cut_off_save_left_is_removed(resumed):
