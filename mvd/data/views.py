@@ -84,7 +84,7 @@ def _resize_short_side(frames: np.ndarray, size: int) -> np.ndarray:
 
 
 class ViewDataset(Dataset[dict[str, Any]]):
-    """Every video of a list, ready to cut its views. A video that cannot be read is flagged, never replaced."""
+    """Every video of a list, ready to cut its views. One that twice cannot be read is flagged, never replaced."""
 
     limit = ReadLimit()
 
@@ -98,12 +98,15 @@ class ViewDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         entry = self.entries[index]
-        try:
-            with self.limit.reading(entry.path):
-                views = decode_views(open_video(entry.path, self.reader), self.views)
-        except Unreadable as error:
-            return {"index": index, "label": entry.label, "unreadable": error.reason}
-        return {"index": index, "label": entry.label, "views": views}
+        reason = ""
+        for _ in range(2):
+            try:
+                with self.limit.reading(entry.path):
+                    views = decode_views(open_video(entry.path, self.reader), self.views)
+                return {"index": index, "label": entry.label, "views": views}
+            except Unreadable as error:
+                reason = error.reason
+        return {"index": index, "label": entry.label, "unreadable": reason}
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of readable videos, and the index and the reason of each unreadable one.

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from mvd.config import ConfigError
+from mvd.data import views as views_module
 from mvd.data.annotations import Entry
 from mvd.data.reader import open_video
+from mvd.data.unreadable import UnreadableVideo
 from mvd.data.views import ViewDataset, Views, decode_views, view_loader
 from mvd.sizes import SIZES
 from tests.official import golden
@@ -93,3 +95,18 @@ def test_each_video_comes_once_and_broken_ones_are_flagged(entries, world_size, 
     assert sorted(seen) == [0, 1, 3, 4, 5] and list(unreadable) == [2] and unreadable[2]
     assert all(views.shape == (6, 3, 16, 48, 48) for views in seen.values())
     assert torch.equal(seen[3], decode_views(open_video(entries[3].path), TINY).cut())
+
+
+@pytest.mark.parametrize("failures, flagged", [(1, []), (2, [3])])
+def test_a_video_is_read_twice_before_it_is_flagged(entries, monkeypatch, failures, flagged):
+    tries = []
+
+    def fail_at_first(path: str, reader: str):
+        tries.append(path)
+        if tries.count(entries[3].path) <= failures and path == entries[3].path:
+            raise UnreadableVideo(path, "the disk did not answer")
+        return open_video(path, reader)
+
+    monkeypatch.setattr(views_module, "open_video", fail_at_first)
+    (batch,) = view_loader(ViewDataset(entries, TINY), rank=1, world_size=2, videos=3)
+    assert list(batch["unreadable"]) == flagged and len(batch["views"]) == 3 - len(flagged)
