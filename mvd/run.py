@@ -95,6 +95,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", help="stage.yaml in a run directory, as the launcher wrote it")
     arguments = parser.parse_args()
+    code = 0
     try:
         run_stage(Stage.from_yaml(arguments.stage))
     except ConfigError as error:
@@ -115,11 +116,10 @@ def main() -> int:
     except Interrupted as stop:
         if dist.get_rank() == 0:
             print(stop, flush=True)
-        return STOPPED
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    return 0
+        code = STOPPED
+    if dist.is_initialized():  # not after an error that one process may have met alone: NCCL's may wait for the others
+        dist.destroy_process_group()
+    return code
 
 
 if __name__ == "__main__":

@@ -68,6 +68,17 @@ def test_a_stage_of_another_version_is_refused_in_a_sentence(tmp_path, monkeypat
     assert line.startswith("error: ") and said in line
 
 
+def test_an_error_is_shown_before_anything_that_waits_for_the_other_processes(tmp_path, monkeypatch):
+    def break_down(_: Stage) -> None:
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(run_module, "run_stage", break_down)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: pytest.fail("the others may not come here"))
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        main(write_stage(small_stage("image_teacher", "broken", tmp_path, tmp_path)), monkeypatch)
+
+
 def test_a_stage_file_that_does_not_exist_is_named(tmp_path, monkeypatch, capsys):
     assert main(tmp_path / "stage.yaml", monkeypatch) == 2
     assert str(tmp_path / "stage.yaml") in capsys.readouterr().err
