@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,8 @@ from mvd.train.interrupt import Interrupted, stop_requested
 from mvd.train.monitor import Monitor, Progress
 from mvd.train.preflight import preflight
 from mvd.train.watchdog import doing
+
+FEW = 10  # test videos may always be unreadable, whatever the share: it need not be the disk
 
 
 class Logits(NamedTuple):
@@ -93,8 +96,8 @@ def run_test(stage: Stage, process: Process) -> dict[str, Any]:
         model = _load_classifier(stage).to(process.device)
     path = _logits_file(stage, process.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unreadable = _write_logits(model, stage, entries, process, path)
-    if any(gather(stop_requested())):
+    unreadable, stopped = _write_logits(model, stage, entries, process, path)
+    if stopped:
         raise Interrupted(f"{stage.id}: stopped by a signal; start it again to test the other videos", update=0)
     unread = _name_unreadable(entries, unreadable, process)
     _stop_at_too_many(stage, unread, math.ceil(len(entries) / stage.execution.shards), process)
@@ -115,6 +118,9 @@ def merge_shards(stage: Stage) -> None:
         ConfigError: the list of test videos has changed since a shard read it.
     """
     paths = [part.job_directory / "result.json" for part in stage.in_shards()]
+    for path in paths:
+        if not path.exists() and path.parent.is_dir():
+            tempfile.NamedTemporaryFile(dir=path.parent).close()  # a network disk may go on saying that it is missing
     if not all(path.exists() for path in paths):
         return
     seconds = [json.loads(path.read_text())["wall_seconds"] for path in paths]
@@ -150,7 +156,7 @@ def _name_unreadable(entries: list[Entry], reasons: dict[int, str], process: Pro
 def _stop_at_too_many(stage: Stage, unread: int, videos: int, process: Process) -> None:
     """Gives no result where so many of the job's videos could not be read that it must be the disk, not they."""
     limit = stage.execution.faults.unreadable_share
-    if unread <= limit * videos:
+    if unread <= max(limit * videos, FEW):
         return
     message = (
         f"{stage.id}: {unread} of {videos} test videos cannot be read, more than the share of "
@@ -162,10 +168,13 @@ def _stop_at_too_many(stage: Stage, unread: int, videos: int, process: Process) 
 
 
 @torch.no_grad()
-def _write_logits(model: nn.Module, stage: Stage, entries: list[Entry], process: Process, path: Path) -> dict[int, str]:
+def _write_logits(
+    model: nn.Module, stage: Stage, entries: list[Entry], process: Process, path: Path
+) -> tuple[dict[int, str], bool]:
     """Runs this process's share of the videos, but those that an earlier attempt has left in the file.
 
-    Returns index -> reason of those that could not be read.
+    The processes go from video to video together, so that none waits at the end for one that has more of them left.
+    Returns index -> reason of those that could not be read, and whether a signal has ended it early on all processes.
     """
     recipe, how = stage.recipe, stage.execution
     views = Views(recipe.sampling, recipe.clips, recipe.crops, recipe.stride, SIZES[recipe.size].clip)
@@ -177,13 +186,16 @@ def _write_logits(model: nn.Module, stage: Stage, entries: list[Entry], process:
     mine = known.indices % processes == rank  # all of them, unless an earlier attempt had another number of processes
     known = Logits(*(array[mine] for array in known))
     loader = view_loader(dataset, rank, processes, workers=how.workers, done=set(known.indices.tolist()))
-    progress = Progress("test", len(loader), 0) if process.is_first else None
-    logits, labels, indices, unreadable = [], [], [], {}
+    most, batches = max(gather(len(loader))), iter(loader)
+    progress = Progress("test", most, 0) if process.is_first else None
+    logits, labels, indices, unreadable, stopped = [], [], [], {}, False
     started = time.monotonic()
-    for done, batch in enumerate(loader, start=1):
+    for done in range(1, most + 1):
         doing("testing videos", done)
-        if stop_requested():
+        stopped = any(gather(stop_requested()))
+        if stopped:
             break
+        batch = next(batches, {"unreadable": {}, "views": []})
         unreadable |= batch["unreadable"]
         if batch["views"]:
             pixels = batch["views"][0].cut(process.device)
@@ -198,7 +210,7 @@ def _write_logits(model: nn.Module, stage: Stage, entries: list[Entry], process:
     new = Logits(np.array(logits, np.float32).reshape(-1, *shape), np.array(indices, int), np.array(labels, int))
     every = [np.concatenate(pair) for pair in zip(known, new, strict=True)]
     write_atomically(path, lambda temporary: _save_logits(temporary, Logits(*every), entries))
-    return unreadable
+    return unreadable, stopped
 
 
 def _logits_file(stage: Stage, rank: int) -> Path:

@@ -67,8 +67,11 @@ def save_checkpoint(
     engine.save_checkpoint(str(folder), tag=target.name, save_latest=False)
     writer.save(_random_state(), str(target / f"rng-{process.rank}.pt"))
     _agree(writer, target, process)
-    content = sorted(set().union(*gather(_content(target))))  # a network disk shows others' files late
+    found: list[Path] = []
     entries: dict[str, dict[str, Any]] = {}
+    with writer.noting():
+        found = _content(target)
+    content = sorted(set().union(*gather(found)))  # a network disk shows others' files late
     with writer.noting():
         entries = _describe(target, _share(content, process))
     files = {name: entry for part in gather(entries) for name, entry in part.items()}
