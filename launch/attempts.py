@@ -2,8 +2,9 @@
 
     python -m launch.attempts begin|end <folder of the submission> [exit code of srun]
 
-A job that was told to stop, and one whose process died, goes back into the queue under its id, as often as it takes.
-Three attempts that end with nothing more saved than before end the job: its error is then in job.json.
+A job that was told to stop, and one whose process died, goes back into the queue under its id, as often as it takes,
+and avoids the machines that its faults have named. Three attempts that end with nothing more saved than before end the
+job: its error is then in job.json.
 """
 
 import json
@@ -11,10 +12,14 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from launch import slurm
-from launch.record import FILE, Attempt, hostname, now, read_record, write_record
+from launch.hosts import avoidable, exclusion, named_hosts
+from launch.record import FILE, Attempt, Record, now, read_record, stage_directory, write_record
 from mvd.config import ConfigError
+from mvd.host import hostname
+from mvd.train.faults import read_faults
 
 FOLDERS = "folders.json"  # of the submission: the record's folder of each element of the array
 ERROR = "error.json"  # beside the record: what the first failing process of this attempt said
@@ -57,21 +62,47 @@ def end(folder: Path, code: int) -> int:
     if code == 0 and (folder / "result.json").exists():
         write_record(folder, record)
         return 0
-    failure = json.loads((folder / ERROR).read_text()) if (folder / ERROR).exists() else None
+    failure = _failure(folder)
     attempt.error = _reason(code, failure, _last_fault(folder, attempt.started))
     in_vain = [a for a in record.attempts if a.ended and a.saved == saved(folder)]
     if failure and failure["final"]:
         record.error = attempt.error
     elif len(in_vain) >= ATTEMPTS:
         record.error = f"{len(in_vain)} attempts have saved nothing new; the last one: {attempt.error}"
-    write_record(folder, record)  # now, since a requeue ends this process too
+    write_record(folder, record)  # now, since SLURM gives a requeued job a few seconds only
     print(f"=== {record.error or attempt.error}", flush=True)
     if record.error is None and _still_wanted():
-        objection = slurm.requeue(job_id())
-        if objection:
-            record.error = f"it could not be requeued ({objection}); after: {attempt.error}"
-            write_record(folder, record)
+        _requeue(folder, record)
+        write_record(folder, record)
     return 1
+
+
+def _requeue(folder: Path, record: Record) -> None:
+    """Requeues the job, then tells SLURM which nodes it is to avoid, which can be changed only while it waits."""
+    attempt = record.attempts[-1]
+    named = named_hosts([stage_directory(folder)])
+    avoided, objection = avoidable(record.script, record.exclude, named)
+    refused = slurm.requeue(job_id())
+    if refused:
+        record.error = f"it could not be requeued ({refused}); after: {attempt.error}"
+        return
+    if avoided != record.avoided:
+        refused = slurm.exclude(job_id(), exclusion(record.exclude, avoided))
+        objection = refused or objection
+        record.avoided = record.avoided if refused else avoided
+    if record.avoided:
+        print(f"=== the next attempt avoids {', '.join(record.avoided)}", flush=True)
+    for host in sorted(set(named) - set(record.avoided)):
+        attempt.error = f"{attempt.error}\n{host} is not avoided: {objection}"
+        print(f"=== {host} is not avoided: {objection}", flush=True)
+
+
+def _failure(folder: Path) -> dict[str, Any] | None:
+    """What the first failing process has noted, if it could."""
+    try:
+        return json.loads((folder / ERROR).read_text())
+    except (FileNotFoundError, ValueError):  # ValueError: a full disk has cut it off
+        return None
 
 
 def _still_wanted() -> bool:
@@ -82,12 +113,11 @@ def _still_wanted() -> bool:
 
 def _last_fault(folder: Path, since: str) -> str | None:
     """What training itself noted last in this attempt, such as which machine hung."""
-    path = folder / "faults.jsonl"
-    entries = [json.loads(line) for line in path.read_text().splitlines()[-1:]] if path.exists() else []
-    return entries[0]["message"] if entries and entries[0]["time"] >= since else None
+    faults = read_faults(stage_directory(folder))
+    return faults[-1]["message"] if faults and faults[-1]["time"] >= since else None
 
 
-def _reason(code: int, failure: dict[str, str] | None, fault: str | None) -> str:
+def _reason(code: int, failure: dict[str, Any] | None, fault: str | None) -> str:
     if code == 0:
         return "stopped before a time limit or a preemption, or on request"
     killed = f", signal {code - 128}" if 128 < code < 160 else ""
@@ -106,6 +136,9 @@ def main(arguments: list[str]) -> int:
         begin(folder)
     except ConfigError as error:
         print(f"error: {error}", flush=True)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or folder}: {error.strerror}; mend that, then run submit.py again", flush=True)
         return 1
     return 0
 

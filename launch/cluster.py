@@ -86,6 +86,11 @@ class Slurm:
             if name.replace("-", "_") in PLANNED_OPTIONS:
                 raise ConfigError(f"slurm.options.{name} follows from the plan; use the profile's own fields instead")
 
+    @property
+    def excluded(self) -> str:
+        """The nodes that no job is to use, in sbatch's words; empty for none."""
+        return self.options.get("exclude", self.exclude) or ""
+
 
 class Layout(NamedTuple):
     """The nodes of one job, and the GPUs, with one process each, on each of them."""

@@ -11,8 +11,9 @@ from pathlib import Path
 from submitit.helpers import TorchDistributedEnvironment
 
 from launch.attempts import ERROR, LINES, job_id
-from launch.record import hostname, now
+from launch.record import now
 from mvd.config import ConfigError
+from mvd.host import hostname
 from mvd.stage import Stage
 
 
@@ -41,7 +42,7 @@ class StageJob:
 
 def run(stage: Stage, note: "Note") -> None:
     """Imports torch, and trains or tests; leaves with exit code 2 where another attempt would be no better."""
-    from mvd.run import run_stage
+    from mvd.run import DISK_FAULTS, run_stage
     from mvd.train.faults import GivenUp
     from mvd.train.interrupt import Interrupted
 
@@ -52,6 +53,13 @@ def run(stage: Stage, note: "Note") -> None:
     except (ConfigError, GivenUp) as error:
         print(f"error: {error}", flush=True)
         note.write(f"error: {error}", final=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        said = f"error: {error.filename or 'a file'}: {error.strerror}; mend that, then submit the row again"
+        print(said, flush=True)
+        note.write(said)  # another attempt may meet a disk that has room again, or another machine
         sys.exit(2)
     import torch.distributed as dist
 
@@ -73,6 +81,8 @@ class Note:
                 json.dump({"rank": self.rank, "host": hostname(), "lines": lines, "final": final}, handle)
         except FileExistsError:
             print("another process has failed before this one", flush=True)
+        except OSError as error:
+            print(f"{self.path} cannot be written: {error}", flush=True)
 
     def leave(self, number: int, _: object) -> None:
         """Handles a signal in the seconds before training, when nothing is lost by leaving at once."""

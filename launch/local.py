@@ -13,12 +13,13 @@ from launch import slurm
 from launch.cluster import ROOT, Cluster
 from launch.plan import is_generated
 from launch.processes import STOPPED, run_processes
-from launch.record import Attempt, Record, hostname, locked, now, read_record, write_record
+from launch.record import Attempt, Record, locked, now, read_record, write_record
 from launch.report import print_report, read_result, report_line, result_text
 from launch.request import Request
 from launch.screen import command, print_next, print_table, short
 from mvd.config import ConfigError
 from mvd.files import write_text
+from mvd.host import hostname
 from mvd.stage import Stage
 
 CORES = len(os.sched_getaffinity(0))

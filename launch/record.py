@@ -7,8 +7,6 @@ submits, launch/attempts.py at the start and the end of each attempt; nobody els
 import dataclasses
 import fcntl
 import json
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from typing import Any
 
 from mvd.config import ConfigError
 from mvd.files import write_json
+from mvd.host import hostname
 
 FILE = "job.json"
 
@@ -39,7 +38,8 @@ class Record:
     """A submission: its job id, its sbatch folder, the rows it was submitted for, and its attempts so far.
 
     job_id: SLURM's, or `local-<process id>` of a --local run. parents: ids of the stages it starts from. error: the
-    last lines of what ended it for good.
+    last lines of what ended it for good. exclude: the nodes that the profile excludes, in sbatch's words. avoided:
+    those that are excluded as well, since faults have named them.
     """
 
     job_id: str
@@ -50,6 +50,8 @@ class Record:
     parents: list[str]
     attempts: list[Attempt] = field(default_factory=list)
     error: str | None = None
+    exclude: str = ""
+    avoided: list[str] = field(default_factory=list)
 
     @property
     def is_local(self) -> bool:
@@ -67,6 +69,11 @@ class Record:
     def requeued(self) -> int:
         """How often the job was started again."""
         return max(0, sum(attempt.job_id == self.job_id for attempt in self.attempts) - 1)
+
+    @property
+    def script(self) -> Path:
+        """What sbatch was given."""
+        return Path(self.folder) / f"{self.job_id.partition('_')[0]}_submission.sh"
 
     def log(self, rank: int = 0) -> Path:
         """What a rank printed, all attempts of the job one after the other."""
@@ -102,6 +109,11 @@ def job_folders(directory: Path) -> list[Path]:
     return max(groups.values(), key=newest, default=[directory])
 
 
+def stage_directory(folder: Path) -> Path:
+    """The run directory of the stage whose job's folder this is."""
+    return folder.parents[1] if folder.parent.name == "shards" else folder
+
+
 def write_record(folder: Path, record: Record) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FILE, dataclasses.asdict(record))
@@ -109,11 +121,6 @@ def write_record(folder: Path, record: Record) -> None:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def hostname() -> str:
-    """This machine's name; in a job, the one that SLURM knows it by."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 @contextmanager

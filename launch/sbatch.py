@@ -1,6 +1,7 @@
 """Submits a plan to SLURM: what is complete is skipped, what is queued is attached to, the rest becomes arrays."""
 
 import contextlib
+import dataclasses
 import io
 import re
 import secrets
@@ -14,6 +15,7 @@ from launch import slurm
 from launch.arrays import Array, build_arrays
 from launch.attempts import FOLDERS
 from launch.cluster import Cluster
+from launch.hosts import exclusion, named_hosts
 from launch.local import generate_data
 from launch.plan import Node
 from launch.record import Record, job_folders, locked, now, read_record, write_record
@@ -65,11 +67,11 @@ def submit_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]
         code = take_snapshot(runs)
         for array in arrays:
             try:
-                folder, job = submit_array(array, request.cluster, code, submitted)
+                record = submit_array(array, request.cluster, code, submitted)
             except ConfigError as error:
                 raise ConfigError(_with_progress(str(error), submitted, len(arrays))) from error
-            submitted[array.name] = job
-            write_records(array, job, folder, rows, parents)
+            submitted[array.name] = record.job_id
+            write_records(array, record, rows, parents)
     _print_submission(request, stages, queued, arrays, submitted)
     return 0
 
@@ -91,16 +93,15 @@ def queued_stages(stages: Sequence[Stage]) -> dict[str, str]:
     return found
 
 
-def submit_array(array: Array, cluster: Cluster, code: Path, submitted: Mapping[str, str]) -> tuple[Path, str]:
-    """Calls sbatch once, through submitit; returns the submission's folder and the job id.
+def submit_array(array: Array, cluster: Cluster, code: Path, submitted: Mapping[str, str]) -> Record:
+    """Submits an array, which avoids the machines that its stages' faults have named as far as SLURM lets it.
+
+    Returns the record of the whole array, without rows and parents.
 
     Raises:
         ConfigError: sbatch refuses; its own message, and the field to change.
     """
-    from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
-
-    from launch.job import StageJob
 
     parts = [part for stage in array.stages for part in stage.in_shards()]
     stamp = re.sub(r"\D", "", now())[:14]
@@ -110,14 +111,35 @@ def submit_array(array: Array, cluster: Cluster, code: Path, submitted: Mapping[
         stage.directory.mkdir(parents=True, exist_ok=True)
         write_text(stage.directory / "stage.yaml", stage.to_yaml())
     write_json(folder / FOLDERS, [str(part.job_directory) for part in parts])
+    named = avoided = named_hosts(stage.directory for stage in array.stages)
+    while True:
+        exclude = exclusion(cluster.slurm.excluded, avoided)
+        how = parameters(array, cluster, code, folder, resolve(array.dependency, submitted), exclude)
+        try:
+            job = call_sbatch(folder, how, parts)
+            break
+        except FailedJobError as error:
+            if not avoided:
+                raise ConfigError(explain(array, str(error))) from error
+            avoided = avoided[:-1]  # the job may not be able to do without it
+    for host in named:
+        how = "is avoided" if host in avoided else "would be avoided, if the job could run without it"
+        print(f"{host}, which faults of the last day have named, {how}")
+    own = cluster.slurm.excluded
+    return Record(job, str(folder), now(), array.layout.nodes, [], [], exclude=own, avoided=avoided)
+
+
+def call_sbatch(folder: Path, how: Mapping[str, Any], parts: Sequence[Stage]) -> str:
+    """Calls sbatch once, through submitit; returns the job id of the whole array."""
+    from submitit import SlurmExecutor
+
+    from launch.job import StageJob
+
     executor = SlurmExecutor(folder)
-    executor.update_parameters(**parameters(array, cluster, code, folder, resolve(array.dependency, submitted)))
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # where submitit repeats what the error says
-            jobs = executor.submit_array([StageJob(str(part.directory), part.execution.shard) for part in parts])
-    except FailedJobError as error:
-        raise ConfigError(explain(array, str(error))) from error
-    return folder, jobs[0].job_id.partition("_")[0]
+    executor.update_parameters(**how)
+    with contextlib.redirect_stderr(io.StringIO()):  # where submitit repeats what its error says
+        jobs = executor.submit_array([StageJob(str(part.directory), part.execution.shard) for part in parts])
+    return jobs[0].job_id.partition("_")[0]
 
 
 def resolve(text: str, submitted: Mapping[str, str]) -> str:
@@ -125,8 +147,10 @@ def resolve(text: str, submitted: Mapping[str, str]) -> str:
     return re.sub(r"#\d+", lambda name: submitted[name.group()], text)
 
 
-def parameters(array: Array, cluster: Cluster, code: Path, folder: Path, dependency: str) -> dict[str, Any]:
-    """submitit's parameters of one sbatch call."""
+def parameters(
+    array: Array, cluster: Cluster, code: Path, folder: Path, dependency: str, exclude: str
+) -> dict[str, Any]:
+    """submitit's parameters of one sbatch call; dependency and exclude are in sbatch's words, or empty."""
     how = cluster.slurm
     python = shlex.quote(sys.executable)
     attempts = f"{python} -m launch.attempts"
@@ -138,7 +162,6 @@ def parameters(array: Array, cluster: Cluster, code: Path, folder: Path, depende
         "account": how.account,
         "qos": how.qos,
         "constraint": how.constraint,
-        "exclude": how.exclude,
         "gpus_per_node": array.layout.gpus,
         "cpus_per_task": how.cpus_per_gpu,
         "mem": f"{how.memory_gb * 1000:.0f}M" if how.memory_gb else None,
@@ -147,6 +170,7 @@ def parameters(array: Array, cluster: Cluster, code: Path, folder: Path, depende
         "requeue": True,
     }
     options |= {name.replace("-", "_"): value for name, value in how.options.items()}
+    options["exclude"] = exclude or None
     cpus = options["cpus_per_task"]
     return {
         "nodes": array.layout.nodes,
@@ -165,7 +189,8 @@ def parameters(array: Array, cluster: Cluster, code: Path, folder: Path, depende
             'export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"',
             f"{attempts} begin {shlex.quote(str(folder))} || exit 1",
         ],
-        "teardown": [f"{attempts} end {shlex.quote(str(folder))} $?", "exit $?"],
+        # SLURM tells a job that is requeued to end before the next attempt's nodes are settled.
+        "teardown": ["code=$?", "trap '' TERM", f"{attempts} end {shlex.quote(str(folder))} $code", "exit $?"],
         "additional_parameters": {name: value for name, value in options.items() if value not in (None, False)},
     }
 
@@ -179,20 +204,12 @@ def explain(array: Array, message: str) -> str:
     return f"sbatch refuses the {array.stages[0].kind} jobs ({said}); change {field} in the cluster profile"
 
 
-def write_records(
-    array: Array, job: str, folder: Path, rows: Mapping[str, list[str]], parents: Mapping[str, list[str]]
-) -> None:
+def write_records(array: Array, whole: Record, rows: Mapping[str, list[str]], parents: Mapping[str, list[str]]) -> None:
     """Notes in each element's folder under which job it was submitted."""
     parts = [part for stage in array.stages for part in stage.in_shards()]
     for index, part in enumerate(parts):
-        record = Record(
-            job_id=job if len(parts) == 1 else f"{job}_{index}",
-            folder=str(folder),
-            submitted=now(),
-            nodes=array.layout.nodes,
-            rows=rows[part.id],
-            parents=parents[part.id],
-        )
+        job = whole.job_id if len(parts) == 1 else f"{whole.job_id}_{index}"
+        record = dataclasses.replace(whole, job_id=job, rows=rows[part.id], parents=parents[part.id])
         write_record(part.job_directory, record)
 
 

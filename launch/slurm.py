@@ -4,10 +4,15 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from mvd.config import ConfigError
 
 SECONDS_TO_ANSWER = 30
+UNFIT = (
+    "not available",
+    "Invalid node name",
+)  # in what sbatch says of nodes, rather than of limits
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,18 @@ def requeue(job_id: str) -> str:
     """Puts a running job back into the queue, under its id; returns SLURM's objection, or nothing."""
     done = _run("scontrol", "requeue", job_id)
     return _one_line(done.stderr) if done.returncode else ""
+
+
+def exclude(job_id: str, nodes: str) -> str:
+    """Changes the nodes that a waiting job excludes; returns SLURM's objection, or nothing."""
+    done = _run("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={nodes}")
+    return _one_line(done.stderr) if done.returncode else ""
+
+
+def objection(script: Path, exclude: str) -> str:
+    """Why a batch script could never run without these nodes, in SLURM's words; empty where it can."""
+    done = _run("sbatch", "--test-only", f"--exclude={exclude}", str(script))
+    return _one_line(done.stderr) if done.returncode and any(word in done.stderr for word in UNFIT) else ""
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:

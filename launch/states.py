@@ -14,7 +14,7 @@ from launch.plan import KINDS, Node
 from launch.record import Record, job_folders, read_record
 from launch.report import read_result, result_text
 from mvd.config import Kind, Test
-from mvd.train.faults import FAULTS
+from mvd.train.faults import read_faults
 
 TAIL_BYTES = 16_384
 
@@ -104,6 +104,7 @@ def _job_state(
     if record is None:
         return State("stopped", f"not in the queue; {_progress(stage, folder)}")
     again = f"; requeued {record.requeued} times" if record.requeued else ""
+    again += f"; avoids {', '.join(record.avoided)}" if record.avoided else ""
     if (folder / "result.json").exists():
         return State("done", "done", record)
     if record.runs_locally:
@@ -174,9 +175,7 @@ def last_metrics(folder: Path) -> dict[str, Any] | None:
 
 def faults_of(directory: Path) -> str | None:
     """How many faults of each kind a stage has met, and the last of them in full; None where it has met none."""
-    path = directory / FAULTS
-    lines = path.read_text().splitlines() if path.exists() else []
-    faults = [json.loads(line) for line in lines if line.endswith("}")]
+    faults = read_faults(directory)
     if not faults:
         return None
     counts = Counter(fault["fault"] for fault in faults)

@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import socket
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from mvd.config import ConfigError
 from mvd.files import sha256, write_json
+from mvd.host import hostname
 from mvd.stage import Stage
 from mvd.version import code_version
 
@@ -52,7 +52,7 @@ def record_attempt(stage: Stage, world_size: int) -> int:
             "attempt": len(attempts) + 1,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": sys.argv,
-            "host": socket.gethostname(),
+            "host": hostname(),
             "processes": world_size,
             "execution": dataclasses.asdict(stage.execution),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

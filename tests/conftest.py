@@ -30,7 +30,11 @@ def motion_root(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def teachers(tmp_path_factory) -> dict[str, str]:
     """Files with the weights of an image and a video teacher of the tiny size, as they are drawn."""
-    folder = tmp_path_factory.mktemp("teachers")
+    return write_teachers(tmp_path_factory.mktemp("teachers"))
+
+
+def write_teachers(folder: Path) -> dict[str, str]:
+    """Role -> file, for both teachers."""
     torch.manual_seed(1)
     for role, build in {"image_teacher": build_image_teacher, "video_teacher": build_video_teacher}.items():
         save_file(to_official(build("tiny")), folder / f"{role}.safetensors")

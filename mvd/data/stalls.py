@@ -1,7 +1,6 @@
 """A time limit for reading one file, which names the file that hangs."""
 
 import os
-import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mvd.data.unreadable import Unreadable
+from mvd.host import hostname
 
 HANGING = "hanging.txt"
 CHANCES = 2  # attempts that may hang on a file before it counts as unreadable
@@ -63,7 +63,7 @@ class ReadLimit:
 
     def _give_up(self, path: str) -> None:
         print(
-            f"FAULT (stall): {socket.gethostname()} has been reading {path} for {self.seconds:g} s; the run ends, to "
+            f"FAULT (stall): {hostname()} has been reading {path} for {self.seconds:g} s; the run ends, to "
             f"be started again; a file that hangs {CHANCES} times counts as unreadable",
             file=sys.stderr,
             flush=True,

@@ -9,7 +9,6 @@ import hashlib
 import json
 import random
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from safetensors.torch import save_file
 
 from mvd.config import ConfigError
 from mvd.files import sha256, write_atomically, write_json
+from mvd.host import hostname
 from mvd.train.engine import Engine, Process, full_state_dict, gather
 from mvd.train.preflight import HostFault
 from mvd.train.reshard import load_resharded
@@ -123,7 +123,7 @@ class NotingWriter(TorchCheckpointEngine):
             yield
         except (OSError, RuntimeError, SafetensorError) as error:  # the last two: how libraries say that it is full
             lines = str(error).splitlines() or [type(error).__name__]
-            self.failure = f"{socket.gethostname()}: {lines[0]}"
+            self.failure = f"{hostname()}: {lines[0]}"
 
 
 def _agree(writer: NotingWriter, target: Path, process: Process) -> None:
@@ -202,7 +202,7 @@ def _verify(folder: Path, process: Process) -> tuple[dict[str, Any] | None, list
         if manifest is not None:
             damaged = _damaged(folder, manifest, process)
     except OSError as error:
-        failure = f"{socket.gethostname()}: {error.strerror}"
+        failure = f"{hostname()}: {error.strerror}"
     found = gather((manifest, damaged, failure))
     failures = sorted({failure for *_, failure in found if failure is not None})
     if failures:

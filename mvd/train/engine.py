@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import nn
 
 from mvd.batch import Batch
 from mvd.config import ConfigError, Precision
+from mvd.host import hostname
 from mvd.models.checkpoints import LoadReport, load_official
 
 if not torch.cuda.is_available():
@@ -182,7 +182,7 @@ def naming_lost_peers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
-        who = f"rank {dist.get_rank()} on {socket.gethostname()}"
+        who = f"rank {dist.get_rank()} on {hostname()}"
         if "DataLoader worker" in reason:
             raise PeerLost(f"{who} has lost a process that reads its data ({reason}); start the stage again") from error
         if isinstance(error, dist.DistError) or "gloo" in reason or "Connection" in reason:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 FAULTS = "faults.jsonl"
 
@@ -28,3 +29,15 @@ def record_fault(
             handle.write(json.dumps(entry) + "\n")
     except OSError as error:
         print(f"FAULT (log): {directory / FAULTS} cannot be written: {error}", file=sys.stderr, flush=True)
+
+
+def read_faults(directory: Path) -> list[dict[str, Any]]:
+    """A run directory's faults, oldest first; a line that a full disk has cut off is left out."""
+    path = directory / FAULTS
+    faults = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            faults.append(json.loads(line))
+        except ValueError:
+            continue
+    return faults

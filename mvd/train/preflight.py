@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import socket
 import statistics
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from mvd.config import ConfigError
 from mvd.data.annotations import Entry, fingerprint
 from mvd.data.reader import open_video, read_image
 from mvd.data.unreadable import Unreadable
+from mvd.host import hostname
 from mvd.provenance import PACKAGES
 from mvd.stage import Stage
 from mvd.train.engine import Process, gather
@@ -65,7 +65,7 @@ def preflight(stage: Stage, process: Process, entries: Sequence[Entry]) -> None:
     packages = tuple(f"{name} {_version(name)}" for name in PACKAGES)
     facts = (*packages, f"Python {platform.python_version()}", f"the list {fingerprint(entries)}")
     dist.barrier()  # the clocks are read at one time
-    reports = gather(Report(socket.gethostname(), memory, bandwidth, time.time(), facts, mine))
+    reports = gather(Report(hostname(), memory, bandwidth, time.time(), facts, mine))
     _compare(reports)
     if process.is_first:
         hosts = {report.host for report in reports}

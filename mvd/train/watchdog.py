@@ -8,7 +8,6 @@ import faulthandler
 import itertools
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
+from mvd.host import hostname
 from mvd.train.engine import Process
 from mvd.train.faults import record_fault
 from mvd.train.interrupt import HUNG
@@ -103,7 +103,7 @@ class Watchdog:
                     self._leave_alone(str(error))
 
     def _publish(self, turn: int) -> None:
-        value = [socket.gethostname(), self.step, self.update, time.monotonic() - self.since, turn]
+        value = [hostname(), self.step, self.update, time.monotonic() - self.since, turn]
         self.store.set(str(self.process.rank), json.dumps(value))
 
     def _read(self) -> list[Seen]:
@@ -127,7 +127,7 @@ class Watchdog:
         """Prints this process's stacks; the first one to come here says what happened; all leave."""
         try:
             first = self.store.add("fired", 1) == 1
-            print_stacks(f"rank {self.process.rank} on {socket.gethostname()}, {self.step}, update {self.update}")
+            print_stacks(f"rank {self.process.rank} on {hostname()}, {self.step}, update {self.update}")
             self.store.add("stacks", 1)
             deadline = time.monotonic() + SECONDS_FOR_STACKS
             if first:
@@ -144,7 +144,7 @@ class Watchdog:
             os._exit(HUNG)
 
     def _leave_alone(self, error: str) -> None:
-        print_stacks(f"rank {self.process.rank} on {socket.gethostname()}, {self.step}, update {self.update}")
+        print_stacks(f"rank {self.process.rank} on {hostname()}, {self.step}, update {self.update}")
         host = os.environ["MASTER_ADDR"]
         message = f"the first process, on {host}, does not answer ({error.splitlines()[0]})"
         record_fault(self.directory, "hang", message, self.update, [host])

@@ -29,7 +29,9 @@ def script(**fields):
     cluster = Cluster(slurm=Slurm(**fields))
     nodes = build_graph(load_rows(["vith_k400"], []))
     array = build_arrays(nodes, [build_stage(node, cluster) for node in nodes], {}, cluster)[1]
-    return _make_sbatch_string("python x", FOLDER, **parameters(array, cluster, CODE, FOLDER, "afterok:24"))
+    return _make_sbatch_string(
+        "python x", FOLDER, **parameters(array, cluster, CODE, FOLDER, "afterok:24", cluster.slurm.excluded)
+    )
 
 
 def options(text):
@@ -82,7 +84,7 @@ def test_every_field_of_the_profile_reaches_sbatch():
         "launch.attempts begin",
         "srun ",
     ]
-    places = [text.index(part) for part in [*order, "launch.attempts end /runs/jobs/1 $?", "exit $?"]]
+    places = [text.index(part) for part in [*order, "code=$?", "launch.attempts end /runs/jobs/1 $code", "exit $?"]]
     assert places == sorted(places)
 
 

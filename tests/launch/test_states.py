@@ -8,11 +8,12 @@ import pytest
 from launch import slurm
 from launch.cluster import Cluster
 from launch.plan import build_graph, build_stage
-from launch.record import Attempt, Record, hostname, read_record, write_record
+from launch.record import Attempt, Record, read_record, write_record
 from launch.request import Parser
 from launch.rows import load_rows
 from launch.states import duration, from_plan, from_runs, states_of
 from launch.status import show
+from mvd.host import hostname
 from mvd.train.faults import record_fault
 
 ROW = "vitb_from_vitb_k400"

@@ -13,7 +13,7 @@ from launch.plan import build_graph
 from launch.record import Record, read_record
 from launch.rows import load_rows
 from launch.settings import parse_override
-from tests.slurm.lab import FOLDER, Lab, can_run, wait_for
+from tests.slurm.lab import Lab, can_run, running_lab, wait_for
 
 TINY = "tests/slurm/tiny"
 LONG = "pretrain.optimization.epochs=20"
@@ -33,7 +33,11 @@ slurm:
   partition: main
   cpus_per_gpu: 1
   memory_gb: 2
-  environment: {{OMP_NUM_THREADS: 1, MVD_TEST_BRAKE: {folder}/brake, MVD_TEST_FAULT: {folder}/fault}}
+  environment:
+    OMP_NUM_THREADS: 1
+    MVD_TEST_BRAKE: {folder}/brake
+    MVD_TEST_FAULT: {folder}/fault
+    MVD_TEST_BAD: {folder}/bad
 """
 
 
@@ -48,14 +52,8 @@ def lab(tmp_path_factory):
     """The cluster of `make slurm-up` where it is up, or one of this session's own."""
     if not can_run():
         pytest.skip("a virtual SLURM needs root on Debian or Ubuntu")
-    theirs = (FOLDER / "lab.json").exists()
-    lab = Lab(FOLDER if theirs else tmp_path_factory.mktemp("lab"))
-    try:
-        lab.up()
+    with running_lab(tmp_path_factory.mktemp("lab")) as lab:
         yield lab
-    finally:
-        if not theirs:
-            lab.down()
 
 
 class Site:
@@ -63,7 +61,7 @@ class Site:
 
     def __init__(self, lab: Lab, folder: Path, motion: Path, teachers: dict[str, str]) -> None:
         self.lab, self.folder, self.runs = lab, folder, folder / "runs"
-        self.brake, self.fault = folder / "brake", folder / "fault"
+        self.brake, self.fault, self.bad = folder / "brake", folder / "fault", folder / "bad"
         self.profile = folder / "cluster.yaml"
         self.profile.write_text(PROFILE.format(folder=folder, motion=motion, **teachers))
         hooks = str(Path(__file__).with_name("hooks"))

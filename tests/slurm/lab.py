@@ -84,7 +84,7 @@ class Lab:
         daemon = self._pid(f"slurmd.{node}")
         doomed = [daemon] if daemon else []
         for pid in _processes():
-            if _environment(pid).get("SLURMD_NODENAME") == node:
+            if self._environment(pid).get("SLURMD_NODENAME") == node:
                 doomed.append(pid)
                 parent = _parent(pid)
                 if _name(parent) == "slurmstepd":
@@ -101,10 +101,15 @@ class Lab:
         """Rank -> process id of a running job's tasks; `job` is the raw id."""
         found = {}
         for pid in _processes():
-            environment = _environment(pid)
+            environment = self._environment(pid)
             if environment.get("SLURM_JOB_ID") == job and "SLURM_PROCID" in environment and _is_python(pid):
                 found[int(environment["SLURM_PROCID"])] = pid
         return found
+
+    def _environment(self, pid: int) -> dict[str, str]:
+        """A process's environment; empty where it belongs to no job of this cluster."""
+        pairs = dict(pair.split("=", 1) for pair in _read(pid, "environ").split("\0") if "=" in pair)
+        return pairs if pairs.get("SLURM_CONF") == self.environment["SLURM_CONF"] else {}
 
     def _configure(self) -> None:
         settings = self.folder / "slurm.conf"
@@ -212,6 +217,19 @@ class Lab:
         return True
 
 
+@contextlib.contextmanager
+def running_lab(folder: Path) -> Iterator[Lab]:
+    """The cluster of `make slurm-up` where it is up, or one in this folder while it is entered."""
+    theirs = (FOLDER / "lab.json").exists()
+    lab = Lab(FOLDER if theirs else folder)
+    try:
+        lab.up()
+        yield lab
+    finally:
+        if not theirs:
+            lab.down()
+
+
 def install() -> None:
     """Installs the missing packages, without their starting daemons of their own."""
     command = ["dpkg-query", "-W", "-f=${Package} ${Status}\n", *PACKAGES]
@@ -269,10 +287,6 @@ def _read(pid: int, name: str) -> str:
         return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
     except OSError:  # it has ended meanwhile
         return ""
-
-
-def _environment(pid: int) -> dict[str, str]:
-    return dict(pair.split("=", 1) for pair in _read(pid, "environ").split("\0") if "=" in pair)
 
 
 def _name(pid: int) -> str:

@@ -33,7 +33,7 @@ def run_all(folder: Path) -> None:
         write_test(stage, rank)
 
     preflight._write_test = cannot_write
-    preflight.socket.gethostname = lambda: f"node{process.rank}"
+    preflight.hostname = lambda: f"node{process.rank}"
     for name in NAMES:
         stage = Stage.from_yaml(folder / name / "stage.yaml")
         if name.endswith("list") and process.rank == 1:

@@ -1,47 +1,84 @@
 """Python imports this by itself in the tests' jobs, which have this folder in PYTHONPATH.
 
 MVD_TEST_BRAKE=FILE: as long as the file exists, an attempt waits after two updates, until it is told to stop; so a test
-can count on a stage's not being over. MVD_TEST_FAULT=FILE: as long as the file exists, no stage starts.
+can count on a stage's not being over. The file may hold {"updates": 5} to wait after so many, and {"flush": 3, "rank":
+1} to wait within a save after that, when that rank flushes its third file to the disk. FILE.reached then says after
+which update of the run it waits. MVD_TEST_FAULT=FILE: as long as the file exists, no stage starts. MVD_TEST_BAD=FILE:
+the node that the file names cannot write to run directories; if the file is empty, the second rank's node is the one.
 """
 
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
-BRAKE, FAULT = os.environ.get("MVD_TEST_BRAKE"), os.environ.get("MVD_TEST_FAULT")
+BRAKE, FAULT, BAD = (Path(os.environ.get(f"MVD_TEST_{name}", "/nowhere")) for name in ("BRAKE", "FAULT", "BAD"))
 
 
-def brake(module: ModuleType) -> None:
-    take_step = module.take_step
-    done = 0
+def brake(loop: ModuleType) -> None:
+    plan = {"updates": 2, "flush": 0, "rank": 0} | json.loads(BRAKE.read_text() or "{}")
+    is_the_one = int(os.environ["RANK"]) == plan["rank"]
+    update_once, save, flush = loop.TrainingRun._one_update, loop.TrainingRun._save, os.fsync
+    updates = flushes = 0
 
-    def braked(*arguments):
-        nonlocal done
-        while done >= 2 and os.path.exists(BRAKE) and not module.stop_requested():
+    def wait(run):
+        if is_the_one:
+            BRAKE.with_suffix(".reached").write_text(str(run.update))
+        while BRAKE.exists() and not loop.stop_requested():
             time.sleep(0.1)
-        done += 1
-        return take_step(*arguments)
 
-    module.take_step = braked
+    def braked_update(run, *arguments):
+        nonlocal updates
+        if updates >= plan["updates"] and not plan["flush"]:
+            wait(run)
+        updates += 1
+        update_once(run, *arguments)
+
+    def braked_save(run):
+        def braked_flush(descriptor):
+            nonlocal flushes
+            flushes += 1
+            if flushes == plan["flush"] and is_the_one:
+                wait(run)
+            flush(descriptor)
+
+        if updates >= plan["updates"]:
+            os.fsync = braked_flush
+        try:
+            return save(run)
+        finally:
+            os.fsync = flush
+
+    loop.TrainingRun._one_update, loop.TrainingRun._save = braked_update, braked_save
 
 
-class Fault(importlib.abc.MetaPathFinder):
-    """Fails before anything slow is imported."""
+def spoil(preflight: ModuleType) -> None:
+    write_test = preflight._write_test
+
+    def refuse_or_write(stage, rank):
+        if not BAD.read_text() and rank == 1:
+            BAD.write_text(os.environ["SLURMD_NODENAME"])
+        if BAD.read_text() == os.environ["SLURMD_NODENAME"]:
+            raise OSError(30, "Read-only file system")
+        write_test(stage, rank)
+
+    preflight._write_test = refuse_or_write
+
+
+class Change(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Changes a module once it has been imported, if the file that asks for it exists then."""
+
+    def __init__(self, file: Path, name: str, change: Callable[[ModuleType], None]) -> None:
+        self.file, self.name, self.change = file, name, change
 
     def find_spec(self, name, path, target=None):
-        if name == "mvd.run" and os.path.exists(FAULT):
-            raise RuntimeError("the fault that a test asked for")
-
-
-class Brake(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Changes the training loop once it has been imported."""
-
-    def find_spec(self, name, path, target=None):
-        if name != "mvd.train.loop":
+        if name != self.name or not self.file.exists():
             return None
         self.spec = importlib.machinery.PathFinder.find_spec(name, path)
         return importlib.util.spec_from_loader(name, self, origin=self.spec.origin)
@@ -49,10 +86,15 @@ class Brake(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module):
         module.__file__ = self.spec.origin
         self.spec.loader.exec_module(module)
-        brake(module)
+        self.change(module)
 
 
-if BRAKE:
-    sys.meta_path.insert(0, Brake())
-if FAULT:
-    sys.meta_path.insert(0, Fault())
+class Fault(importlib.abc.MetaPathFinder):
+    """Fails before anything slow is imported."""
+
+    def find_spec(self, name, path, target=None):
+        if name == "mvd.run" and FAULT.exists():
+            raise RuntimeError("the fault that a test asked for")
+
+
+sys.meta_path[:0] = [Change(BRAKE, "mvd.train.loop", brake), Change(BAD, "mvd.train.preflight", spoil), Fault()]
