@@ -15,7 +15,7 @@ from launch import slurm
 from launch.arrays import Array, build_arrays
 from launch.attempts import FOLDERS
 from launch.cluster import Cluster
-from launch.hosts import exclusion, named_hosts
+from launch.hosts import avoidable, exclusion, named_hosts
 from launch.local import generate_data
 from launch.plan import Node
 from launch.record import Record, job_folders, locked, now, read_record, write_record
@@ -122,11 +122,20 @@ def submit_array(array: Array, cluster: Cluster, code: Path, submitted: Mapping[
             if not avoided:
                 raise ConfigError(explain(array, str(error))) from error
             avoided = avoided[:-1]  # the job may not be able to do without it
-    for host in named:
-        how = "is avoided" if host in avoided else "would be avoided, if the job could run without it"
-        print(f"{host}, which faults of the last day have named, {how}")
     own = cluster.slurm.excluded
-    return Record(job, str(folder), now(), array.layout.nodes, [], [], exclude=own, avoided=avoided)
+    record = Record(job, str(folder), now(), array.layout.nodes, [], [], exclude=own, avoided=avoided)
+    let_in_needed(record)
+    for host in named:
+        how = "is avoided" if host in record.avoided else "would be avoided, if the job could run without it"
+        print(f"{host}, which faults of the last day have named, {how}")
+    return record
+
+
+def let_in_needed(record: Record) -> None:
+    """Avoids fewer machines where the job could never run: sbatch asks that only of jobs that may start at once."""
+    possible, _ = avoidable(record.script, record.exclude, record.avoided)
+    if possible != record.avoided and not slurm.exclude(record.job_id, exclusion(record.exclude, possible)):
+        record.avoided = possible
 
 
 def call_sbatch(folder: Path, how: Mapping[str, Any], parts: Sequence[Stage]) -> str:

@@ -102,9 +102,13 @@ class Lab:
         found = {}
         for pid in _processes():
             environment = self._environment(pid)
-            if environment.get("SLURM_JOB_ID") == job and "SLURM_PROCID" in environment and _is_python(pid):
+            if environment.get("SLURM_JOB_ID") == job and _is_python(pid) and _name(_parent(pid)) == "slurmstepd":
                 found[int(environment["SLURM_PROCID"])] = pid
         return found
+
+    def launchers(self, job: str) -> list[int]:
+        """Process ids of a running job's srun."""
+        return [p for p in _processes() if _name(p) == "srun" and self._environment(p).get("SLURM_JOB_ID") == job]
 
     def _environment(self, pid: int) -> dict[str, str]:
         """A process's environment; empty where it belongs to no job of this cluster."""

@@ -30,12 +30,12 @@ def test_a_machine_that_a_fault_names_is_avoided_while_enough_others_are_left(si
     job = site.record(STAGE).job_id
     wait_for_attempt(site, 1)
     first = site.bad.read_text()
+    site.bad.write_text("")  # in the next attempt another one, so that not enough are left
     site.wait("the requeue", lambda: site.record(STAGE).avoided)
     assert site.record(STAGE).avoided == [first] and first in site.record(STAGE).attempts[0].error
     assert nodes_of(lab, job, "ExcNodeList") == {first, "node4"}
     assert f"avoids {first}" in site.states(TINY)[STAGE]
 
-    site.bad.write_text("")  # and now another one, so that not enough are left
     wait_for_attempt(site, 2)
     second = site.bad.read_text()
     assert second not in (first, "node4")
