@@ -28,7 +28,7 @@ def avoidable(script: Path, own: str, hosts: list[str]) -> tuple[list[str], str]
     """As many of these machines as the job can do without, the first ones first, and SLURM's objection to one more."""
     objection = ""
     for count in range(len(hosts), 0, -1):
-        refused = slurm.objection(script, exclusion(own, hosts[:count]))
+        refused = slurm.cannot_exclude(script, exclusion(own, hosts[:count]))
         if not refused:
             return hosts[:count], objection
         objection = refused

@@ -198,7 +198,7 @@ def parameters(
             'export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"',
             f"{attempts} begin {shlex.quote(str(folder))} || exit 1",
         ],
-        # SLURM tells a job that is requeued to end before the next attempt's nodes are settled.
+        # The requeue at the end has SLURM send SIGTERM, before the nodes to avoid are settled.
         "teardown": ["code=$?", "trap '' TERM", f"{attempts} end {shlex.quote(str(folder))} $code", "exit $?"],
         "additional_parameters": {name: value for name, value in options.items() if value not in (None, False)},
     }

@@ -9,10 +9,6 @@ from pathlib import Path
 from mvd.config import ConfigError
 
 SECONDS_TO_ANSWER = 30
-UNFIT = (
-    "not available",
-    "Invalid node name",
-)  # in what sbatch says of nodes, rather than of limits
 
 
 @dataclass(frozen=True)
@@ -79,20 +75,25 @@ def cancel(job_ids: Iterable[str]) -> None:
 
 def requeue(job_id: str) -> str:
     """Puts a running job back into the queue, under its id; returns SLURM's objection, or nothing."""
-    done = _run("scontrol", "requeue", job_id)
-    return _one_line(done.stderr) if done.returncode else ""
+    return _objection("scontrol", "requeue", job_id)
 
 
 def exclude(job_id: str, nodes: str) -> str:
     """Changes the nodes that a waiting job excludes; returns SLURM's objection, or nothing."""
-    done = _run("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={nodes}")
-    return _one_line(done.stderr) if done.returncode else ""
+    return _objection("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={nodes}")
 
 
-def objection(script: Path, exclude: str) -> str:
-    """Why a batch script could never run without these nodes, in SLURM's words; empty where it can."""
-    done = _run("sbatch", "--test-only", f"--exclude={exclude}", str(script))
-    return _one_line(done.stderr) if done.returncode and any(word in done.stderr for word in UNFIT) else ""
+def cannot_exclude(script: Path, nodes: str) -> str:
+    """Why a batch script could not run without these nodes, in SLURM's words; empty where it can."""
+    return _objection("sbatch", "--test-only", f"--exclude={nodes}", str(script))
+
+
+def _objection(*command: str) -> str:
+    try:
+        done = _run(*command)
+    except ConfigError as error:
+        return str(error)
+    return (_one_line(done.stderr) or f"exit code {done.returncode}") if done.returncode else ""
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
