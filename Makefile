@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint chaos slurm-up slurm-down bench-data bench-step bench-gpu bench-saving clean help
+.PHONY: demo test lint chaos chaos-slurm slurm-up slurm-down bench-data bench-step bench-gpu bench-saving clean help
 
 help:
 	@echo "make demo        install, then train, distil, fine-tune and test the tiny row (under 8 minutes on 2 cores)"
 	@echo "make test        install the test extra and run the whole suite"
 	@echo "make lint        check style and annotations"
 	@echo "make chaos       a storm of FAULTS=50 faults over a real run, which must end as if nothing had happened"
+	@echo "make chaos-slurm  the same over a job on a virtual SLURM cluster (root on Debian or Ubuntu)"
 	@echo "make slurm-up    start a virtual SLURM cluster on this machine (root on Debian or Ubuntu), to try the launcher on"
 	@echo "make slurm-down  stop it again"
 	@echo "make bench-data  time video loading against decord, Pillow and torchvision, on one core"
@@ -29,6 +30,9 @@ lint: .venv/installed-test
 
 chaos: .venv/installed-test
 	$(BIN)/python -m tests.chaos.storm --faults $(or $(FAULTS),50)
+
+chaos-slurm: .venv/installed-test
+	$(BIN)/python -m tests.slurm.storm --faults $(or $(FAULTS),50)
 
 slurm-up: .venv/installed-test
 	@$(BIN)/python -m tests.slurm.lab up

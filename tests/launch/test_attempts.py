@@ -1,12 +1,16 @@
 """What follows an attempt: the end, another one, or the error for good. SLURM is stood in for; see tests/slurm."""
 
+import dataclasses
+import errno
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from launch import attempts, slurm
 from launch.attempts import ATTEMPTS, FOLDERS, main
 from launch.record import Record, now, read_record, write_record
+from mvd.train.faults import FAULTS
 
 
 @pytest.fixture
@@ -18,15 +22,17 @@ def job(tmp_path, monkeypatch):
     folder = tmp_path / "stage"
     write_record(folder, Record("24_1", str(tmp_path), now(), 1, ["row"], []))
     (tmp_path / FOLDERS).write_text(json.dumps([str(tmp_path / "other"), str(folder)]))
-    requeued = []
+    requeued, excluded = [], []
     monkeypatch.setattr(slurm, "queue", lambda ids: {name: slurm.QueuedJob("RUNNING", "None", "1:00") for name in ids})
     monkeypatch.setattr(slurm, "requeue", lambda name: requeued.append(name) or "")
-    return Job(tmp_path, folder, requeued)
+    monkeypatch.setattr(slurm, "exclude", lambda name, nodes: excluded.append((name, nodes)) or "")
+    monkeypatch.setattr(slurm, "cannot_exclude", lambda script, nodes: "" if nodes.count(",") < 2 else "too few")
+    return Job(tmp_path, folder, requeued, excluded)
 
 
 class Job:
-    def __init__(self, submission, folder, requeued):
-        self.submission, self.folder, self.requeued = submission, folder, requeued
+    def __init__(self, submission, folder, requeued, excluded):
+        self.submission, self.folder, self.requeued, self.excluded = submission, folder, requeued, excluded
 
     def attempt(self, code, saved=0, complete=False, error=None):
         """One attempt; returns the exit code of the job."""
@@ -99,6 +105,57 @@ def test_a_requeue_that_slurm_refuses_is_the_end(job, monkeypatch):
     monkeypatch.setattr(slurm, "requeue", lambda name: "Requested operation is presently disabled")
     job.attempt(0, saved=1)
     assert job.record.error.startswith("it could not be requeued (Requested operation is presently disabled)")
+
+
+def fault(job, hosts, hours=0):
+    """Notes a fault of so many hours ago."""
+    time = (datetime.now(UTC) - timedelta(hours=hours)).isoformat(timespec="seconds")
+    entry = {"time": time, "fault": "hang", "update": 1, "hosts": hosts, "message": "it hangs"}
+    with open(job.folder / FAULTS, "a") as handle:
+        handle.write(json.dumps(entry) + "\n")
+
+
+def test_a_machine_that_a_fault_has_named_is_avoided_for_a_day(job):
+    write_record(job.folder, dataclasses.replace(job.record, exclude="bad[1-3]"))
+    fault(job, ["node4"], hours=25)
+    fault(job, ["node2"], hours=23)
+    with open(job.folder / FAULTS, "a") as handle:
+        handle.write('{"time": "2026\n')  # the disk was full
+    job.attempt(76, saved=1)
+    assert job.excluded == [("24_1", "bad[1-3],node2")] and job.record.avoided == ["node2"]
+    job.attempt(0, saved=2)
+    assert len(job.excluded) == 1 and len(job.requeued) == 2
+    (job.folder / FAULTS).unlink()
+    job.attempt(0, saved=3)
+    assert job.excluded[1:] == [("24_1", "bad[1-3]")] and job.record.avoided == []
+
+
+def test_the_machine_named_last_is_avoided_where_the_job_cannot_do_without_all(job):
+    for number in (1, 2, 3):
+        fault(job, [f"node{number}"], hours=4 - number)
+    job.attempt(76)
+    assert job.excluded == [("24_1", "node3,node2")] and job.record.avoided == ["node3", "node2"]
+    assert job.record.attempts[0].error.endswith("\nnode1 is not avoided: too few")
+
+
+def test_an_exclusion_that_slurm_refuses_is_no_reason_to_give_up(job, monkeypatch):
+    monkeypatch.setattr(slurm, "exclude", lambda name, nodes: "Invalid node name specified")
+    fault(job, ["node2"])
+    job.attempt(76)
+    assert job.requeued == ["24_1"] and job.record.avoided == [] and job.record.error is None
+    assert "node2 is not avoided: Invalid node name" in job.record.attempts[0].error
+
+
+def test_a_full_disk_is_named(job, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "job.json")
+
+    assert main(["begin", str(job.submission)]) == 0
+    (job.folder / attempts.ERROR).write_text('{"rank": 0, "li')
+    monkeypatch.setattr(attempts, "write_record", full)
+    for verb in (["begin", str(job.submission)], ["end", str(job.submission), "1"]):
+        assert main(verb) == 1
+        assert "error: job.json: No space left on device; mend that, then" in capsys.readouterr().out
 
 
 def test_a_job_that_is_not_the_stages_own_does_not_run(job, monkeypatch, capsys):

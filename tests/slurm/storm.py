@@ -29,7 +29,7 @@ from mvd.data.motion import generate_motion
 from mvd.train.checkpoint import complete_checkpoints, update_of
 from tests.chaos.damage import DAMAGES, damage
 from tests.conftest import write_teachers
-from tests.slurm.conftest import TINY, Site, stage_ids
+from tests.slurm.conftest import TINY, Site, end, stage_ids
 from tests.slurm.lab import Lab, can_run, running_lab
 
 SAVED_EVERY = 3
@@ -64,6 +64,7 @@ class Storm:
         self.moments: Counter[str] = Counter()
         self.lost: dict[str, list[int]] = defaultdict(list)  # updates that were made in vain, by what ended the attempt
         self.attempts = self.runs = self.given_up = 0
+        self.sites: list[Site] = []
 
     def blow(self, faults: int, endings: tuple[str, ...] = tuple(ENDINGS)) -> None:
         """Disturbs run after run until so many faults have come.
@@ -71,6 +72,13 @@ class Storm:
         Raises:
             AssertionError: weights differ, or job.json says something else than what happened.
         """
+        try:
+            self._blow(faults, endings)
+        finally:
+            for site in self.sites:
+                end(site)
+
+    def _blow(self, faults: int, endings: tuple[str, ...]) -> None:
         reference = self.submit("undisturbed")
         expected = {}
         while self.faults.total() < faults:
@@ -90,6 +98,7 @@ class Storm:
         """A run of its own; all but the undisturbed one wait where `Run.plan` says."""
         (self.folder / name).mkdir()
         site = Site(self.lab, self.folder / name, self.motion, self.teachers)
+        self.sites.append(site)
         if name != "undisturbed":
             Run.plan(self, site)
         site.submit(TINY, LENGTH, *SHAPE, "--until", "pretrain")
@@ -173,7 +182,7 @@ class Run:
         if self.newest and self.random.random() < 0.3:
             self.storm.faults[damage(self.directory, self.random)] += 1
         self.plan(self.storm, self.site)
-        print(f"{stage} attempt {self.number}, {ending} while {moment}: {self.storm.faults.total()} faults so far")
+        print(f"attempt {self.number}, {ending} while {moment}: {self.storm.faults.total()} faults so far", flush=True)
         if self.site.record(stage).error:
             self.submit_again()
 
