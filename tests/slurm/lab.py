@@ -66,7 +66,7 @@ class Lab:
         for node in NODES:
             (self.folder / node).mkdir(exist_ok=True)
             self._daemon(f"slurmd.{node}", "slurmd", "-N", node)
-        wait_for("the nodes", self._nodes_ready)
+        wait_for("the nodes", self.nodes_ready)
 
     def down(self) -> None:
         """Ends all jobs, then what `up` started, the last one first."""
@@ -174,7 +174,8 @@ class Lab:
             if "lab" not in self.run("sacctmgr", "-n", "show", "cluster"):
                 self.run("sacctmgr", "-i", "add", "cluster", "lab")
 
-    def _nodes_ready(self) -> bool:
+    def nodes_ready(self) -> bool:
+        """Whether all nodes take jobs; those that were down are told to."""
         listed = self.run("sinfo", "-h", "-p", "main", "-N", "-o", "%N %T", check=False).splitlines()
         states = dict(line.split() for line in listed)
         down = [node for node, state in states.items() if state.startswith(("down", "drain"))]

@@ -30,7 +30,7 @@ from mvd.train.checkpoint import complete_checkpoints, update_of
 from tests.chaos.damage import DAMAGES, damage
 from tests.conftest import write_teachers
 from tests.slurm.conftest import TINY, Site, end, stage_ids
-from tests.slurm.lab import Lab, can_run, running_lab
+from tests.slurm.lab import Lab, can_run, running_lab, wait_for
 
 SAVED_EVERY = 3
 LENGTH = "pretrain.optimization.epochs=5"  # 30 updates
@@ -217,9 +217,10 @@ class Run:
         """Undoes what would outlast the attempt."""
         match ending:
             case "node set down":
-                self.lab.run("scontrol", "update", f"nodename={node}", "state=resume")
+                wait_for("the nodes", self.lab.nodes_ready)
             case "crashed node":
                 self.lab.restart(node)
+                wait_for("the nodes", self.lab.nodes_ready)
             case "time limit":
                 self.lab.run("scontrol", "update", f"JobId={self.job}", "TimeLimit=60", check=False)  # it may be over
 
