@@ -90,8 +90,9 @@ class Storm:
                 expected = load_file(reference.runs / self.stage / "weights.safetensors")
             run.to_the_end(faults, endings)
             weights = load_file(run.directory / "weights.safetensors")
+            assert weights.keys() == expected.keys(), "the weights have other names"
             wrong = [name for name in expected if not weights[name].equal(expected[name])]
-            assert weights.keys() == expected.keys() and not wrong, f"{len(wrong)} tensors differ, such as {wrong[0]}"
+            assert not wrong, f"{len(wrong)} tensors differ, such as {wrong[0]}"
             print(f"run {self.runs} is complete: {self.faults.total()} faults, all weights are equal", flush=True)
 
     def submit(self, name: str) -> Site:
