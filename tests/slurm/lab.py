@@ -208,8 +208,10 @@ class Lab:
 
     def _pid(self, name: str) -> int | None:
         """The process that a pid file of ours names, if it is alive and what it should be."""
-        path = self.folder / "pid" / f"{name}.pid"
-        text = path.read_text().strip() if path.exists() else ""
+        try:
+            text = (self.folder / "pid" / f"{name}.pid").read_text().strip()
+        except FileNotFoundError:  # a daemon removes it when it ends
+            return None
         if not text or _name(int(text)) != name.partition(".")[0] or _state(int(text)) == "Z":
             return None
         return int(text)
