@@ -16,6 +16,7 @@ shards have checked, does what is left, and writes the lists.
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 from collections import Counter
@@ -34,6 +35,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from mvd.config import DATASETS, ConfigError
+from mvd.data.annotations import MANIFEST, class_count
 from mvd.data.check import check_video, reencode
 from mvd.data.listing import Found, class_numbers, find_class_folders, find_listed, read_list
 from mvd.data.unreadable import UnreadableVideo
@@ -199,7 +201,7 @@ def write_manifest(
     splits = {split: {**count, "paper": _paper_count(dataset, split)} for split, count in counts.items()}
     classes = dict(sorted(numbers.items(), key=lambda item: item[1]))
     write_json(
-        output / "manifest.json",
+        output / MANIFEST,
         {"dataset": dataset, "splits": splits, "totals": totals, "classes": classes, "files": facts},
     )
 
@@ -222,9 +224,8 @@ def collect(arguments: argparse.Namespace) -> tuple[list[Found], dict[str, int]]
         lists = {split: read_list(file) for split, file in files.items()}
         numbers = class_numbers((item for listed in lists.values() for item in listed), arguments.labels)
         found = list(find_listed(videos, lists, numbers))
-    if arguments.dataset is not None and max(numbers.values()) >= DATASETS[arguments.dataset].classes:
-        classes = DATASETS[arguments.dataset].classes
-        raise ConfigError(f"the lists name {len(numbers)} classes, but {arguments.dataset} has {classes}; check them")
+    if arguments.dataset is not None and class_count(numbers) > (known := DATASETS[arguments.dataset].classes):
+        raise ConfigError(f"the lists name {len(numbers)} classes, but {arguments.dataset} has {known}; check them")
     return found, numbers
 
 
@@ -272,10 +273,21 @@ def prepare(arguments: argparse.Namespace) -> int:
     print(f"broken and missing videos, with reasons: {output / 'quarantine.tsv'}")
     if not any(count["good"] for count in counts.values()):
         raise ConfigError(f"not one video can be trained on; see {output / 'quarantine.tsv'}")
-    name = arguments.dataset or "k400"
-    print(f"next: name it in cluster.yaml, `datasets: {{{name}: {{root: {output}}}}}`, and look at what a row sees:")
-    print(f"  python -m mvd.data.inspect vitb_from_vitb_{name}")
+    print_next(arguments.dataset, output, counts, class_count(numbers))
     return 0
+
+
+def print_next(dataset: str | None, output: Path, counts: dict[str, Counter], classes: int) -> None:
+    """What to write into which file now, and the next command."""
+    name = dataset or re.sub(r"[^A-Za-z0-9_-]", "_", output.name)
+    print(f"\nnext:\n  name it in cluster.yaml:\n    datasets: {{{name}: {{root: {output}}}}}")
+    row = f"vitb_from_vitb_{name}"
+    if dataset is None:
+        row = "YOUR_ROW.py"
+        numbers = {split: counts.get(split, Counter())["good"] for split in ("train", "val")}
+        facts = f"classes={classes}, train_samples={numbers['train']}, val_samples={numbers['val']}"
+        print(f"  declare it in a row file of your own (README, Your own videos):\n    Dataset({facts})")
+    print(f"  look at what a row sees of it:\n    python -m mvd.data.inspect {row}")
 
 
 def parse() -> argparse.Namespace:
