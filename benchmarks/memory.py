@@ -52,8 +52,8 @@ def worker_memory(paths: list[Path], videos: int, workers: int) -> Iterator[list
 
 
 def memory_table(paths: list[Path], videos: int, workers: int = 2) -> Table:
-    """Medians and highest values over each stretch of the videos."""
-    heads = (f"worker {number}: {what}" for number in range(workers) for what in ("own MB", "highest", "with share"))
+    """Medians over each stretch of the videos, and of a process's own memory the lowest and highest reading."""
+    heads = (f"worker {number}: {what}" for number in range(workers) for what in ("own MB", "with share"))
     table = Table("videos", *heads)
     readings, batch = list(worker_memory(paths, videos, workers)), RECIPE.optimization.micro_batch
     length = math.ceil(len(readings) / STRETCHES)
@@ -62,7 +62,8 @@ def memory_table(paths: list[Path], videos: int, workers: int = 2) -> Table:
         cells = []
         for one in zip(*stretch, strict=True):
             own, share = zip(*one, strict=True)
-            cells += [f"{statistics.median(own):.0f}", f"{max(own):.0f}", f"{statistics.median(share):.0f}"]
+            cells.append(f"{statistics.median(own):.0f} ({min(own):.0f} - {max(own):.0f})")
+            cells.append(f"{statistics.median(share):.0f}")
         table.add_row(f"{start * batch:,} - {(start + len(stretch)) * batch:,}", *cells)
     return table
 
