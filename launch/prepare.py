@@ -1,9 +1,9 @@
 """Prepares a data set on a SLURM cluster: an array of jobs checks the videos, and a last one writes the lists.
 
 Takes what `python -m mvd.data.prepare` takes, whose --help explains the data. The cluster profile says how jobs are
-submitted; each gets a GPU's share of a node's cores and memory, and no GPU. cluster.KEY=VALUE changes the profile for
-this once, such as cluster.slurm.partition=cpu. Giving the same command again is safe: what has been checked is not
-checked again, and jobs that are queued or running are left alone.
+submitted; each gets a GPU's share of a node's cores (or as many as --workers says) and memory, and no GPU.
+cluster.KEY=VALUE changes the profile for this once, such as cluster.slurm.partition=cpu. Giving the same command again
+is safe: what has been checked is not checked again, and jobs that are queued or running are left alone.
 
 examples:
   python launch/prepare.py /raw/k400 data/k400 --dataset k400 --train train.csv --val validate.csv --short-side 320 \\

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +11,10 @@ from safetensors import safe_open
 
 from launch.plan import build_graph
 from mvd.config import ConfigError, Dataset, Row
-from mvd.data.annotations import load_annotations
-from mvd.stage import DatasetPaths, Stage
+from mvd.stage import Stage
 from tests.data.stages import recipe
 
 README = Path(__file__).resolve().parents[2] / "README.md"
-CLASSES = ("left", "right", "up")
 ROW = """
 from dataclasses import replace
 from experiments import demo
@@ -35,18 +32,6 @@ row = Row(
 """
 
 
-@pytest.fixture
-def class_folders(motion_root, tmp_path) -> Path:
-    """Real videos in a folder for each of three classes: eight of each."""
-    entries = [e for split in ("train", "val") for e in load_annotations(DatasetPaths(root=str(motion_root)), split, 8)]
-    for entry in entries:
-        if entry.label < len(CLASSES):
-            folder = tmp_path / "videos" / CLASSES[entry.label]
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copy(entry.path, folder / "-".join(Path(entry.path).parts[-2:]))
-    return tmp_path / "videos"
-
-
 def test_own_videos_from_their_folders_to_an_accuracy(class_folders, launch, profile, tmp_path):
     command = [sys.executable, "-m", "mvd.data.prepare", str(class_folders), str(tmp_path / "mine"), "--workers", "1"]
     prepared = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -62,7 +47,7 @@ def test_own_videos_from_their_folders_to_an_accuracy(class_folders, launch, pro
     assert tuned.returncode == 0, tuned.stdout + tuned.stderr
     (weights,) = (tmp_path / "runs").glob("finetune-mine-*/weights.safetensors")
     with safe_open(weights, "pt") as file:
-        assert file.get_slice("head.weight").get_shape()[0] == len(CLASSES)
+        assert file.get_slice("head.weight").get_shape()[0] == 3
     stage = Stage.from_yaml(weights.parent / "stage.yaml")
     videos = {split: len((tmp_path / "mine" / f"{split}.csv").read_text().splitlines()) for split in ("train", "val")}
     assert videos == {"train": 21, "val": 3}
