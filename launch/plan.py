@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from launch.cluster import Cluster
 from mvd.batch import Batch, solve_batch
-from mvd.config import DATASETS, ConfigError, ImageTeacher, Kind, Recipe, Row, VideoTeacher, facts_of
+from mvd.config import DATASETS, ConfigError, ImageTeacher, Kind, Recipe, Row, Test, VideoTeacher, facts_of
 from mvd.data.annotations import MANIFEST, Split, class_count, load_split
 from mvd.files import sha256
 from mvd.stage import WEIGHTS, DatasetPaths, Execution, Stage, identity, stage_id
@@ -213,12 +213,13 @@ def _check_data(node: Node, cluster: Cluster) -> None:
         if not path.exists():
             raise ConfigError(f"datasets.{dataset}: {path} does not exist; mend the path in the cluster profile")
     if node.recipe.own_dataset is not None:
-        _check_declaration(node.recipe, paths, splits)
+        _check_declaration(node, paths, splits)
 
 
-def _check_declaration(recipe: Recipe, paths: DatasetPaths, splits: Iterable[Split]) -> None:
+def _check_declaration(node: Node, paths: DatasetPaths, splits: Iterable[Split]) -> None:
     """Compares what a row declares of its own data with its lists, and with the manifest of mvd.data.prepare."""
-    manifest, declared = Path(paths.root) / MANIFEST, facts_of(recipe).classes
+    recipe, facts = node.recipe, facts_of(node.recipe)
+    manifest, declared = Path(paths.root) / MANIFEST, facts.classes
     if manifest.is_file():
         found = class_count(json.loads(manifest.read_text(encoding="utf-8"))["classes"])
         if found != declared:
@@ -228,6 +229,11 @@ def _check_declaration(recipe: Recipe, paths: DatasetPaths, splits: Iterable[Spl
             )
     for split in splits:
         load_split(recipe, paths, split)
+    if not isinstance(recipe, Test) and facts.train_samples < recipe.optimization.global_batch:
+        raise ConfigError(
+            f"{recipe.dataset} has {facts.train_samples} training samples, fewer than one global batch; "
+            f"set {node.kind}.optimization.global_batch to at most that, or use more data"
+        )
 
 
 def _undeclared_data(recipe: Recipe, cluster: Cluster) -> str:

@@ -29,6 +29,7 @@ def checked(output: Path) -> Counter[str]:
 def test_shares_survive_a_stop_a_death_and_are_put_together(site, lab, class_folders, blocked, tmp_path):
     output = tmp_path / "prepared"
     words = [str(class_folders), str(output), "--short-side", "32", "--array", "2", "--workers", "1"]
+    words.append("cluster.slurm.time_limit_hours=0.15")  # so short that submitit takes every USR2 for its end
 
     plan = site.run("prepare.py", *words, "--dry-run")
     assert "25 files to check" in plan and "check-prepared" in plan and "2000M" in plan
