@@ -270,7 +270,9 @@ def prepare(arguments: argparse.Namespace) -> int:
     output.mkdir(parents=True, exist_ok=True)
     check_all(jobs, output, arguments.shard, arguments.workers)
     if arguments.shard[1] > 1:
-        print("this shard is done; once all are, run the command without --shard to write the lists")
+        print(
+            "this shard is done; once all are, the command without --shard writes the lists (in an array, the last job)"
+        )
         return 0
     records = read_records(output)
     counts = write_lists(found, records, output)

@@ -23,7 +23,7 @@ from mvd.config import Dataset, Mixing, Row
 MINE = {facts}
 scratch = demo.rows[1]
 own = dict(dataset="mine", own_dataset=MINE)
-batch = replace(scratch.finetune.optimization, global_batch=4, micro_batch=4, epochs=2)
+batch = replace(scratch.finetune.optimization, global_batch=4, micro_batch=4, epochs=1)
 row = Row(
     name="mine",
     finetune=replace(scratch.finetune, mixing=Mixing(group=4), optimization=batch, **own),
