@@ -219,12 +219,12 @@ def _check_data(node: Node, cluster: Cluster) -> None:
 def _check_declaration(node: Node, paths: DatasetPaths, splits: Iterable[Split]) -> None:
     """Compares what a row declares of its own data with its lists, and with the manifest of mvd.data.prepare."""
     recipe, facts = node.recipe, facts_of(node.recipe)
-    manifest, declared = Path(paths.root) / MANIFEST, facts.classes
+    manifest = Path(paths.root) / MANIFEST
     if manifest.is_file():
-        found = class_count(json.loads(manifest.read_text(encoding="utf-8"))["classes"])
-        if found != declared:
+        found = _prepared_classes(manifest)
+        if found != facts.classes:
             raise ConfigError(
-                f"{manifest} names {found} classes, but the row declares classes={declared} for {recipe.dataset}; "
+                f"{manifest} names {found} classes, but the row declares classes={facts.classes} for {recipe.dataset}; "
                 f"set it to {found} if this is the right data set"
             )
     for split in splits:
@@ -234,6 +234,15 @@ def _check_declaration(node: Node, paths: DatasetPaths, splits: Iterable[Split])
             f"{recipe.dataset} has {facts.train_samples} training samples, fewer than one global batch; "
             f"set {node.kind}.optimization.global_batch to at most that, or use more data"
         )
+
+
+def _prepared_classes(manifest: Path) -> int:
+    try:
+        return class_count(json.loads(manifest.read_text(encoding="utf-8"))["classes"])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{manifest} is none of mvd.data.prepare's; prepare the data again, or move it away"
+        ) from error
 
 
 def _undeclared_data(recipe: Recipe, cluster: Cluster) -> str:

@@ -53,10 +53,11 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError(f"{setting.text}: only the cluster profile can be changed here, as cluster.KEY=VALUE")
     profile = [dataclasses.replace(setting, path=setting.path[1:]) for setting in settings]
     cluster = load_cluster(options.cluster, profile)
-    options.workers = options.workers or cores(cluster.slurm)
+    if options.workers is None:
+        options.workers = cores(cluster.slurm)
     jobs_of(collect(options)[0], options)
     if options.dry_run:
-        print_plan(options, cluster)
+        print_plan(options, cluster, argv)
         return 0
     if not slurm.is_there():
         raise ConfigError("there is no sbatch on this machine; log in to the cluster, or run mvd.data.prepare here")
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"queued or running already: {', '.join(queued)}; once they have ended, the same command does the rest")
         print_next([("see how far they are", f"squeue --jobs {','.join(queued)}"), done_so_far(options)])
     else:
-        print_submission(options, submission)
+        print_submission(options, submission, argv)
     return 0
 
 
@@ -134,7 +135,7 @@ def queued_jobs(output: Path) -> list[str]:
     return sorted({job.partition("_")[0] for job in slurm.queue(jobs)}, key=int)
 
 
-def print_plan(options: argparse.Namespace, cluster: Cluster) -> None:
+def print_plan(options: argparse.Namespace, cluster: Cluster, argv: Sequence[str]) -> None:
     """Prints the two calls of sbatch that a submission would make."""
     lines = []
     for name, size, after in (("check", options.array, ""), ("list", 1, "#1")):
@@ -146,11 +147,11 @@ def print_plan(options: argparse.Namespace, cluster: Cluster) -> None:
         lines[-1].append("all of check" if after else "-")
     columns = ["job", "jobs>", "cores>", "memory>", "partition", "time limit>", "after"]
     print_table("2 calls of sbatch", columns, lines)
-    again = [word for word in sys.argv[1:] if word != "--dry-run"]
+    again = [word for word in argv if word != "--dry-run"]
     print_next([("submit them", command("prepare.py", *again))])
 
 
-def print_submission(options: argparse.Namespace, submission: Submission) -> None:
+def print_submission(options: argparse.Namespace, submission: Submission, argv: Sequence[str]) -> None:
     """Says what is queued, how to follow it, and what to do with the result."""
     array, last = submission.array, submission.last
     name = f"{array}[0-{options.array - 1}]" if options.array > 1 else array
@@ -162,7 +163,7 @@ def print_submission(options: argparse.Namespace, submission: Submission) -> Non
             done_so_far(options),
             ("read what they print", f"tail {short(submission.array_folder)}/*_log.out"),
             ("cancel", f"scancel {array} {last}"),
-            ("go on, should a job have failed or been cancelled", command("prepare.py", *sys.argv[1:])),
+            ("go on, should a job have failed or been cancelled", command("prepare.py", *argv)),
             ("once the last job is done, see the counts, and what to write into cluster.yaml", f"cat {log}"),
         ]
     )

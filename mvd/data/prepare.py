@@ -219,8 +219,10 @@ def _paper_count(dataset: str | None, split: str) -> int | None:
 
 
 def collect(arguments: argparse.Namespace) -> tuple[list[Found], dict[str, int]]:
-    """The videos that are asked for and their classes' numbers."""
+    """The videos that are asked for and their classes' numbers; ConfigError for what cannot work."""
     videos = arguments.videos
+    if arguments.workers < 1:
+        raise ConfigError(f"--workers is {arguments.workers}; give a number of processes, 1 or more")
     if not videos.is_dir():
         raise ConfigError(f"there is no folder {videos}; give the folder that holds the videos")
     files = {split: getattr(arguments, split) for split in SPLITS if getattr(arguments, split) is not None}
