@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,7 +20,7 @@ class Entry(NamedTuple):
     label: int
 
 
-def fingerprint(entries: list[Entry]) -> str:
+def fingerprint(entries: Sequence[Entry]) -> str:
     """8 hex digits that stand for the files' names and labels and their order, wherever the files lie."""
     digest = hashlib.sha256()
     for entry in entries:

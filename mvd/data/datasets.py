@@ -15,6 +15,7 @@ from mvd.config import ConfigError, Finetune, ImageTeacher, Pretrain, VideoTeach
 from mvd.data import augment
 from mvd.data.annotations import Entry, load_split
 from mvd.data.masking import random_mask, tube_mask
+from mvd.data.packed import PackedEntries
 from mvd.data.randaugment import apply_operations, draw_operations
 from mvd.data.randomness import Purpose, epoch_order, generator
 from mvd.data.reader import open_video, read_image
@@ -53,7 +54,7 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
 
     def __init__(self, seed: int, entries: list[Entry], reader: str) -> None:
         self.seed = seed
-        self.entries = entries
+        self.entries = PackedEntries(entries)
         self.reader = reader
         self.decode_ms = 0.0
 
