@@ -91,7 +91,7 @@ def jobs_of(found: Sequence[Found], arguments: argparse.Namespace) -> list[Job]:
     """One job a file, however often it is listed; prints how many that are.
 
     Raises:
-        ConfigError: none.
+        ConfigError: there are none.
     """
     videos, output = arguments.videos, arguments.output
     sources = sorted({item.path for item in found if item.path is not None})
@@ -272,9 +272,7 @@ def prepare(arguments: argparse.Namespace) -> int:
     output.mkdir(parents=True, exist_ok=True)
     check_all(jobs, output, arguments.shard, arguments.workers)
     if arguments.shard[1] > 1:
-        print(
-            "this shard is done; once all are, the command without --shard writes the lists (in an array, the last job)"
-        )
+        print("this shard is done; once all are, the last job or the command without --shard writes the lists")
         return 0
     records = read_records(output)
     counts = write_lists(found, records, output)
@@ -288,8 +286,9 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 
 def profile_name(dataset: str | None, output: Path) -> str:
-    """What the cluster profile and row files may call a data set."""
-    return dataset or re.sub(r"[^A-Za-z0-9_-]", "_", output.name)
+    """What the cluster profile and row files may call a data set; the known names are not for one's own."""
+    own = re.sub(r"[^A-Za-z0-9_-]", "_", output.name)
+    return dataset or (f"my_{own}" if own in DATASETS else own)
 
 
 def print_next(dataset: str | None, output: Path, counts: dict[str, Counter], classes: int) -> None:
