@@ -3,13 +3,12 @@
 CPU time of one process that may use one thread, per sample, from a path to what the device gets. A round takes one
 video and one seed and times the baseline and ours one after the other; the table gives median and quartiles of the
 rounds' ratios. Ours hands out uint8: normalising, erasing and cutting test views are the device's work and are not in
-these figures. Then it reads 2,000 videos in a row and prints how much memory that process holds, and how many cores
-the loading of each row takes for one GPU.
+these figures. Then it prints how much memory the loader's processes hold over 2,000 videos (memory.py), and how many
+cores the loading of each row takes for one GPU.
 """
 
 import argparse
 import os
-import random
 import statistics
 import sys
 import time
@@ -19,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import plain_loading
 from benchmarks.clips import write_clips
+from benchmarks.memory import memory_table
 from experiments import k400, ssv2
 from launch.estimate import tflop_per_sample
-from mvd.config import Finetune, Pretrain, Row
+from mvd.config import Pretrain, Row
 from mvd.data.annotations import Entry
 from mvd.data.datasets import FinetuneDataset, MaskedClipDataset, SampleKey, TrainDataset
 from mvd.data.reader import open_video
@@ -176,22 +175,6 @@ def summary(task: Task, measured: list[Round]) -> list[str]:
     ]
 
 
-def memory_growth(paths: list[str], videos: int) -> tuple[float, float]:
-    """Resident memory in MB after a tenth of that many videos and after all of them, fine-tuning and test in turn."""
-    recipe: Finetune = K400.finetune
-    process, early = psutil.Process(), 0.0
-    views = Views("segment", 2)
-    for number in range(videos):
-        path = random.Random(number).choice(paths)
-        if number % 2:
-            load(FinetuneDataset(recipe, [Entry(path, 0)], "pyav"), number)
-        else:
-            load_views(ViewDataset([Entry(path, 0)], views))
-        if number == videos // 10:
-            early = process.memory_info().rss / 1e6
-    return early, process.memory_info().rss / 1e6
-
-
 def cores_per_gpu(clips_per_second: dict[str, float], tflops: tuple[float, ...]) -> Table:
     """Cores that load as many clips as a GPU takes that sustains so many TFLOP/s, by stage."""
     table = Table("stage", "clips/s a core", *(f"cores at {value:.0f} TFLOP/s" for value in tflops))
@@ -238,8 +221,8 @@ def main() -> None:
     console = Console(width=130)
     console.print(f"CPU milliseconds a sample on one core; {os.cpu_count()} cores, torch {torch.__version__}", table)
     if not arguments.only:
-        early, late = memory_growth(clips["340x256"] + clips["426x240"], VIDEOS_FOR_MEMORY)
-        console.print(f"memory: {early:.0f} MB after {VIDEOS_FOR_MEMORY // 10} videos, {late:.0f} MB after all")
+        files = [Path(path) for path in clips["340x256"] + clips["568x320"]]
+        console.print("memory of the loader's processes", memory_table(files, VIDEOS_FOR_MEMORY))
         console.print("cores that loading takes for one GPU", cores_per_gpu(rates, tuple(arguments.tflops)))
 
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from launch.settings import Override, apply_overrides, nearest
 from mvd.batch import working_world_sizes
-from mvd.config import DATASETS, ConfigError, Kind, Precision, Recipe, Test
+from mvd.config import ConfigError, Kind, Precision, Recipe, Test
 from mvd.stage import DatasetPaths, Faults, Reader
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,8 +142,10 @@ class Cluster:
         _check_positive("sustained_tflops", self.sustained_tflops)
         if self.workers < 0:
             raise ConfigError(f"workers is {self.workers}; give 0 (load in the training process) or more")
-        _check_names("datasets", self.datasets, DATASETS)
-        _check_names("teachers", self.teachers, TEACHERS)
+        for name in self.teachers:
+            if name not in TEACHERS:
+                known = ", ".join(TEACHERS)
+                raise ConfigError(f"teachers has no {name!r}{nearest(name, TEACHERS)}; use one of {known}")
 
     def resources(self, kind: Kind) -> Resources:
         return getattr(self, kind)
@@ -210,9 +212,3 @@ def _absolute(path: str) -> str:
 def _check_positive(name: str, value: float) -> None:
     if not value > 0:  # nor is NaN
         raise ConfigError(f"{name} is {value}; give a positive number")
-
-
-def _check_names(section: str, given: Iterable[str], known: Iterable[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise ConfigError(f"{section} has no {name!r}{nearest(name, known)}; use one of {', '.join(known)}")

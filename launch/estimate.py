@@ -6,7 +6,7 @@ activation checkpointing is not counted, nor are decoding, validation and waitin
 
 from math import prod
 
-from mvd.config import DATASETS, Finetune, ImageTeacher, Pretrain, Recipe, Test, VideoTeacher
+from mvd.config import Finetune, ImageTeacher, Pretrain, Recipe, Test, VideoTeacher, facts_of
 from mvd.sizes import SIZES, ClipShape, ImageShape, Transformer
 
 MLP_RATIO = 4
@@ -29,8 +29,8 @@ def tflop_per_sample(recipe: Recipe) -> float:
 
 
 def total_tflop(recipe: Recipe) -> float:
-    """TFLOP of a whole stage on the data set's published number of samples."""
-    dataset = DATASETS[recipe.dataset]
+    """TFLOP of a whole stage on the data set's own number of samples."""
+    dataset = facts_of(recipe)
     if isinstance(recipe, Test):
         return tflop_per_sample(recipe) * dataset.val_samples
     batch = recipe.optimization.global_batch

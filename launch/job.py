@@ -1,5 +1,6 @@
-"""What every process of a SLURM job runs: one stage, from whatever its run directory holds."""
+"""What every process of a SLURM job runs: one stage, from whatever its run directory holds, or a share of preparing."""
 
+import argparse
 import json
 import os
 import signal
@@ -8,7 +9,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from submitit.helpers import TorchDistributedEnvironment
+from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
 from launch.attempts import ERROR, LINES, job_id
 from launch.record import now
@@ -38,6 +39,27 @@ class StageJob:
         except Exception:
             note.write("\n".join(traceback.format_exc().strip().splitlines()[-LINES:]))
             raise
+
+
+@dataclass(frozen=True)
+class PrepareJob:
+    """A share of preparing a data set, number and count; its state is all in the data set's folder."""
+
+    arguments: argparse.Namespace
+    share: tuple[int, int]
+
+    def __call__(self) -> None:
+        """Does what is left of the share; where it fails, its exit code keeps the last job from starting."""
+        from mvd.data.prepare import run as prepare
+
+        print(f"=== job {job_id()} on {hostname()}, {now()}", flush=True)
+        code = prepare(argparse.Namespace(**vars(self.arguments) | {"shard": self.share}))
+        if code:
+            sys.exit(code)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Called by submitit shortly before a time limit or a preemption, which then requeues the job."""
+        return DelayedSubmission(self)
 
 
 def run(stage: Stage, note: "Note") -> None:

@@ -1,6 +1,7 @@
 """From rows to the graph of their stages, and from there to stages that can run on a cluster."""
 
 import dataclasses
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,10 +10,13 @@ from typing import Any, get_args
 
 from launch.cluster import Cluster
 from mvd.batch import Batch, solve_batch
-from mvd.config import DATASETS, ConfigError, ImageTeacher, Kind, Recipe, Row, VideoTeacher
+from mvd.config import DATASETS, ConfigError, ImageTeacher, Kind, Recipe, Row, Test, VideoTeacher, facts_of
+from mvd.data.annotations import MANIFEST, Split, class_count, load_split
 from mvd.files import sha256
-from mvd.stage import WEIGHTS, Execution, Stage, identity, stage_id
+from mvd.stage import WEIGHTS, DatasetPaths, Execution, Stage, identity, stage_id
 
+# Lists that a stage of a kind reads, where they are others than the training list.
+SPLITS: dict[Kind, tuple[Split, ...]] = {"finetune": ("train", "val"), "test": ("test",)}
 KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which they depend on each other
 
 
@@ -106,7 +110,7 @@ def undeclared(nodes: Sequence[Node], cluster: Cluster) -> list[str]:
     for node in nodes:
         dataset = node.recipe.dataset
         if dataset not in cluster.datasets:
-            needed[f"datasets.{dataset}.root: folder of the {dataset} {DATASETS[dataset].media}s"] = None
+            needed[_undeclared_data(node.recipe, cluster)] = None
         else:
             _check_data(node, cluster)
         for role, name in node.teacher_files.items():
@@ -200,14 +204,51 @@ def _check_data(node: Node, cluster: Cluster) -> None:
     if is_generated(dataset):
         return
     root = Path(paths.root)
-    if DATASETS[dataset].media == "image":
+    splits = SPLITS.get(node.kind, ("train",))
+    if facts_of(node.recipe).media == "image":
         needed = [root, root / "train"]
     else:
-        lists = {"finetune": (paths.train, paths.val), "test": (paths.test,)}.get(node.kind, (paths.train,))
-        needed = [root, *(root / name for name in lists)]
+        needed = [root, *(root / getattr(paths, split) for split in splits)]
     for path in needed:
         if not path.exists():
             raise ConfigError(f"datasets.{dataset}: {path} does not exist; mend the path in the cluster profile")
+    if node.recipe.own_dataset is not None:
+        _check_declaration(node, paths, splits)
+
+
+def _check_declaration(node: Node, paths: DatasetPaths, splits: Iterable[Split]) -> None:
+    """Compares what a row declares of its own data with its lists, and with the manifest of mvd.data.prepare."""
+    recipe, facts = node.recipe, facts_of(node.recipe)
+    manifest = Path(paths.root) / MANIFEST
+    if manifest.is_file():
+        found = _prepared_classes(manifest)
+        if found != facts.classes:
+            raise ConfigError(
+                f"{manifest} names {found} classes, but the row declares classes={facts.classes} for {recipe.dataset}; "
+                f"set it to {found} if this is the right data set"
+            )
+    for split in splits:
+        load_split(recipe, paths, split)
+    if not isinstance(recipe, Test) and facts.train_samples < recipe.optimization.global_batch:
+        raise ConfigError(
+            f"{recipe.dataset} has {facts.train_samples} training samples, fewer than one global batch; "
+            f"set {node.kind}.optimization.global_batch to at most that, or use more data"
+        )
+
+
+def _prepared_classes(manifest: Path) -> int:
+    try:
+        return class_count(json.loads(manifest.read_text(encoding="utf-8"))["classes"])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{manifest} is none of mvd.data.prepare's; prepare the data again, or move it away"
+        ) from error
+
+
+def _undeclared_data(recipe: Recipe, cluster: Cluster) -> str:
+    others = [name for name in cluster.datasets if name not in DATASETS]
+    known = f"; the profile names {', '.join(others)}" if others else ""
+    return f"datasets.{recipe.dataset}.root: folder of the {recipe.dataset} {facts_of(recipe).media}s{known}"
 
 
 def is_generated(dataset: str) -> bool:

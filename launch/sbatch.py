@@ -7,14 +7,14 @@ import re
 import secrets
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from launch import slurm
 from launch.arrays import Array, build_arrays
 from launch.attempts import FOLDERS
-from launch.cluster import Cluster
+from launch.cluster import Cluster, Layout, Slurm
 from launch.hosts import avoidable, exclusion, named_hosts
 from launch.local import generate_data
 from launch.plan import Node
@@ -101,33 +101,32 @@ def submit_array(array: Array, cluster: Cluster, code: Path, submitted: Mapping[
     Raises:
         ConfigError: sbatch refuses; its own message, and the field to change.
     """
-    from submitit.core.utils import FailedJobError
+    from launch.job import StageJob
 
     parts = [part for stage in array.stages for part in stage.in_shards()]
-    stamp = re.sub(r"\D", "", now())[:14]
-    folder = Path(cluster.runs) / "jobs" / f"{stamp}-{array.stages[0].kind}-{secrets.token_hex(2)}"
-    folder.mkdir(parents=True)
+    folder = new_folder(Path(cluster.runs) / "jobs", array.stages[0].kind)
     for stage in array.stages:
         stage.directory.mkdir(parents=True, exist_ok=True)
         write_text(stage.directory / "stage.yaml", stage.to_yaml())
     write_json(folder / FOLDERS, [str(part.job_directory) for part in parts])
+    jobs = [StageJob(str(part.directory), part.execution.shard) for part in parts]
     named = avoided = named_hosts(stage.directory for stage in array.stages)
     while True:
         exclude = exclusion(cluster.slurm.excluded, avoided)
         how = parameters(array, cluster, code, folder, resolve(array.dependency, submitted), exclude)
         try:
-            job = call_sbatch(folder, how, parts)
+            job = call_sbatch(folder, how, jobs, array.stages[0].kind)
             break
-        except FailedJobError as error:
+        except ConfigError:
             if not avoided:
-                raise ConfigError(explain(array, str(error))) from error
+                raise
             avoided = avoided[:-1]  # the job may not be able to do without it
     own = cluster.slurm.excluded
     record = Record(job, str(folder), now(), array.layout.nodes, [], [], exclude=own, avoided=avoided)
     let_in_needed(record)
     for host in named:
-        how = "is avoided" if host in record.avoided else "would be avoided, if the job could run without it"
-        print(f"{host}, which faults of the last day have named, {how}")
+        fate = "is avoided" if host in record.avoided else "would be avoided, if the job could run without it"
+        print(f"{host}, which faults of the last day have named, {fate}")
     return record
 
 
@@ -138,17 +137,31 @@ def let_in_needed(record: Record) -> None:
         record.avoided = possible
 
 
-def call_sbatch(folder: Path, how: Mapping[str, Any], parts: Sequence[Stage]) -> str:
-    """Calls sbatch once, through submitit; returns the job id of the whole array."""
+def new_folder(parent: Path, what: str) -> Path:
+    """Makes the folder of one call of sbatch, for its scripts and logs."""
+    stamp = re.sub(r"\D", "", now())[:14]
+    folder = parent / f"{stamp}-{what}-{secrets.token_hex(2)}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def call_sbatch(folder: Path, how: Mapping[str, Any], jobs: Sequence[Callable[[], None]], what: str) -> str:
+    """Calls sbatch once, through submitit; returns the job id, which is the whole array's where there are several jobs.
+
+    Raises:
+        ConfigError: sbatch refuses; its own message, and the field to change.
+    """
     from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError
 
-    from launch.job import StageJob
-
-    executor = SlurmExecutor(folder)
+    executor = SlurmExecutor(folder, max_num_timeout=sys.maxsize)  # of the jobs that leave requeueing to submitit
     executor.update_parameters(**how)
-    with contextlib.redirect_stderr(io.StringIO()):  # where submitit repeats what its error says
-        jobs = executor.submit_array([StageJob(str(part.directory), part.execution.shard) for part in parts])
-    return jobs[0].job_id.partition("_")[0]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # where submitit repeats what the error says
+            submitted = executor.submit_array(jobs)
+    except FailedJobError as error:
+        raise ConfigError(explain(what, str(error))) from error
+    return submitted[0].job_id.partition("_")[0]
 
 
 def resolve(text: str, submitted: Mapping[str, str]) -> str:
@@ -159,34 +172,53 @@ def resolve(text: str, submitted: Mapping[str, str]) -> str:
 def parameters(
     array: Array, cluster: Cluster, code: Path, folder: Path, dependency: str, exclude: str
 ) -> dict[str, Any]:
-    """submitit's parameters of one sbatch call; dependency and exclude are in sbatch's words, or empty."""
-    how = cluster.slurm
-    python = shlex.quote(sys.executable)
-    attempts = f"{python} -m launch.attempts"
-    gone = f"error: {code}, the code of this job, is gone; run submit.py again"
-    name = array.stages[0].id if len(array.stages) == 1 else f"{array.stages[0].kind}-{len(array.stages)}-stages"
-    options: dict[str, Any] = {
-        "job_name": name,
-        "partition": how.partition,
-        "account": how.account,
-        "qos": how.qos,
-        "constraint": how.constraint,
+    """submitit's parameters of an array of stages; dependency and exclude are in sbatch's words, or empty."""
+    options = {name: value for name, value in cluster.slurm.options.items() if name != "exclude"}
+    how = dataclasses.replace(cluster.slurm, exclude=exclude or None, options=options)
+    kind = array.stages[0].kind
+    attempts = f"{shlex.quote(sys.executable)} -m launch.attempts"
+    asked = {
+        "job_name": array.stages[0].id if len(array.stages) == 1 else f"{kind}-{len(array.stages)}-stages",
         "gpus_per_node": array.layout.gpus,
         "cpus_per_task": how.cpus_per_gpu,
         "mem": f"{how.memory_gb * 1000:.0f}M" if how.memory_gb else None,
         "dependency": dependency or None,
+    }
+    return {
+        **profile_parameters(
+            how, code, asked, array.layout, [f"{attempts} begin {shlex.quote(str(folder))} || exit 1"]
+        ),
+        "array_parallelism": how.array_parallelism or array.size,
+        # The requeue at the end has SLURM send SIGTERM, before the nodes to avoid are settled.
+        "teardown": ["code=$?", "trap '' TERM", f"{attempts} end {shlex.quote(str(folder))} $code", "exit $?"],
+    }
+
+
+def profile_parameters(
+    how: Slurm, code: Path, asked: Mapping[str, Any], layout: Layout, begin: Sequence[str] = ()
+) -> dict[str, Any]:
+    """submitit's parameters of any job, one process a GPU of the layout: what it asks of sbatch, and the profile's.
+
+    code: the snapshot that it runs in. begin: last lines of the script before the processes start.
+    """
+    options: dict[str, Any] = {
+        "partition": how.partition,
+        "account": how.account,
+        "qos": how.qos,
+        "constraint": how.constraint,
+        "exclude": how.exclude,
         "kill_on_invalid_dep": "yes",
         "requeue": True,
+        **asked,
     }
     options |= {name.replace("-", "_"): value for name, value in how.options.items()}
-    options["exclude"] = exclude or None
     cpus = options["cpus_per_task"]
+    gone = f"error: {code}, the code of this job, is gone; submit it again"
     return {
-        "nodes": array.layout.nodes,
-        "ntasks_per_node": array.layout.gpus,
+        "nodes": layout.nodes,
+        "ntasks_per_node": layout.gpus,
         "time": max(1, round(how.time_limit_hours * 60)),
         "signal_delay_s": how.warning_seconds,
-        "array_parallelism": how.array_parallelism or array.size,
         "wckey": None,
         "stderr_to_stdout": True,
         # A rank that dies takes the job along; and srun does not take the number of CPUs from sbatch.
@@ -196,21 +228,19 @@ def parameters(
             *(f"export {name}={shlex.quote(value)}" for name, value in how.environment.items()),
             f"cd {shlex.quote(str(code))} || {{ echo {shlex.quote(gone)}; exit 1; }}",
             'export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"',
-            f"{attempts} begin {shlex.quote(str(folder))} || exit 1",
+            *begin,
         ],
-        # The requeue at the end has SLURM send SIGTERM, before the nodes to avoid are settled.
-        "teardown": ["code=$?", "trap '' TERM", f"{attempts} end {shlex.quote(str(folder))} $code", "exit $?"],
         "additional_parameters": {name: value for name, value in options.items() if value not in (None, False)},
     }
 
 
-def explain(array: Array, message: str) -> str:
+def explain(what: str, message: str) -> str:
     """sbatch's own words in one sentence, with the profile's field that they are about."""
     lines = [line.removeprefix("sbatch: error: ") for line in message.splitlines() if "error:" in line]
     said = "; ".join(dict.fromkeys(line.removeprefix("Batch job submission failed: ") for line in lines))
     said = said or " ".join(message.split())
     field = next((field for word, field in FIELDS.items() if word in said.lower()), "the slurm section")
-    return f"sbatch refuses the {array.stages[0].kind} jobs ({said}); change {field} in the cluster profile"
+    return f"sbatch refuses the {what} jobs ({said}); change {field} in the cluster profile"
 
 
 def write_records(array: Array, whole: Record, rows: Mapping[str, list[str]], parents: Mapping[str, list[str]]) -> None:

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from mvd.config import DATASETS, ConfigError, Finetune, Precision
-from mvd.data.annotations import Entry, Split, load_annotations
+from mvd.config import ConfigError, Finetune, Precision, facts_of
+from mvd.data.annotations import Entry, Split, load_split
 from mvd.data.datasets import dataset_paths
 from mvd.data.device import normalise
 from mvd.data.stalls import ReadLimit
@@ -131,12 +131,12 @@ def merge_shards(stage: Stage) -> None:
 
 def load_entries(stage: Stage, split: Split) -> list[Entry]:
     """The videos of a split of the stage's data set."""
-    return load_annotations(dataset_paths(stage), split, DATASETS[stage.recipe.dataset].classes)
+    return load_split(stage.recipe, dataset_paths(stage), split)
 
 
 def _load_classifier(stage: Stage) -> nn.Module:
     """The fine-tuned network; ConfigError where its file is not that of one, head included."""
-    model = build_classifier(stage.recipe.size, num_classes=DATASETS[stage.recipe.dataset].classes)
+    model = build_classifier(stage.recipe.size, num_classes=facts_of(stage.recipe).classes)
     report = load_weights(model, stage.inputs["finetune"])
     if report.missing:
         missing = ", ".join(report.missing)
@@ -180,7 +180,7 @@ def _write_logits(
     views = Views(recipe.sampling, recipe.clips, recipe.crops, recipe.stride, SIZES[recipe.size].clip)
     dataset = ViewDataset(entries, views, how.reader)
     dataset.limit = ReadLimit.of_run(stage.directory, how.faults.video_seconds)
-    shape = (recipe.clips * recipe.crops, DATASETS[recipe.dataset].classes)
+    shape = (recipe.clips * recipe.crops, facts_of(recipe).classes)
     rank, processes = how.shard * process.world_size + process.rank, how.shards * process.world_size
     known = _read_logits(path, entries) or Logits(np.zeros((0, *shape), np.float32), np.zeros(0, int), np.zeros(0, int))
     mine = known.indices % processes == rank  # all of them, unless an earlier attempt had another number of processes

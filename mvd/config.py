@@ -20,20 +20,34 @@ Precision = Literal["bf16", "fp32"]
 
 SHORT_SIZE = {"tiny": "tiny", "small": "vits", "base": "vitb", "large": "vitl", "huge": "vith"}
 _HOW = {"digest": False}
+_IF_SET = {"digest_unset": False}  # for fields that came later: unset, identities are as they were
 
 
 class ConfigError(ValueError):
     """A setting that cannot work: one sentence that says what, where, and the mend."""
 
 
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Facts of a data set: kind of files, classes, and the sizes of the lists the paper used (0: does not count)."""
+    """Facts of a data set: kind of files, classes, and the lengths of its lists (of the paper's sets, those it used).
 
-    media: Literal["video", "image"]
+    A row file declares one for data of its own, and gives it to its recipes as `own_dataset`.
+    """
+
+    media: Literal["video", "image"] = "video"
     classes: int
     train_samples: int
     val_samples: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.classes > 1, f"classes is {self.classes}; a data set to tell classes apart has two at least")
+        _check(self.train_samples > 0, f"train_samples is {self.train_samples}; give the length of the training list")
+        _check(self.val_samples >= 0, f"val_samples is {self.val_samples}; give the length of the validation list")
 
 
 DATASETS: dict[str, Dataset] = {
@@ -44,9 +58,9 @@ DATASETS: dict[str, Dataset] = {
 }
 
 
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
+def facts_of(recipe: "Recipe") -> Dataset:
+    """The facts of a recipe's data set."""
+    return recipe.own_dataset or DATASETS[recipe.dataset]
 
 
 def _check_size(name: str, field_name: str) -> None:
@@ -57,9 +71,21 @@ def _check_seed(seed: int, field_name: str) -> None:
     _check(seed >= 0, f"{field_name} is {seed}; give 0 or more")
 
 
-def _check_dataset(name: str, media: str, field_name: str) -> None:
-    known = [k for k, v in DATASETS.items() if v.media == media or (media == "image" and k == "motion")]
-    _check(name in known, f"{field_name}: no {media} data set is called {name!r}; use one of {', '.join(known)}")
+def _check_dataset(recipe: "Recipe", section: str) -> None:
+    """Refuses a name that is not known and not declared, and videos or images where the other is due."""
+    name, own = recipe.dataset, recipe.own_dataset
+    media = "image" if isinstance(recipe, ImageTeacher) else "video"
+    if own is None:
+        known = [k for k, v in DATASETS.items() if v.media == media or (media == "image" and k == "motion")]
+        choice = f"use one of {', '.join(known)}, or declare your own as {section}.own_dataset"
+        _check(name in known, f"{section}.dataset: no {media} data set is called {name!r}; {choice}")
+        return
+    _check(name not in DATASETS, f"{section}: {name} needs no own_dataset; leave it out, or call your data otherwise")
+    _check(
+        re.fullmatch(r"[A-Za-z0-9_-]+", name) is not None,
+        f"{section}.dataset: the cluster profile is to name {name!r}, so use letters, digits, _ and -",
+    )
+    _check(media in (own.media, "image"), f"{section}.own_dataset: {name} holds {own.media}s; give one of videos")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +147,7 @@ class ImageTeacher:
 
     size: str
     dataset: str = "imagenet"
+    own_dataset: Dataset | None = field(default=None, metadata=_IF_SET)
     mask_ratio: float = 0.75
     crop_scale: tuple[float, float] = (0.2, 1.0)
     flip: float = 0.5
@@ -130,7 +157,7 @@ class ImageTeacher:
     def __post_init__(self) -> None:
         _check_seed(self.seed, "image_teacher.seed")
         _check_size(self.size, "image_teacher.size")
-        _check_dataset(self.dataset, "image", "image_teacher.dataset")
+        _check_dataset(self, "image_teacher")
         _check_mask(self.mask_ratio, "image_teacher.mask_ratio")
 
     @property
@@ -144,6 +171,7 @@ class VideoTeacher:
 
     size: str
     dataset: str = "k400"
+    own_dataset: Dataset | None = field(default=None, metadata=_IF_SET)
     mask_ratio: float = 0.9
     stride: int = 4
     optimization: Optimization
@@ -153,7 +181,7 @@ class VideoTeacher:
     def __post_init__(self) -> None:
         _check_seed(self.seed, "video_teacher.seed")
         _check_size(self.size, "video_teacher.size")
-        _check_dataset(self.dataset, "video", "video_teacher.dataset")
+        _check_dataset(self, "video_teacher")
         _check_mask(self.mask_ratio, "video_teacher.mask_ratio")
         _check(self.stride > 0, f"video_teacher.stride is {self.stride}; give a positive number of frames")
 
@@ -172,6 +200,7 @@ class Pretrain:
     student: str
     teacher: str
     dataset: str = "k400"
+    own_dataset: Dataset | None = field(default=None, metadata=_IF_SET)
     mask_ratio: float = 0.9
     stride: int = 4
     drop_path: float = 0.1
@@ -184,7 +213,7 @@ class Pretrain:
         _check_seed(self.seed, "pretrain.seed")
         _check_size(self.student, "pretrain.student")
         _check_size(self.teacher, "pretrain.teacher")
-        _check_dataset(self.dataset, "video", "pretrain.dataset")
+        _check_dataset(self, "pretrain")
         _check_mask(self.mask_ratio, "pretrain.mask_ratio")
         _check(self.stride > 0, f"pretrain.stride is {self.stride}; give a positive number of frames")
         student, teacher = SIZES[self.student], SIZES[self.teacher]
@@ -252,6 +281,7 @@ class Finetune:
 
     size: str
     dataset: str
+    own_dataset: Dataset | None = field(default=None, metadata=_IF_SET)
     sampling: Sampling
     stride: int = 4
     drop_path: float
@@ -266,7 +296,7 @@ class Finetune:
     def __post_init__(self) -> None:
         _check_seed(self.seed, "finetune.seed")
         _check_size(self.size, "finetune.size")
-        _check_dataset(self.dataset, "video", "finetune.dataset")
+        _check_dataset(self, "finetune")
         _check(
             self.optimization.global_batch % self.mixing.group == 0,
             f"finetune: a global batch of {self.optimization.global_batch} videos does not hold whole mixing groups "
@@ -284,6 +314,7 @@ class Test:
 
     size: str
     dataset: str
+    own_dataset: Dataset | None = field(default=None, metadata=_IF_SET)
     sampling: Sampling
     stride: int = 4
     clips: int
@@ -291,7 +322,7 @@ class Test:
 
     def __post_init__(self) -> None:
         _check_size(self.size, "test.size")
-        _check_dataset(self.dataset, "video", "test.dataset")
+        _check_dataset(self, "test")
         _check(self.clips > 0 and self.crops > 0, "test: clips and crops are counts of views; give positive numbers")
 
 
@@ -355,7 +386,7 @@ class Row:
                 f"{self.finetune.size!r}; make them equal",
             )
         if self.finetune is not None and self.test is not None:
-            for name in ("size", "dataset", "sampling"):
+            for name in ("size", "dataset", "own_dataset", "sampling"):
                 _check(
                     getattr(self.finetune, name) == getattr(self.test, name),
                     f"row {self.name}: finetune.{name} and test.{name} differ; make them equal",

@@ -20,7 +20,7 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
-from mvd.config import DATASETS, ConfigError, Finetune, ImageTeacher, Pretrain, Recipe, VideoTeacher
+from mvd.config import ConfigError, Finetune, ImageTeacher, Pretrain, Recipe, VideoTeacher, facts_of
 from mvd.files import write_atomically
 from mvd.models import build_classifier, build_image_autoencoder, build_student, build_video_autoencoder
 from mvd.models.checkpoints import load_official, to_official
@@ -120,7 +120,7 @@ def build_network(recipe: Recipe) -> nn.Module:
         case Pretrain():
             return build_student(recipe.student, teacher=recipe.teacher)
         case Finetune():
-            return build_classifier(recipe.size, num_classes=DATASETS[recipe.dataset].classes)
+            return build_classifier(recipe.size, num_classes=facts_of(recipe).classes)
     raise ConfigError(f"a {type(recipe).__name__} trains no network")
 
 

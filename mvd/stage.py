@@ -147,16 +147,18 @@ class Stage:
 def identity(value: Any) -> Any:
     """The part of a recipe that decides its result, as plain containers."""
     if dataclasses.is_dataclass(value):
-        return {
-            f.name: identity(getattr(value, f.name))
-            for f in dataclasses.fields(value)
-            if f.metadata.get("digest", True)
-        }
+        return {f.name: identity(getattr(value, f.name)) for f in dataclasses.fields(value) if _decides(f, value)}
     if isinstance(value, dict):
         return {str(k): identity(v) for k, v in value.items()}
     if isinstance(value, int) and not isinstance(value, bool):
         return float(value)  # 40 and 40.0 are one setting, whichever a row file wrote
     return [identity(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _decides(setting: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether a field belongs to the identity of a settings dataclass."""
+    unset = getattr(value, setting.name) is None
+    return setting.metadata.get("digest", True) and not (unset and not setting.metadata.get("digest_unset", True))
 
 
 def sizes_of(recipe: Recipe) -> dict[str, Size]:

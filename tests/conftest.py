@@ -1,15 +1,18 @@
 """Real videos for the tests."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from mvd.data.motion import generate_motion
+from mvd.data.annotations import load_annotations
+from mvd.data.motion import CLASSES, generate_motion
 from mvd.models import build_image_teacher, build_video_teacher
 from mvd.models.checkpoints import to_official
+from mvd.stage import DatasetPaths
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +28,18 @@ def real_videos() -> dict[str, str]:
 def motion_root(tmp_path_factory) -> Path:
     """A small copy of the generated motion data set: 48 training and 16 validation videos."""
     return generate_motion(tmp_path_factory.mktemp("data") / "motion", train=48, val=16)
+
+
+@pytest.fixture
+def class_folders(motion_root, tmp_path) -> Path:
+    """A folder of real videos with one folder a class: left, right and up, eight videos each."""
+    entries = [e for split in ("train", "val") for e in load_annotations(DatasetPaths(root=str(motion_root)), split, 8)]
+    for entry in entries:
+        if entry.label < 3:
+            folder = tmp_path / "videos" / CLASSES[entry.label]
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(entry.path, folder / "-".join(Path(entry.path).parts[-2:]))
+    return tmp_path / "videos"
 
 
 @pytest.fixture(scope="session")

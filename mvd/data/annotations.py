@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mvd.config import ConfigError
+from mvd.config import ConfigError, Recipe, facts_of
 from mvd.stage import DatasetPaths
 
+MANIFEST = "manifest.json"  # what mvd.data.prepare says of the data set it has made
 Split = Literal["train", "val", "test"]
 
 
@@ -18,12 +20,36 @@ class Entry(NamedTuple):
     label: int
 
 
-def fingerprint(entries: list[Entry]) -> str:
+def fingerprint(entries: Sequence[Entry]) -> str:
     """8 hex digits that stand for the files' names and labels and their order, wherever the files lie."""
     digest = hashlib.sha256()
     for entry in entries:
         digest.update(f"{Path(entry.path).name} {entry.label}\n".encode())
     return digest.hexdigest()[:8]
+
+
+def class_count(numbers: Mapping[str, int]) -> int:
+    """How many outputs tell classes of these numbers apart: they run from 0."""
+    return max(numbers.values()) + 1
+
+
+def load_split(recipe: Recipe, paths: DatasetPaths, split: Split) -> list[Entry]:
+    """The samples of a split of a recipe's data set.
+
+    Raises:
+        ConfigError: a list that does not hold what the data set's facts say; of one's own data, the declared numbers
+            too, since other data is to get other run directories.
+    """
+    facts = facts_of(recipe)
+    load = load_annotations if facts.media == "video" else load_image_folder
+    entries = load(paths, split, facts.classes)
+    declared = {"train": facts.train_samples, "val": facts.val_samples}.get(split)
+    if recipe.own_dataset is not None and declared not in (None, len(entries)):
+        raise ConfigError(
+            f"{Path(paths.root, getattr(paths, split))} lists {len(entries):,} samples, but the row declares "
+            f"{split}_samples={declared} for {recipe.dataset}; set it to {len(entries)} if this is the right list"
+        )
+    return entries
 
 
 def load_annotations(paths: DatasetPaths, split: Split, classes: int) -> list[Entry]:

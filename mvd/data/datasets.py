@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mvd.config import DATASETS, ConfigError, Finetune, ImageTeacher, Pretrain, VideoTeacher
+from mvd.config import ConfigError, Finetune, ImageTeacher, Pretrain, VideoTeacher, facts_of
 from mvd.data import augment
-from mvd.data.annotations import Entry, load_annotations, load_image_folder
+from mvd.data.annotations import Entry, load_split
 from mvd.data.masking import random_mask, tube_mask
+from mvd.data.packed import PackedEntries
 from mvd.data.randaugment import apply_operations, draw_operations
 from mvd.data.randomness import Purpose, epoch_order, generator
 from mvd.data.reader import open_video, read_image
@@ -53,7 +54,7 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
 
     def __init__(self, seed: int, entries: list[Entry], reader: str) -> None:
         self.seed = seed
-        self.entries = entries
+        self.entries = PackedEntries(entries)
         self.reader = reader
         self.decode_ms = 0.0
 
@@ -140,7 +141,7 @@ class ImageTeacherDataset(TrainDataset):
         super().__init__(recipe.seed, entries, reader)
         self.recipe = recipe
         self.shape = SIZES[recipe.size].image_training
-        self.media = DATASETS[recipe.dataset].media
+        self.media = facts_of(recipe).media
 
     def sample(self, entry: Entry, key: SampleKey) -> dict[str, torch.Tensor]:
         image = read_image(entry.path) if self.media == "image" else self._random_frame(entry, key)
@@ -245,9 +246,7 @@ def build_dataset(stage: Stage) -> TrainDataset:
         ConfigError: no path, or a list that does not hold what the data set's facts say.
     """
     recipe, paths, reader = stage.recipe, dataset_paths(stage), stage.execution.reader
-    facts = DATASETS[recipe.dataset]
-    load = load_annotations if facts.media == "video" else load_image_folder
-    entries = load(paths, "train", facts.classes)
+    entries = load_split(recipe, paths, "train")
     if isinstance(recipe, ImageTeacher):
         return ImageTeacherDataset(recipe, entries, reader)
     if isinstance(recipe, VideoTeacher):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mvd.config import DATASETS, Finetune, Pretrain, TrainRecipe
+from mvd.config import Finetune, Pretrain, TrainRecipe, facts_of
 from mvd.data.mixup import ClipMixup
 
 MEAN = (0.485, 0.456, 0.406)
@@ -68,7 +68,7 @@ def _mix(
         cutmix_alpha=mixing.cutmix,
         switch_prob=mixing.switch,
         label_smoothing=mixing.smoothing,
-        num_classes=DATASETS[recipe.dataset].classes,
+        num_classes=facts_of(recipe).classes,
         cutmix_axes=mixing.cutmix_axes,
     )
     videos, targets, start = [], [], 0

@@ -21,8 +21,8 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 
-from mvd.config import DATASETS, ConfigError, Finetune, Pretrain, Row, Test
-from mvd.data.annotations import Entry, Split, load_annotations
+from mvd.config import ConfigError, Finetune, Pretrain, Row, Test
+from mvd.data.annotations import Entry, Split, load_split
 from mvd.data.datasets import FinetuneDataset, MaskedClipDataset, SampleKey
 from mvd.data.device import MEAN, STD, prepare
 from mvd.data.loader import unit_order, update_blocks
@@ -169,7 +169,7 @@ def strips_of(row: Row, folder: str | None, videos: int, epoch: int) -> Iterator
     """The strips of every stage that the row has."""
 
     def entries(recipe: Pretrain | Finetune | Test, split: Split) -> list[Entry]:
-        return load_annotations(dataset_paths(recipe.dataset, folder), split, DATASETS[recipe.dataset].classes)
+        return load_split(recipe, dataset_paths(recipe.dataset, folder), split)
 
     if row.pretrain is not None:
         yield from pretrain_strips(row.pretrain, entries(row.pretrain, "train")[:videos], videos, epoch)

@@ -6,9 +6,7 @@ groups, and a group into mirrored pairs (its j-th video from the front with the 
 two are mixed with each other: any whole number of pairs can then be mixed on its own, with the group's one draw.
 """
 
-import ctypes
 import os
-import signal
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -20,9 +18,8 @@ from torch.utils.data import DataLoader, Sampler
 from mvd.config import ConfigError, Finetune, TrainRecipe
 from mvd.data.datasets import SampleKey, TrainDataset
 from mvd.data.randomness import epoch_order
+from mvd.data.workers import follow_parent
 from mvd.stage import Stage
-
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class LoaderHealth:
@@ -163,12 +160,7 @@ def worker_count(most: int) -> int:
 
 
 def start_worker(_: int) -> None:
-    """Makes a loader process single-threaded, deaf to what asks the training process to stop, and dead when that is.
-
-    Those signals reach the whole job; a loader that obeyed them would take the last checkpoint away.
-    """
+    """Makes a loader process single-threaded; obeying a signal itself, it would take the last checkpoint away."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    follow_parent()

@@ -7,19 +7,19 @@ Kinetics-400 and Something-Something V2, from their own annotation files:
 Your own videos, one folder per class (a tenth of them is held out for validation):
     python -m mvd.data.prepare my-videos data/mine
 
-The same command goes on where it was interrupted. On several machines, or in a SLURM array, give each
-`--shard NUMBER/COUNT` (from 0) with the same OUTPUT, then run the command once without it: it takes over what the
-shards have checked, does what is left, and writes the lists.
-    sbatch --array=0-31 --cpus-per-task=16 --wrap 'python -m mvd.data.prepare ... --shard $SLURM_ARRAY_TASK_ID/32'
+The same command goes on where it was interrupted. `python launch/prepare.py`, with the same words and `--array 32`,
+shares the work out over a SLURM cluster. Machines without SLURM can share it too: give each `--shard NUMBER/COUNT`
+(from 0) with the same OUTPUT, then run the command once without: it takes over what the shards have checked, does what
+is left, and writes the lists.
 """
 
 import argparse
 import json
 import os
-import signal
+import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -34,9 +34,11 @@ from rich.table import Table
 from tqdm import tqdm
 
 from mvd.config import DATASETS, ConfigError
+from mvd.data.annotations import MANIFEST, class_count
 from mvd.data.check import check_video, reencode
 from mvd.data.listing import Found, class_numbers, find_class_folders, find_listed, read_list
 from mvd.data.unreadable import UnreadableVideo
+from mvd.data.workers import follow_parent
 from mvd.files import write_json, write_text
 
 SPLITS = ("train", "val", "test")
@@ -85,10 +87,19 @@ def work_on(job: Job) -> Record:
     return Record(**of_source, short_side=job.short_side, path=str(path), facts=facts._asdict())
 
 
-def jobs_of(found: Iterable[Found], videos: Path, output: Path, short_side: int | None) -> list[Job]:
-    """One job a file, however often it is listed."""
+def jobs_of(found: Sequence[Found], arguments: argparse.Namespace) -> list[Job]:
+    """One job a file, however often it is listed; prints how many that are.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    videos, output = arguments.videos, arguments.output
     sources = sorted({item.path for item in found if item.path is not None})
-    return [Job(path, target_of(path, videos, output), short_side) for path in sources]
+    missing = sum(item.path is None for item in found)
+    print(f"{len(found):,} videos are listed, {missing:,} of them missing; {len(sources):,} files to check", flush=True)
+    if not sources:
+        raise ConfigError(f"none of the listed videos is below {videos}; check the folder and the lists")
+    return [Job(path, target_of(path, videos, output), arguments.short_side) for path in sources]
 
 
 def target_of(path: Path, videos: Path, output: Path) -> Path:
@@ -119,7 +130,7 @@ def is_done(job: Job, record: Record | None) -> bool:
 def run_jobs(jobs: list[Job], workers: int, records_file: Path) -> Iterator[Record]:
     """Works on the jobs in parallel; each record is on the disk before it is yielded, in the order of completion."""
     waiting = iter(jobs)
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=follow_parent)
     try:
         running = {pool.submit(work_on, job) for job in islice(waiting, workers * AT_ONCE)}
         with open(records_file, "a", encoding="utf-8") as handle:
@@ -140,10 +151,6 @@ def run_jobs(jobs: list[Job], workers: int, records_file: Path) -> Iterator[Reco
         pool.shutdown(cancel_futures=True)
 
 
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C, and ends its workers
-
-
 def check_all(jobs: list[Job], output: Path, shard: tuple[int, int], workers: int) -> None:
     """Does this shard's share of what no earlier run has done, with a progress line."""
     records = read_records(output)
@@ -151,7 +158,8 @@ def check_all(jobs: list[Job], output: Path, shard: tuple[int, int], workers: in
     left = [job for job in jobs[number::count] if not is_done(job, records.get(str(job.source)))]
     name = "records.jsonl" if count == 1 else f"records-{number:04d}-of-{count:04d}.jsonl"
     broken = 0
-    with tqdm(total=len(left), unit="video", desc="checking", mininterval=1, dynamic_ncols=True) as progress:
+    pause = 1 if sys.stderr.isatty() else 30  # seconds between two lines of progress
+    with tqdm(total=len(left), unit="video", desc="checking", mininterval=pause, dynamic_ncols=True) as progress:
         for record in run_jobs(left, workers, output / name):
             broken += record.reason is not None
             progress.set_postfix_str(f"{broken} broken", refresh=False)
@@ -199,7 +207,7 @@ def write_manifest(
     splits = {split: {**count, "paper": _paper_count(dataset, split)} for split, count in counts.items()}
     classes = dict(sorted(numbers.items(), key=lambda item: item[1]))
     write_json(
-        output / "manifest.json",
+        output / MANIFEST,
         {"dataset": dataset, "splits": splits, "totals": totals, "classes": classes, "files": facts},
     )
 
@@ -211,8 +219,10 @@ def _paper_count(dataset: str | None, split: str) -> int | None:
 
 
 def collect(arguments: argparse.Namespace) -> tuple[list[Found], dict[str, int]]:
-    """The videos that are asked for and their classes' numbers."""
-    videos = arguments.videos.absolute()
+    """The videos that are asked for and their classes' numbers; ConfigError for what cannot work."""
+    videos = arguments.videos
+    if arguments.workers < 1:
+        raise ConfigError(f"--workers is {arguments.workers}; give a number of processes, 1 or more")
     if not videos.is_dir():
         raise ConfigError(f"there is no folder {videos}; give the folder that holds the videos")
     files = {split: getattr(arguments, split) for split in SPLITS if getattr(arguments, split) is not None}
@@ -222,9 +232,8 @@ def collect(arguments: argparse.Namespace) -> tuple[list[Found], dict[str, int]]
         lists = {split: read_list(file) for split, file in files.items()}
         numbers = class_numbers((item for listed in lists.values() for item in listed), arguments.labels)
         found = list(find_listed(videos, lists, numbers))
-    if arguments.dataset is not None and max(numbers.values()) >= DATASETS[arguments.dataset].classes:
-        classes = DATASETS[arguments.dataset].classes
-        raise ConfigError(f"the lists name {len(numbers)} classes, but {arguments.dataset} has {classes}; check them")
+    if arguments.dataset is not None and class_count(numbers) > (known := DATASETS[arguments.dataset].classes):
+        raise ConfigError(f"the lists name {len(numbers)} classes, but {arguments.dataset} has {known}; check them")
     return found, numbers
 
 
@@ -238,7 +247,13 @@ def print_counts(counts: dict[str, Counter], dataset: str | None, classes: int) 
 
 
 def main() -> int:
-    arguments = parse()
+    parser = build_parser("python -m mvd.data.prepare", __doc__ or "")
+    parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="NUMBER/COUNT", help="this machine's share")
+    return run(parser.parse_args())
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command, or a share of it; returns its exit code."""
     try:
         return prepare(arguments)
     except ConfigError as error:
@@ -250,20 +265,14 @@ def main() -> int:
 
 
 def prepare(arguments: argparse.Namespace) -> int:
-    """Runs the command; returns its exit code."""
     found, numbers = collect(arguments)
-    videos, output = arguments.videos.absolute(), arguments.output.absolute()
-    jobs = jobs_of(found, videos, output, arguments.short_side)
-    missing = sum(item.path is None for item in found)
-    print(f"{len(found):,} videos are listed, {missing:,} of them missing; {len(jobs):,} files to check", flush=True)
-    if not jobs:
-        raise ConfigError(f"none of the listed videos is below {videos}; check the folder and the lists")
+    jobs, output = jobs_of(found, arguments), arguments.output
     if arguments.dry_run:
         return 0
     output.mkdir(parents=True, exist_ok=True)
     check_all(jobs, output, arguments.shard, arguments.workers)
     if arguments.shard[1] > 1:
-        print("this shard is done; once all are, run the command without --shard to write the lists")
+        print("this shard is done; once all are, the last job or the command without --shard writes the lists")
         return 0
     records = read_records(output)
     counts = write_lists(found, records, output)
@@ -272,30 +281,48 @@ def prepare(arguments: argparse.Namespace) -> int:
     print(f"broken and missing videos, with reasons: {output / 'quarantine.tsv'}")
     if not any(count["good"] for count in counts.values()):
         raise ConfigError(f"not one video can be trained on; see {output / 'quarantine.tsv'}")
-    name = arguments.dataset or "k400"
-    print(f"next: name it in cluster.yaml, `datasets: {{{name}: {{root: {output}}}}}`, and look at what a row sees:")
-    print(f"  python -m mvd.data.inspect vitb_from_vitb_{name}")
+    print_next(arguments.dataset, output, counts, class_count(numbers))
     return 0
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m mvd.data.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("videos", type=Path, help="folder that holds the videos, at any depth")
-    parser.add_argument("output", type=Path, help="folder of the data set: lists, manifest, and videos written again")
+def profile_name(dataset: str | None, output: Path) -> str:
+    """What the cluster profile and row files may call a data set; the known names are not for one's own."""
+    own = re.sub(r"[^A-Za-z0-9_-]", "_", output.name)
+    return dataset or (f"my_{own}" if own in DATASETS else own)
+
+
+def print_next(dataset: str | None, output: Path, counts: dict[str, Counter], classes: int) -> None:
+    """What to write into which file now, and the next command."""
+    name = profile_name(dataset, output)
+    print(f"\nnext:\n  name it in cluster.yaml:\n    datasets: {{{name}: {{root: {output}}}}}")
+    row = f"vitb_from_vitb_{name}"
+    if dataset is None:
+        row = "YOUR_ROW.py"
+        numbers = {split: counts.get(split, Counter())["good"] for split in ("train", "val")}
+        facts = f"classes={classes}, train_samples={numbers['train']}, val_samples={numbers['val']}"
+        print(f"  declare it in a row file of your own (README, Your own videos):\n    Dataset({facts})")
+    print(f"  look at what a row sees of it:\n    python -m mvd.data.inspect {row}")
+
+
+def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """What this command takes, and launch/prepare.py too."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=prog, description=description, formatter_class=formatter)
+    parser.add_argument("videos", type=_path, help="folder that holds the videos, at any depth")
+    parser.add_argument("output", type=_path, help="folder of the data set: lists, manifest, and videos written again")
     parser.add_argument("--dataset", choices=("k400", "ssv2"), help="compare the counts with the paper's")
     for split in SPLITS:
-        parser.add_argument(f"--{split}", type=Path, metavar="LIST", help=f"annotation file of the {split} videos")
-    parser.add_argument("--labels", type=Path, help="Something-Something's labels.json")
+        parser.add_argument(f"--{split}", type=_path, metavar="LIST", help=f"annotation file of the {split} videos")
+    parser.add_argument("--labels", type=_path, help="Something-Something's labels.json")
     parser.add_argument("--val-share", type=float, default=0.1, help="held out of class folders (default: %(default)s)")
     parser.add_argument("--short-side", type=int, metavar="PIXELS", help="write the videos again, this short at most")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: cores)")
-    parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="NUMBER/COUNT", help="this machine's share")
-    parser.add_argument("--dry-run", action="store_true", help="only say what there is to check")
-    return parser.parse_args()
+    parser.add_argument("--dry-run", action="store_true", help="only say what there is to do")
+    return parser
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from mvd.config import ConfigError, Sampling
 from mvd.data.annotations import Entry
 from mvd.data.datasets import to_clip
 from mvd.data.loader import start_worker, worker_count
+from mvd.data.packed import PackedEntries
 from mvd.data.reader import Video, open_video
 from mvd.data.sampling import dense_test_indices, segment_test_indices
 from mvd.data.stalls import ReadLimit
@@ -89,7 +90,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
     limit = ReadLimit()
 
     def __init__(self, entries: list[Entry], views: Views, reader: str = "pyav") -> None:
-        self.entries = entries
+        self.entries = PackedEntries(entries)
         self.views = views
         self.reader = reader
 

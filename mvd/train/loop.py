@@ -13,7 +13,7 @@ import torch
 
 from mvd.accuracy import load_entries, validate
 from mvd.batch import Batch
-from mvd.config import DATASETS, ConfigError, Finetune
+from mvd.config import ConfigError, Finetune, facts_of
 from mvd.data.annotations import fingerprint
 from mvd.data.datasets import build_dataset
 from mvd.data.device import prepare
@@ -96,7 +96,7 @@ class TrainingRun:
         doing("starting", 0)
         with agreeing():
             torch.manual_seed(recipe.seed)  # the same first weights on every process
-            self.task: Task = build_task(stage, DATASETS[recipe.dataset].classes, process.device)
+            self.task: Task = build_task(stage, facts_of(recipe).classes, process.device)
         self.total_updates = self.steps_per_epoch * settings.epochs
         self.learning_rates = cosine_schedule(
             settings.peak_lr, settings.floor_lr, settings.laid_out_epochs, settings.warmup_epochs, self.steps_per_epoch

@@ -109,6 +109,12 @@ def test_lists_missing_files_and_the_papers_counts(videos, tmp_path):
     assert split == {"listed": 3, "good": 2, "broken": 0, "missing": 1, "repeated": 0, "paper": 240_436}
 
 
+def test_the_last_words_name_the_data_set(videos, tmp_path):
+    printed = prepare(videos, tmp_path / "k400", "--val-share", "0").stdout
+    assert f"datasets: {{my_k400: {{root: {tmp_path / 'k400'}}}}}" in printed
+    assert "Dataset(classes=2, train_samples=4, val_samples=0)" in printed
+
+
 def test_a_dry_run_writes_nothing(videos, tmp_path):
     result = prepare(videos, tmp_path / "out", "--dry-run")
     assert result.returncode == 0 and "6 videos are listed, 0 of them missing; 6 files to check" in result.stdout

@@ -73,6 +73,7 @@ def expected_pretrain(name: str) -> dict:
         "student": ACCURACY[name][0],
         "teacher": ACCURACY[name][1],
         "dataset": "k400",
+        "own_dataset": None,
         "mask_ratio": 0.9,
         "stride": 4,
         "drop_path": drop_path,
@@ -102,6 +103,7 @@ def expected_finetune(name: str, size: str, dataset: str) -> dict:
     return {
         "size": size,
         "dataset": dataset,
+        "own_dataset": None,
         "sampling": "dense" if dataset == "k400" else "segment",
         "stride": 4,
         "drop_path": drop_path,
@@ -144,7 +146,8 @@ def expected_finetune(name: str, size: str, dataset: str) -> dict:
 def expected_test(size: str, dataset: str) -> dict:
     """Every field of a test."""
     sampling, clips = ("dense", 5) if dataset == "k400" else ("segment", 2)
-    return {"size": size, "dataset": dataset, "sampling": sampling, "stride": 4, "clips": clips, "crops": 3}
+    views = {"sampling": sampling, "stride": 4, "clips": clips, "crops": 3}
+    return {"size": size, "dataset": dataset, "own_dataset": None, **views}
 
 
 def test_suites_hold_the_fourteen_rows():

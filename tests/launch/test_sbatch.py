@@ -92,7 +92,7 @@ def test_the_script_ends_where_its_code_is_gone(tmp_path):
     text = script().replace(str(FOLDER), str(tmp_path))
     done = subprocess.run(["bash", "-c", text], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stdout == f"error: {CODE}, the code of this job, is gone; run submit.py again\n"
+    assert done.stdout == f"error: {CODE}, the code of this job, is gone; submit it again\n"
 
 
 def test_names_of_arrays_become_job_ids():
@@ -113,10 +113,8 @@ def test_names_of_arrays_become_job_ids():
     ],
 )
 def test_a_refusal_names_the_field(message, said, field):
-    nodes = build_graph(load_rows(["vith_k400"], []))
-    array = build_arrays(nodes, [build_stage(nodes[0], Cluster())], {}, Cluster())[0]
     error = f"sbatch: error: something first\nsbatch: error: Batch job submission failed: {message}"
-    sentence = explain(array, error)
+    sentence = explain("pretrain", error)
     assert sentence.startswith("sbatch refuses the pretrain jobs (something first; ") and said in sentence
     assert f"; change {field}" in sentence and sentence.endswith(" in the cluster profile")
 

@@ -165,7 +165,6 @@ def test_profile_from_the_environment(write_profile, monkeypatch):
         ("pretrain: {nodes: 0}", r"nodes is 0"),
         ("pretrain: {deepspeed: zero9}", r"deepspeed is 'zero9'; .* zero0, zero1, zero2, zero3"),
         ("precision: fp16", r"precision is to be one of bf16, fp32 or null, not 'fp16'"),
-        ("datasets: {k40: {root: /x}}", r"datasets has no 'k40' \(nearest: k400\)"),
         ("datasets: {k400: {train: x.csv}}", r"datasets.k400.root has no value"),
         ("teachers: {mae_vits: /x}", r"teachers has no 'mae_vits' \(nearest: mae_vit"),
         ("sustained_tflops: 0", r"sustained_tflops is 0"),

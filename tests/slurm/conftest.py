@@ -97,7 +97,7 @@ class Site:
         try:
             wait_for(what, condition, seconds)
         except TimeoutError as error:
-            logs = sorted(self.runs.glob("jobs/*/*.out"))
+            logs = sorted(self.folder.glob("*/jobs/*/*.out"))
             tails = [f"{path}:\n{path.read_text()[-2000:]}" for path in logs]
             raise AssertionError("\n\n".join([str(error), self.lab.run("squeue"), *tails])) from error
 
@@ -105,8 +105,12 @@ class Site:
         self.wait(f"the result of {stage}", (self.runs / stage / "result.json").exists, seconds)
 
     def wait_until_idle(self, seconds: float = 300) -> None:
-        jobs = {path.name.partition("_")[0] for path in self.runs.glob("jobs/*/*_submission.sh")}
-        self.wait("the jobs' end", lambda: not self.queued(*jobs), seconds)
+        self.wait("the jobs' end", lambda: not self.queued(*self.jobs()), seconds)
+
+    def jobs(self) -> list[str]:
+        """All jobs that were submitted here, the first one first."""
+        ids = {path.name.partition("_")[0] for path in self.folder.glob("*/jobs/*/*_submission.sh")}
+        return sorted(ids, key=int)
 
     def queued(self, *jobs: str) -> dict[str, str]:
         """Job id -> state of the jobs that wait or run."""
@@ -137,7 +141,7 @@ def site(new_site, tmp_path):
 
 
 def end(site: Site) -> None:
-    jobs = [path.name.partition("_")[0] for path in site.runs.glob("jobs/*/*_submission.sh")]
+    jobs = site.jobs()
     if jobs:
         site.lab.run("scancel", *jobs)
         site.wait("the cancelled jobs' end", lambda: not site.queued(*jobs))

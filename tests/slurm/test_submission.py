@@ -111,4 +111,4 @@ def test_a_job_whose_code_is_gone_says_so(site, lab):
     shutil.rmtree(code)
     lab.run("scontrol", "release", site.record(PRETRAIN).job_id)
     site.wait("the end of the job", lambda: not site.queued(site.record(PRETRAIN).job_id))
-    assert f"{code}, the code of this job, is gone; run submit.py again" in site.states(TINY)[PRETRAIN]
+    assert f"{code}, the code of this job, is gone; submit it again" in site.states(TINY)[PRETRAIN]

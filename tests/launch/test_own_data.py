@@ -1,0 +1,153 @@
+"""Videos of one's own, as a user goes about it: prepare them, declare them in a row file, fine-tune and test."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from launch.plan import build_graph
+from mvd.config import ConfigError, Dataset, Row
+from mvd.stage import Stage
+from tests.data.stages import recipe
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+ROW = """
+from dataclasses import replace
+from experiments import demo
+from mvd.config import Dataset, Mixing, Row
+
+MINE = {facts}
+scratch = demo.rows[1]
+own = dict(dataset="mine", own_dataset=MINE)
+batch = replace(scratch.finetune.optimization, global_batch=4, micro_batch=4, epochs=1)
+row = Row(
+    name="mine",
+    finetune=replace(scratch.finetune, mixing=Mixing(group=4), optimization=batch, **own),
+    test=replace(scratch.test, clips=2, crops=1, **own),
+)
+"""
+
+
+def test_own_videos_from_their_folders_to_an_accuracy(class_folders, launch, profile, tmp_path):
+    command = [sys.executable, "-m", "mvd.data.prepare", str(class_folders), str(tmp_path / "mine"), "--workers", "1"]
+    prepared = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert prepared.returncode == 0, prepared.stderr
+    (named,) = re.findall(r"^ +(datasets: .*)$", prepared.stdout, flags=re.MULTILINE)
+    (facts,) = re.findall(r"Dataset\(.*\)", prepared.stdout)
+    with profile.open("a") as handle:
+        handle.write(f"{named}\n")
+    (tmp_path / "mine.py").write_text(ROW.format(facts=facts))
+
+    words = ["mine.py", "--local", "cluster.local_processes=1", "cluster.finetune.micro_batch=4"]
+    tuned = launch("submit.py", *words, "--until", "finetune")
+    assert tuned.returncode == 0, tuned.stdout + tuned.stderr
+    (weights,) = (tmp_path / "runs").glob("finetune-mine-*/weights.safetensors")
+    with safe_open(weights, "pt") as file:
+        assert file.get_slice("head.weight").get_shape()[0] == 3
+    stage = Stage.from_yaml(weights.parent / "stage.yaml")
+    videos = {split: len((tmp_path / "mine" / f"{split}.csv").read_text().splitlines()) for split in ("train", "val")}
+    assert videos == {"train": 21, "val": 3}
+    assert stage.recipe.own_dataset == Dataset(classes=3, train_samples=21, val_samples=3)
+
+    tested = launch("submit.py", *words)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    assert "complete already, skipped" in tested.stdout
+    (result,) = (tmp_path / "runs").glob("test-mine-*/result.json")
+    top1 = json.loads(result.read_text())["top1"]
+    assert min(abs(top1 - 100 * right / videos["val"]) for right in range(videos["val"] + 1)) < 1e-3
+    assert f"{top1:.1f}" in launch("report.py", "mine.py").stdout
+
+    with (tmp_path / "mine" / "train.csv").open("a") as handle:
+        handle.write(f"{class_folders}/left/more.mp4 0\n")
+    refused = launch("submit.py", *words, "finetune.seed=1")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "train.csv lists 22 samples, but the row declares train_samples=21 for mine; set it to 22" in refused.stderr
+
+
+@pytest.fixture
+def lists(tmp_path) -> Path:
+    """What prepare leaves of a data set of three classes, without the videos; the profile names it."""
+    for split, videos in (("train", 800), ("val", 90), ("test", 90)):
+        (tmp_path / f"{split}.csv").write_text("".join(f"{split}/{n}.mp4 {n % 3}\n" for n in range(videos)))
+    (tmp_path / "manifest.json").write_text(json.dumps({"classes": {"a": 0, "b": 1, "c": 2}}))
+    return tmp_path
+
+
+def readme_row(**facts: int) -> str:
+    """The README's row file, about another data set."""
+    (example,) = [text for text in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "row =" in text]
+    return re.sub(r"Dataset\(.*\)", repr(Dataset(**facts)), example)
+
+
+FACTS = {"classes": 3, "train_samples": 800, "val_samples": 90}
+
+
+def test_the_readmes_row_file(lists, launch, profile, tmp_path):
+    profile.write_text(f"{profile.read_text()}datasets: {{mine: {{root: {lists}}}, k400: {{root: {lists}}}}}\n")
+    (tmp_path / "mine.py").write_text(readme_row(**FACTS))
+    plan = launch("submit.py", "mine.py", "--dry-run")
+    assert plan.returncode == 0, plan.stderr
+    assert re.search(r"finetune-mine-[0-9a-f]{8}", plan.stdout) and "pretrain-vitb_from_vitb_e400-" in plan.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "root", "message"),
+    [
+        (
+            {"classes": 4},
+            "mine",
+            r"manifest.json names 3 classes, but the row declares classes=4 for mine; set it to 3",
+        ),
+        ({"classes": 2}, "mine", r"manifest.json names 3 classes, but the row declares classes=2"),
+        ({"val_samples": 80}, "mine", r"val.csv lists 90 samples, but the row declares val_samples=80"),
+        ({"train_samples": 300}, "mine", r"mine has 300 training samples, .*; set finetune.optimization.global_batch"),
+        ({}, "mein", r"datasets.mine.root: folder of the mine videos; the profile names mein"),
+    ],
+)
+def test_a_declaration_that_the_data_does_not_bear_out(change, root, message, lists, launch, profile, tmp_path):
+    if "train_samples" in change:
+        lines = (lists / "train.csv").read_text().splitlines()[: change["train_samples"]]
+        (lists / "train.csv").write_text("\n".join(lines))
+    assert re.search(message, refusal(change, root, lists, launch, profile, tmp_path))
+
+
+def test_a_manifest_of_something_else(lists, launch, profile, tmp_path):
+    (lists / "manifest.json").write_text("[]")
+    said = refusal({}, "mine", lists, launch, profile, tmp_path)
+    assert "manifest.json is none of mvd.data.prepare's; prepare the data again" in said
+
+
+def refusal(change, root, lists, launch, profile, tmp_path) -> str:
+    """What submit.py says of the README's row with these changes to its facts, its data being called `root`."""
+    profile.write_text(f"{profile.read_text()}datasets: {{{root}: {{root: {lists}}}, k400: {{root: {lists}}}}}\n")
+    (tmp_path / "mine.py").write_text(readme_row(**FACTS | change))
+    (tmp_path / "student.pth").touch()
+    refused = launch("submit.py", "mine.py", "pretrain.weights=student.pth")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    return refused.stderr
+
+
+def test_the_facts_decide_the_run_directory():
+    def identity(**change: int) -> str:
+        made = recipe("finetune", dataset="mine", own_dataset=Dataset(**FACTS | change))
+        return build_graph([Row(name="mine", finetune=made)])[0].id
+
+    assert len({identity(), identity(classes=4), identity(train_samples=801), identity(val_samples=91)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dataset": "mine"}, "no video data set is called 'mine'; use one of k400, ssv2, motion, or declare your own"),
+        ({"dataset": "k400", "own_dataset": Dataset(**FACTS)}, "k400 needs no own_dataset"),
+        ({"dataset": "my set", "own_dataset": Dataset(**FACTS)}, "use letters, digits"),
+        ({"dataset": "mine", "own_dataset": Dataset(**FACTS, media="image")}, "mine holds images"),
+    ],
+)
+def test_names_that_cannot_work(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        recipe("finetune", **fields)
