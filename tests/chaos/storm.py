@@ -30,6 +30,7 @@ from mvd.files import write_json
 from mvd.stage import DatasetPaths, Faults, Stage
 from mvd.train.checkpoint import MANIFEST
 from mvd.train.interrupt import HUNG, STOPPED
+from tests.chaos.damage import DAMAGES, damage
 from tests.chaos.victim import NAN_AT, Plan, be
 from tests.runs import small_stage, write_stage
 
@@ -47,7 +48,6 @@ ENDINGS = {  # how an attempt may end: the exit codes that have to be among the 
     "kill at any time": {-signal.SIGKILL},
     "hanging video": {HUNG},
 }
-DAMAGES = ("truncated file", "flipped bit", "damaged manifest", "deleted checkpoint")
 NUISANCES = ("full disk", "failing reads", "NaN")
 
 
@@ -125,7 +125,7 @@ class Storm:
         draw = self.random
         before = _newest(stage)
         if not quiet and before and draw.random() < 0.3:
-            self.damage(stage)
+            self.faults[damage(stage.directory, draw)] += 1
         resumed = _newest(stage)
         ending = "none" if quiet else draw.choice(list(ENDINGS))
         plan = self.plan(ending, resumed)
@@ -192,22 +192,6 @@ class Storm:
             process.kill()
             process.join()
         return [process.exitcode for process in processes]
-
-    def damage(self, stage: Stage) -> None:
-        """Spoils the newest checkpoint."""
-        how = self.random.choice(DAMAGES)
-        newest = max(path.parent for path in stage.directory.glob(f"checkpoints/*/{MANIFEST}"))
-        files = sorted(path for path in newest.iterdir() if path.name != MANIFEST)
-        path = newest / MANIFEST if how == "damaged manifest" else self.random.choice(files)
-        if how == "deleted checkpoint":
-            shutil.rmtree(newest)
-        elif how == "truncated file":
-            os.truncate(path, self.random.randrange(path.stat().st_size))
-        else:
-            content = bytearray(path.read_bytes())
-            content[self.random.randrange(len(content))] ^= 1 << self.random.randrange(8)
-            path.write_bytes(content)
-        self.faults[how] += 1
 
     def hide_video(self) -> Path:
         """Puts a pipe that nobody writes to in the place of a video."""
