@@ -1,10 +1,11 @@
 """Measures loading against the straightforward pipeline of plain_loading.py: `make bench-data`.
 
 CPU time of one process that may use one thread, per sample, from a path to what the device gets. A round takes one
-video and one seed and times the baseline and ours one after the other; the table gives median and quartiles of the
-rounds' ratios. Ours hands out uint8: normalising, erasing and cutting test views are the device's work and are not in
-these figures. Then it prints how much memory the loader's processes hold over 2,000 videos (memory.py), and how many
-cores the loading of each row takes for one GPU.
+video and one seed and times the baseline and ours one after the other, each in a process of its own, ours in one that
+is set up as a loader's worker is; the table gives median and quartiles of the rounds' ratios. Ours hands out uint8:
+normalising, erasing and cutting test views are the device's work and are not in these figures. Then it prints how much
+memory the loader's processes hold over 2,000 videos (memory.py), and how many cores the loading of each row takes for
+one GPU.
 """
 
 import argparse
@@ -13,7 +14,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from launch.estimate import tflop_per_sample
 from mvd.config import Pretrain, Row
 from mvd.data.annotations import Entry
 from mvd.data.datasets import FinetuneDataset, MaskedClipDataset, SampleKey, TrainDataset
+from mvd.data.loader import start_worker
 from mvd.data.reader import open_video
 from mvd.data.views import ViewDataset, Views
 from mvd.sizes import SIZES
@@ -141,18 +145,33 @@ class Round:
     reading: float
 
 
-def measure(task: Task, paths: list[str], rounds: int) -> list[Round]:
-    """Rounds over all the videos in turn, after one of each that does not count."""
+def time_baseline(task: int, path: str, seed: int) -> float:
+    """CPU seconds of one sample of the task of that number."""
+    return timed(lambda: tasks()[task].baseline(path, seed))[1]
+
+
+def time_ours(task: int, path: str, seed: int) -> tuple[float, float]:
+    """The same of ours, and those of them within the reader."""
     reading = TimedReading()
     sys.modules["mvd.data.datasets"].open_video = reading.open_video  # type: ignore[attr-defined]
     sys.modules["mvd.data.views"].open_video = reading.open_video  # type: ignore[attr-defined]
+    return timed(lambda: tasks()[task].ours(path, seed))[1], reading.seconds
+
+
+def measure(task: int, paths: list[str], rounds: int) -> list[Round]:
+    """Rounds over all the videos in turn, after one of each that does not count."""
     measured = []
-    for number in range(-1, rounds):
-        for path in paths:
-            _, baseline = timed(lambda path=path, number=number: task.baseline(path, number + 1))
-            _, ours = timed(lambda path=path, number=number: task.ours(path, number + 1))
-            if number >= 0:
-                measured.append(Round(baseline, ours, reading.seconds))
+    fork = get_context("fork")
+    with (
+        ProcessPoolExecutor(1, fork) as plain,
+        ProcessPoolExecutor(1, fork, initializer=start_worker, initargs=(0,)) as worker,
+    ):
+        for number in range(-1, rounds):
+            for path in paths:
+                baseline = plain.submit(time_baseline, task, path, number + 1).result()
+                ours = worker.submit(time_ours, task, path, number + 1).result()
+                if number >= 0:
+                    measured.append(Round(baseline, *ours))
     return measured
 
 
@@ -211,9 +230,9 @@ def main() -> None:
     clips = {size: [str(path) for path in paths] for size, paths in write_clips(Path(arguments.folder)).items()}
     heads = "task|videos|baseline ms|ours ms|ratio|quartiles|at least / aim|decode share|clips/s a core".split("|")
     table, rates = Table(*heads), {}
-    for task in tasks():
+    for number, task in enumerate(tasks()):
         if arguments.only in f"{task.name} {task.size}":
-            measured = measure(task, clips[task.size], arguments.rounds)
+            measured = measure(number, clips[task.size], arguments.rounds)
             row = summary(task, measured)
             table.add_row(*row)
             rates[f"{task.name} {task.size}"] = task.clips / statistics.median(one.ours for one in measured)

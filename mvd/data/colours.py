@@ -89,7 +89,8 @@ def _histogram(frame: np.ndarray, channel: int) -> np.ndarray:
 
 
 def _contrast(clip: np.ndarray, factor: float) -> np.ndarray:
-    means = np.array([int(luma(frame).mean() + 0.5) for frame in clip])
+    pixels = clip.shape[1] * clip.shape[2]
+    means = np.array([int(cv2.sumElems(luma(frame))[0] / pixels + 0.5) for frame in clip])
     return np.repeat(blend(means[:, None], LEVELS, factor)[..., None], 3, axis=-1)
 
 
@@ -104,7 +105,8 @@ def luma(frame: np.ndarray) -> np.ndarray:
 
 def _color(clip: np.ndarray, factor: float, before: Box, after: Box, size: Size) -> np.ndarray:
     def recolour(frame: np.ndarray, target: np.ndarray) -> None:
-        target[:] = blend(luma(frame)[..., None], frame, factor)
+        grey = cv2.cvtColor(luma(frame), cv2.COLOR_GRAY2RGB)  # numpy is slow where it has to repeat a channel itself
+        target[:] = blend(grey, frame, factor)
 
     return each_frame(clip, after, recolour)
 

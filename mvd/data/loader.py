@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 from mvd.config import ConfigError, Finetune, TrainRecipe
 from mvd.data.datasets import SampleKey, TrainDataset
 from mvd.data.randomness import epoch_order
-from mvd.data.workers import follow_parent
+from mvd.data.workers import follow_parent, keep_freed_memory
 from mvd.stage import Stage
 
 
@@ -164,3 +164,4 @@ def start_worker(_: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     follow_parent()
+    keep_freed_memory()

@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import math
-import multiprocessing
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from mvd.data.datasets import build_dataset
 from mvd.data.device import prepare
 from mvd.data.loader import LoaderHealth, steps_per_epoch, train_loader
 from mvd.data.stalls import ReadLimit
+from mvd.data.workers import kill_workers
 from mvd.stage import WEIGHTS, Stage
 from mvd.train.engine import (
     Process,
@@ -292,8 +292,7 @@ class TrainingRun:
     def close(self) -> None:
         """Ends what runs beside the training: loader processes, the progress line, the writers, the engine."""
         self.batches = iter(())
-        for loader in multiprocessing.active_children():
-            loader.kill()  # one that hangs in a read; the others have left
+        kill_workers()
         if self.progress is not None:
             self.progress.close()
         self.monitor.close()

@@ -1,10 +1,14 @@
 """The order of samples does not depend on processes, micro-batches, workers or interruptions."""
 
 import os
+import resource
 import signal
+import subprocess
+import sys
 from collections import Counter
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -116,6 +120,40 @@ class WorkerFacts(Dataset):
 def test_workers_are_single_threaded_and_ignore_the_trainers_signals():
     facts = next(iter(DataLoader(WorkerFacts(), num_workers=1, worker_init_fn=start_worker)))
     assert all(bool(fact) for fact in facts)
+
+
+END_IN_THE_MIDDLE = """
+from torch.utils.data import DataLoader
+from mvd.data.loader import start_worker
+batches = iter(DataLoader(range(100), num_workers=1, worker_init_fn=start_worker))
+next(batches)
+raise RuntimeError("in the middle of an epoch")
+"""
+
+
+def test_an_error_ends_the_process_whatever_its_workers_do():
+    run = subprocess.run([sys.executable, "-c", END_IN_THE_MIDDLE], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1 and "in the middle of an epoch" in run.stderr
+
+
+class PageFaults(Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        def filled() -> int:
+            return int(np.ones(2**22, np.uint8)[0])  # 4 MB, as a clip has: 1,024 pages
+
+        filled()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            filled()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_workers_keep_the_memory_that_they_free():
+    faults = next(iter(DataLoader(PageFaults(), num_workers=1, worker_init_fn=start_worker)))
+    assert int(faults) < 1024
 
 
 def test_there_are_no_more_workers_than_cores(monkeypatch):
