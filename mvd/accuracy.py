@@ -120,7 +120,8 @@ def merge_shards(stage: Stage) -> None:
     paths = [part.job_directory / "result.json" for part in stage.in_shards()]
     for path in paths:
         if not path.exists() and path.parent.is_dir():
-            tempfile.NamedTemporaryFile(dir=path.parent).close()  # a network disk may go on saying that it is missing
+            # A network disk may remember that there was none; a change to the folder makes it look again.
+            tempfile.NamedTemporaryFile(dir=path.parent).close()
     if not all(path.exists() for path in paths):
         return
     seconds = [json.loads(path.read_text())["wall_seconds"] for path in paths]

@@ -157,8 +157,9 @@ def identity(value: Any) -> Any:
 
 def _decides(setting: dataclasses.Field[Any], value: Any) -> bool:
     """Whether a field belongs to the identity of a settings dataclass."""
-    unset = getattr(value, setting.name) is None
-    return setting.metadata.get("digest", True) and not (unset and not setting.metadata.get("digest_unset", True))
+    if getattr(value, setting.name) is None and not setting.metadata.get("digest_unset", True):
+        return False
+    return setting.metadata.get("digest", True)
 
 
 def sizes_of(recipe: Recipe) -> dict[str, Size]:

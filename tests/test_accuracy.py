@@ -56,8 +56,8 @@ def run_both(folder: Path) -> None:
         run_stage(Stage.from_yaml(folder / "headless" / "stage.yaml"))
     except ConfigError as error:
         write_json(folder / "refused.json", str(error))
-    except SystemExit:  # the first process names the error
-        pass
+    except SystemExit as leaving:  # the first process names the error
+        write_json(folder / f"left-{process.rank}.json", leaving.code)
     try:
         run_stage(Stage.from_yaml(folder / "gone" / "stage.yaml"))
     except GivenUp as error:
@@ -221,3 +221,5 @@ def test_a_test_half_of_whose_videos_are_gone_gives_no_result(judged, count):
 def test_weights_without_a_head_are_not_tested(judged, count):
     refused = json.loads((Path(judged.test[count].execution.runs) / "refused.json").read_text())
     assert "student.safetensors lacks fc_norm.weight" in refused and "test the weights of a fine-tuning" in refused
+    left = [json.loads(path.read_text()) for path in Path(judged.test[count].execution.runs).glob("left-*.json")]
+    assert left == [2] * (count - 1)
