@@ -6,7 +6,7 @@ the same GPU, and the peak memory. One GPU, ZeRO-1, random clips that are on the
 sums between GPUs are not in it. Each first update is checked as `pytest -m fullsize` checks it: a finite loss, a
 gradient on every trainable parameter and none on a teacher.
 
-A clip's arithmetic is that of launch/estimate.py, without what activation checkpointing computes twice. Every try runs
+A clip's arithmetic is that of mvd/flops.py, without what activation checkpointing computes twice. Every try runs
 in a process of its own, since one that runs out of memory leaves the engine in pieces. Allow a few minutes a row.
 """
 
@@ -25,18 +25,19 @@ import torch
 from torch import Tensor
 
 from benchmarks.real_size import GradientWatch, Recipe, random_teachers, recipes
-from launch.estimate import tflop_per_sample
 from mvd.batch import Batch
 from mvd.config import DATASETS, Finetune, Pretrain
-from mvd.data.augment import erase_box
-from mvd.data.device import prepare
-from mvd.data.masking import tube_mask
-from mvd.data.randomness import Purpose, generator
-from mvd.sizes import SIZES
+from mvd.config.sizes import SIZES
+from mvd.data.clip.crops import erase_box
+from mvd.data.clip.masking import tube_mask
+from mvd.data.on_device import prepare
+from mvd.data.rng import Purpose, generator
+from mvd.distributed.process import start_processes
+from mvd.flops import tflop_per_sample
 from mvd.stage import Execution, Stage
-from mvd.train.engine import Engine, build_engine, start_processes, take_step
-from mvd.train.noise import SampleNoise
+from mvd.train.engine import Engine, build_engine, take_step
 from mvd.train.optimizer import build_optimizer
+from mvd.train.sample_seeded_dropout import SampleSeededLayers
 from mvd.train.tasks import Task, build_task
 
 SECONDS = 5.0  # of timed updates, at least
@@ -87,7 +88,7 @@ class Trained(NamedTuple):
     recipe: Recipe
     task: Task
     engine: Engine
-    noise: SampleNoise
+    noise: SampleSeededLayers
 
 
 def build(name: str, recipe: Recipe, inputs: dict[str, str], device: torch.device) -> Trained:
@@ -96,7 +97,7 @@ def build(name: str, recipe: Recipe, inputs: dict[str, str], device: torch.devic
     stage = Stage(kind=kind, id=name, recipe=recipe, inputs=inputs, execution=Execution(precision="bf16"))
     task = build_task(stage, DATASETS[recipe.dataset].classes, device)
     model = task.model.to(device)
-    noise = SampleNoise(model)
+    noise = SampleSeededLayers(model)
     engine = build_engine(model, build_optimizer(model, recipe.optimization), "zero1", Batch(1, 1, 1), "bf16")
     engine.train()
     return Trained(recipe, task, engine, noise)

@@ -29,14 +29,14 @@ from benchmarks import plain_loading
 from benchmarks.clips import write_clips
 from benchmarks.memory import memory_table
 from experiments import k400, ssv2
-from launch.estimate import tflop_per_sample
 from mvd.config import Pretrain, Row
+from mvd.config.sizes import SIZES
 from mvd.data.annotations import Entry
 from mvd.data.datasets import FinetuneDataset, MaskedClipDataset, SampleKey, TrainDataset
 from mvd.data.loader import start_worker
-from mvd.data.reader import open_video
+from mvd.data.video.reader import open_video
 from mvd.data.views import ViewDataset, Views
-from mvd.sizes import SIZES
+from mvd.flops import tflop_per_sample
 
 K400, SSV2 = k400.rows[0], ssv2.rows[0]
 VIDEOS_FOR_MEMORY = 2000

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mvd.config.sizes import ClipShape, Size, Transformer
 from mvd.models.positions import sincos_2d, sincos_3d, sinusoid_1d
-from mvd.sizes import ClipShape, Size, Transformer
 
 
 class Attention(nn.Module):

@@ -18,16 +18,16 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import normalize, to_tensor
 
-from mvd.data.augment import multi_scale_box
-from mvd.data.masking import tube_mask
-from mvd.data.sampling import (
+from mvd.config.sizes import ClipShape
+from mvd.data.clip.crops import multi_scale_box
+from mvd.data.clip.frame_sampling import (
     dense_test_indices,
     dense_train_indices,
     pretrain_indices,
     segment_test_indices,
     segment_train_indices,
 )
-from mvd.sizes import ClipShape
+from mvd.data.clip.masking import tube_mask
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 224

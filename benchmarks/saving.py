@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 from launch.cluster import ROOT, Cluster
-from launch.processes import run_processes
+from launch.local.processes import run_processes
 from mvd.batch import Batch
 from mvd.config import Optimization
+from mvd.distributed.process import start_processes
 from mvd.models import build_student
 from mvd.train.checkpoint import save_checkpoint
-from mvd.train.engine import build_engine, start_processes
+from mvd.train.engine import build_engine
 from mvd.train.optimizer import build_optimizer
 
 OPTIMIZATION = Optimization(

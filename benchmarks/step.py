@@ -28,11 +28,12 @@ from experiments.recipes import VITB_FROM_VITB
 from experiments.vitb_from_vitb_k400 import row as vitb_row
 from mvd.batch import Batch
 from mvd.config import Optimization, Precision
-from mvd.data.masking import tube_mask
-from mvd.data.randomness import Purpose, generator
+from mvd.config.sizes import SIZES
+from mvd.data.clip.masking import tube_mask
+from mvd.data.rng import Purpose, generator
+from mvd.distributed.process import start_processes
 from mvd.models import build_classifier, build_image_teacher, build_student, build_video_teacher
-from mvd.sizes import SIZES
-from mvd.train.engine import build_engine, start_processes, take_step
+from mvd.train.engine import build_engine, take_step
 from mvd.train.objectives import distillation_loss
 from mvd.train.optimizer import build_optimizer, parameter_groups
 from mvd.train.tasks import autocast

@@ -3,18 +3,20 @@
 A stage that another row's job still waits for is left alone, unless that row is named too.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project, not launch/
 
-from launch import slurm
-from launch.plan import build_graph
-from launch.record import FILE, Record, locked, read_record
-from launch.request import Parser, run_command
-from launch.screen import command, print_next
+from launch.cli.output import command, print_next
+from launch.cli.parser import Parser, run_command
+from launch.job.record import Record, locked, read_record
+from launch.plan.graph import build_graph
+from launch.slurm import client as slurm
+from mvd.run_directory import RunDirectory
 
 EXAMPLES = """examples:
   python launch/cancel.py experiments/vith_k400
@@ -37,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"cancelled: {stage}, job {', '.join(record.job_id for record in jobs)}")
     for stage in sorted(needed & named):
         print(f"left alone, since jobs of other rows wait for it: {stage}")
-    records = {stage: read_record(runs / stage) for stage in sorted(named)}
+    records = {stage: read_record(RunDirectory(runs / stage)) for stage in sorted(named)}
     local = {stage: record for stage, record in records.items() if record and record.runs_locally}
     for stage, record in local.items():
         where = f"on {record.attempts[-1].host} as {record.job_id}"
@@ -51,8 +53,8 @@ def main(argv: Sequence[str]) -> int:
 def active_jobs(runs: Path) -> dict[str, list[Record]]:
     """Stage id -> records of its jobs that are queued or running, for the whole runs folder."""
     found: dict[str, list[Record]] = {}
-    for path in (*runs.glob(f"*/{FILE}"), *sorted(runs.glob(f"*/shards/*/{FILE}"))):
-        record = read_record(path.parent)
+    for path in (*runs.glob("*/job.json"), *sorted(runs.glob("*/shards/*/job.json"))):
+        record = read_record(RunDirectory(path.parent))
         if record and not record.is_local:
             found.setdefault(path.relative_to(runs).parts[0], []).append(record)
     queued = slurm.queue(record.job_id for records in found.values() for record in records)

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from launch.settings import Override, apply_overrides, nearest
 from mvd.batch import working_world_sizes
-from mvd.config import ConfigError, Kind, Precision, Recipe, Test
-from mvd.stage import DatasetPaths, Faults, Reader
+from mvd.config import DATASETS, SIZES, ConfigError, DatasetPaths, Kind, Precision, Recipe, RunSettings, Test
+from mvd.config.errors import check_positive
+from mvd.config.typed import Override, apply_overrides, nearest
 
 ROOT = Path(__file__).resolve().parents[1]
-TEACHERS = tuple(f"{family}_{size}" for family in ("mae", "videomae") for size in ("tiny", "vitb", "vitl", "vith"))
+TEACHERS = tuple(f"{family}_{size.short_name}" for family in ("mae", "videomae") for size in SIZES.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Slurm:
         for name in ("cpus_per_gpu", "memory_gb", "time_limit_hours", "warning_seconds", "array_parallelism"):
             value = getattr(self, name)
             if value is not None:
-                _check_positive(f"slurm.{name}", value)
+                check_positive(f"slurm.{name}", value)
         if self.time_limit_hours * 3600 <= self.warning_seconds:
             raise ConfigError(
                 f"slurm.time_limit_hours is {self.time_limit_hours:g}, no more than slurm.warning_seconds="
@@ -103,8 +103,8 @@ class Layout(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """Where stages run and where their files lie; relative paths are under the project root."""
+class Cluster(RunSettings):
+    """Where stages run and where their files are; relative paths are under the project root."""
 
     runs: str = "runs"
     datasets: dict[str, DatasetPaths] = field(default_factory=dict)
@@ -119,29 +119,13 @@ class Cluster:
     test_shards: int = 1
     slurm: Slurm = field(default_factory=Slurm)
     precision: Precision | None = None
-    workers: int = 8
-    reader: Reader = "pyav"
-    checkpoint_every: int | None = None
-    checkpoint_minutes: float | None = 15.0
-    keep_checkpoints: int = 2
-    keep_every_epochs: int | None = None
-    faults: Faults = Faults()
-    validate_every: int = 5
-    log_every: int = 10
     local_processes: int = 2
     sustained_tflops: float = 100.0
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "gpus_per_node", "keep_checkpoints", "validate_every", "log_every"):
-            _check_positive(name, getattr(self, name))
-        for name in ("checkpoint_every", "checkpoint_minutes", "keep_every_epochs"):
-            if getattr(self, name) is not None:
-                _check_positive(name, getattr(self, name))
-        _check_positive("local_processes", self.local_processes)
-        _check_positive("test_shards", self.test_shards)
-        _check_positive("sustained_tflops", self.sustained_tflops)
-        if self.workers < 0:
-            raise ConfigError(f"workers is {self.workers}; give 0 (load in the training process) or more")
+        super().__post_init__()
+        for name in ("nodes", "gpus_per_node", "local_processes", "test_shards", "sustained_tflops"):
+            check_positive(name, getattr(self, name))
         for name in self.teachers:
             if name not in TEACHERS:
                 known = ", ".join(TEACHERS)
@@ -180,7 +164,8 @@ def load_cluster(file: str | None, overrides: Iterable[Override]) -> Cluster:
         ConfigError: a file that is missing or no YAML, an unknown key, a wrong type.
     """
     cluster = apply_overrides(Cluster(), [*_file_settings(file), *overrides])
-    datasets = {"motion": DatasetPaths(root="data/motion")} | cluster.datasets
+    generated = {name: DatasetPaths(root=f"data/{name}") for name, record in DATASETS.items() if record.generated}
+    datasets = generated | cluster.datasets
     return dataclasses.replace(
         cluster,
         runs=_absolute(cluster.runs),
@@ -207,8 +192,3 @@ def _file_settings(file: str | None) -> list[Override]:
 
 def _absolute(path: str) -> str:
     return str(ROOT / Path(path).expanduser())
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not value > 0:  # nor is NaN
-        raise ConfigError(f"{name} is {value}; give a positive number")

@@ -3,25 +3,27 @@
 TARGET is a row, of which the stage that runs, or ran last, is taken, or a stage by its run directory's name.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project, not launch/
 
-from launch.plan import KINDS, build_graph
-from launch.record import Record, job_folders, read_record
-from launch.request import Parser, run_command
-from mvd.config import ConfigError
+from launch.cli.parser import Parser, run_command
+from launch.job.record import Record, read_record
+from launch.plan.graph import build_graph
+from mvd.config import KINDS, ConfigError
+from mvd.run_directory import RunDirectory
 
 EXAMPLES = """examples:
   python launch/logs.py experiments/vith_k400
   python launch/logs.py experiments/vith_k400 --stage pretrain --follow
   python launch/logs.py pretrain-vith_from_vith_e800-1a2b3c4d --rank 5
 """
-HEADER = "=== job "  # a process's first line, see launch.job
+HEADER = "=== job "  # a process's first line, see launch.job.stage_job
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,8 +57,8 @@ def main(argv: Sequence[str]) -> int:
 
 def newest(runs: Path, stages: Sequence[str]) -> Record | None:
     """The record whose newest attempt started last."""
-    folders = [folder for stage in stages for folder in job_folders(runs / stage)]
-    records = [record for folder in folders if (record := read_record(folder)) and not record.is_local]
+    folders = [files for stage in stages for files in RunDirectory(runs / stage).job_files()]
+    records = [record for files in folders if (record := read_record(files)) and not record.is_local]
     started = [record for record in records if record.attempts]
     return max(started or records, key=lambda r: r.attempts[-1].started if r.attempts else r.submitted, default=None)
 

@@ -13,24 +13,26 @@ examples:
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project, not launch/
 
-from launch import slurm
+from launch.cli.output import command, print_next, print_table, short
+from launch.cli.parser import run_command
 from launch.cluster import Cluster, Layout, Slurm, load_cluster
-from launch.record import locked
-from launch.request import run_command
-from launch.sbatch import call_sbatch, new_folder, profile_parameters
-from launch.screen import command, print_next, print_table, short
-from launch.settings import parse_override
+from launch.job.record import locked
+from launch.slurm import client as slurm
+from launch.slurm.script import profile_parameters
+from launch.slurm.submit import call_sbatch, new_folder
 from launch.snapshot import take_snapshot
 from mvd.config import ConfigError
-from mvd.data.prepare import build_parser, collect, jobs_of, profile_name
+from mvd.config.typed import parse_override
+from mvd.data.prepare.prepare import build_parser, collect, jobs_of, profile_name
 
 CORES = 8  # of a job, where neither --workers nor the profile says
 
@@ -59,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     if options.dry_run:
         print_plan(options, cluster, argv)
         return 0
-    if not slurm.is_there():
+    if not slurm.is_available():
         raise ConfigError("there is no sbatch on this machine; log in to the cluster, or run mvd.data.prepare here")
     with locked(Path(cluster.runs)):
         queued = queued_jobs(options.output)
@@ -113,7 +115,7 @@ def submit(options: argparse.Namespace, cluster: Cluster) -> Submission:
     Raises:
         ConfigError: sbatch refuses; its own message, and the field to change.
     """
-    from launch.job import PrepareJob
+    from launch.job.stage_job import PrepareJob
 
     code = take_snapshot(Path(cluster.runs))
     folders = [new_folder(options.output / "jobs", what) for what in ("check", "list")]

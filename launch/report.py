@@ -3,20 +3,20 @@
 Settings matter here too: another recipe has other run directories.
 """
 
-import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project, not launch/
 
-from launch.plan import build_graph
-from launch.request import Parser, run_command
-from launch.screen import command, print_next, print_table, short
-from mvd.config import ConfigError, Row, Test
+from launch.cli.output import command, print_next, print_table, short
+from launch.cli.parser import Parser, run_command
+from launch.plan.graph import build_graph
+from mvd.config import Row, Test
+from mvd.run_directory import RunDirectory
 
 EXAMPLES = """examples:
   python launch/report.py experiments/demo
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
 def report_line(row: Row, runs: Path) -> Line:
     """Reads the run directories of a row's stages."""
     nodes = build_graph([row])
-    result = next((read_result(runs / node.id) for node in nodes if node.kind == "test"), None)
+    result = next((RunDirectory(runs / node.id).read_result() for node in nodes if node.kind == "test"), None)
     target = row.target
     goal = f"{_percent(target.top1)} / {_percent(target.top5)} ({target.source})" if target else "-"
     reached = f"{_percent(result['top1'])} / {_percent(result['top5'])}" if result else "-"
@@ -68,29 +68,6 @@ def report_line(row: Row, runs: Path) -> Line:
     where = short(runs / started[-1]) if started else "-"
     cells = [row.name, goal, reached, difference, progress if started else "not started", where]
     return Line(cells, result["unreadable"] if result else [])
-
-
-def read_result(directory: Path) -> dict[str, Any] | None:
-    """A complete stage's result.json, or None.
-
-    Raises:
-        ConfigError: the file is damaged.
-    """
-    path = directory / "result.json"
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged; delete it and run the stage again") from error
-
-
-def result_text(result: dict[str, Any]) -> str:
-    """What a stage's result.json says it reached, with the split each accuracy belongs to."""
-    if "top1" in result:
-        return f"test top-1 {result['top1']:.1f} %, top-5 {result['top5']:.1f} %"
-    loss = f"training loss {result['loss']:.4f}" if result.get("loss") is not None else "no loss"
-    return f"{loss}, validation top-1 {result['val_top1']:.1f} %" if "val_top1" in result else loss
 
 
 def print_report(lines: Sequence[Line]) -> None:
@@ -115,13 +92,11 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def _epochs_done(directory: Path) -> int:
     """Epochs that are surely over: all of a complete stage, or those before the one in the newest metrics line."""
-    result = read_result(directory)
+    result = RunDirectory(directory).read_result()
     if result:
         return result["epochs"]
-    metrics = directory / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    whole = [line for line in lines if line.endswith("}")]
-    return json.loads(whole[-1])["epoch"] - 1 if whole else 0
+    metrics = RunDirectory(directory).read_metrics()
+    return int(metrics[-1]["epoch"]) - 1 if metrics else 0
 
 
 def _percent(value: float | None) -> str:

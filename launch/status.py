@@ -3,18 +3,19 @@
 TARGET is a row or a suite, or a stage by its run directory's name; without one, every stage of the runs folder.
 """
 
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project, not launch/
 
-from launch.plan import build_graph
-from launch.request import Parser, Request, run_command
-from launch.screen import command, print_next, print_table, short
-from launch.states import faults_of, from_plan, from_runs, states_of
+from launch.cli.output import command, print_next, print_table, short
+from launch.cli.parser import Parser, Request, run_command
+from launch.plan.graph import build_graph
+from launch.stage_state import faults_of, from_plan, from_runs, stage_states
 
 EXAMPLES = """examples:
   python launch/status.py                        every stage of the runs folder
@@ -47,7 +48,7 @@ def show(request: Request) -> None:
     stages = from_plan(build_graph(request.rows))
     if request.stages or not request.rows:
         stages += [stage for stage in from_runs(runs) if not request.stages or stage.id in request.stages]
-    states = states_of(stages, runs)
+    states = stage_states(stages, runs)
     lines = []
     for stage in stages:
         state = states[stage.id]

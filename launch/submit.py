@@ -9,19 +9,22 @@ KEY=VALUE changes the rows (pretrain.optimization.epochs=2, finetune.seed=1, tea
 """
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project, not launch/
 
+from launch.cli.output import command, print_next, print_table, short
+from launch.cli.parser import Parser, Request, run_command
 from launch.cluster import ROOT
-from launch.plan import KINDS, Node, build_graph, build_stage, undeclared
-from launch.request import Parser, Request, run_command
-from launch.screen import command, print_next, print_table, short
-from mvd.config import ConfigError, Test
-from mvd.stage import Stage, sizes_of
+from launch.plan.graph import Node, build_graph
+from launch.plan.resolve import build_stage, missing_settings
+from mvd.config import KINDS, ConfigError, Test
+from mvd.identity import sizes_of
+from mvd.stage import Stage
 
 EXAMPLES = """examples:
   python launch/submit.py experiments/vith_k400                    everything the row needs, as SLURM jobs
@@ -38,13 +41,13 @@ def main(argv: Sequence[str]) -> int:
     request = build_parser().read(argv)
     options = request.options
     if options.local:
-        from launch.local import this_machine
+        from launch.local.run import this_machine
 
         request = dataclasses.replace(request, cluster=this_machine(request.cluster))
     nodes = build_graph(request.rows, options.until)
     if not nodes:
         raise ConfigError(f"with these weights given, nothing is left to run until {options.until}; leave --until out")
-    needed = undeclared(nodes, request.cluster)
+    needed = missing_settings(nodes, request.cluster)
     stages = [build_stage(node, request.cluster) for node in nodes]
     if options.force and (options.show or options.dry_run):
         raise ConfigError("--force changes the runs folder, so it does not go with --show or --dry-run; leave it out")
@@ -62,14 +65,14 @@ def main(argv: Sequence[str]) -> int:
 def start(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> int:
     """Runs the stages here, or submits them; returns the exit code."""
     if request.options.force:
-        from launch.redo import set_aside
+        from launch.cli.force import move_aside
 
-        set_aside(request.options.force, nodes, stages)
+        move_aside(request.options.force, nodes, stages)
     if request.options.local:
-        from launch.local import run_plan
+        from launch.local.run import run_plan
 
         return run_plan(request, stages)
-    from launch.sbatch import submit_plan
+    from launch.slurm.submit import submit_plan
 
     return submit_plan(request, nodes, stages)
 
@@ -105,7 +108,7 @@ def show(request: Request, nodes: Sequence[Node], needed: Sequence[str]) -> None
 
 def print_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage], needed: Sequence[str]) -> None:
     """Prints the stages with their batches, estimated cost and order."""
-    from launch.estimate import gpu_hours
+    from mvd.flops import gpu_hours
 
     number = {node.id: str(place) for place, node in enumerate(nodes, start=1)}
     rate = request.cluster.sustained_tflops
@@ -158,11 +161,10 @@ def _start_command(request: Request) -> tuple[str, str]:
 
 def print_arrays(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> None:
     """Prints the calls of sbatch for the stages that are not complete, as if none of them were queued yet."""
-    from launch.arrays import build_arrays
-    from launch.report import read_result
+    from launch.plan.arrays import build_arrays
 
     number = {node.id: str(place) for place, node in enumerate(nodes, start=1)}
-    missing = [stage for stage in stages if not read_result(stage.directory)]
+    missing = [stage for stage in stages if not stage.files.read_result()]
     arrays = build_arrays(nodes, missing, {}, request.cluster)
     lines = [
         [

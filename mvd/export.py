@@ -20,12 +20,13 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
-from mvd.config import ConfigError, Finetune, ImageTeacher, Pretrain, Recipe, VideoTeacher, facts_of
+from mvd.config import ConfigError, Finetune, ImageTeacher, Pretrain, Recipe, VideoTeacher, dataset_of
 from mvd.files import write_atomically
 from mvd.models import build_classifier, build_image_autoencoder, build_student, build_video_autoencoder
 from mvd.models.checkpoints import load_official, to_official
 from mvd.models.registry import timm_name
-from mvd.stage import WEIGHTS, Stage
+from mvd.run_directory import RunDirectory
+from mvd.stage import Stage
 
 EXAMPLES = """examples:
   python -m mvd.export runs/finetune-vitb_from_vitb_k400-8aa3af5e --to timm
@@ -88,7 +89,7 @@ def export(directory: Path, form: str, output: Path | None = None) -> Path:
             f"there is no folder {output.absolute().parent} to write to; make it, or name another --output"
         )
     model = build_network(stage.recipe)
-    load_official(model, directory / WEIGHTS)
+    load_official(model, RunDirectory(directory).weights)
     FORMATS[form].write(model, stage, output)
     return output
 
@@ -99,14 +100,14 @@ def read_stage(directory: Path) -> Stage:
     Raises:
         ConfigError: it is none, or holds none; says what to export instead.
     """
-    if not (directory / "stage.yaml").is_file():
+    if not RunDirectory(directory).stage.is_file():
         raise ConfigError(f"{directory} is no run directory, since it has no stage.yaml; name one of the runs folder")
-    stage = Stage.from_yaml(directory / "stage.yaml")
+    stage = Stage.from_yaml(RunDirectory(directory).stage)
     if stage.kind == "test":
         tested = Path(stage.inputs["finetune"]).parent
         raise ConfigError(f"{stage.id} is a test and has no weights; export what it tested, {tested}")
-    if not (directory / WEIGHTS).is_file():
-        raise ConfigError(f"{stage.id} has no {WEIGHTS} yet; run it to its end, then export it")
+    if not (RunDirectory(directory).weights).is_file():
+        raise ConfigError(f"{stage.id} has no weights.safetensors yet; run it to its end, then export it")
     return stage
 
 
@@ -120,7 +121,7 @@ def build_network(recipe: Recipe) -> nn.Module:
         case Pretrain():
             return build_student(recipe.student, teacher=recipe.teacher)
         case Finetune():
-            return build_classifier(recipe.size, num_classes=facts_of(recipe).classes)
+            return build_classifier(recipe.size, num_classes=dataset_of(recipe).classes)
     raise ConfigError(f"a {type(recipe).__name__} trains no network")
 
 
@@ -162,7 +163,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"wrote {output}")
-    purpose, line = next_command(Stage.from_yaml(options.directory / "stage.yaml"), options.to, output)
+    purpose, line = next_command(Stage.from_yaml(RunDirectory(options.directory).stage), options.to, output)
     print(f"\nnext:\n  {purpose}:\n    {line}")
     return 0
 

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never half of one."""
+"""Reading and writing files; a reader never sees half of a written one."""
 
 import hashlib
 import json
@@ -42,3 +42,26 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file, [] if there is none; a line that a full disk has cut off is left out."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def append_text(path: Path, text: str) -> None:
+    """Appends all of a text or, if that fails, nothing of it."""
+    with open(path, "ab") as handle:
+        size = handle.tell()
+        try:
+            handle.write(text.encode())
+            handle.flush()
+        except OSError:
+            os.ftruncate(handle.fileno(), size)
+            raise

@@ -15,6 +15,7 @@ import torch
 from mvd.config import ConfigError
 from mvd.files import sha256, write_json
 from mvd.host import hostname
+from mvd.run_directory import RunDirectory
 from mvd.stage import Stage
 from mvd.version import code_version
 
@@ -31,7 +32,7 @@ def record_attempt(stage: Stage, world_size: int) -> int:
         ConfigError: an input file is missing, or its content is not the one that the stage's id was made from, or that
             earlier attempts started from.
     """
-    path = stage.job_directory / "provenance.json"
+    path = stage.job_files.provenance
     attempts: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     for role, file in stage.inputs.items():
         if not Path(file).is_file():
@@ -46,7 +47,7 @@ def record_attempt(stage: Stage, world_size: int) -> int:
                 f"{attempts[0]['started']}); put the old file back, or remove {stage.directory} to start again"
             )
     if attempts and "ended" not in attempts[-1]:
-        attempts[-1]["ended"] = _last_sign(stage.job_directory, attempts[-1]["started"])
+        attempts[-1]["ended"] = _last_sign(stage.job_files, attempts[-1]["started"])
     attempts.append(
         {
             "attempt": len(attempts) + 1,
@@ -69,14 +70,14 @@ def record_attempt(stage: Stage, world_size: int) -> int:
 
 def earlier_seconds(stage: Stage) -> float:
     """How long the attempts before this one took; a killed one ends with the last thing it wrote."""
-    attempts = json.loads((stage.job_directory / "provenance.json").read_text())[:-1]
+    attempts = json.loads(stage.job_files.provenance.read_text())[:-1]
     spans = [[datetime.fromisoformat(attempt[when]) for when in ("started", "ended")] for attempt in attempts]
     return sum((ended - started).total_seconds() for started, ended in spans)
 
 
-def _last_sign(directory: Path, started: str) -> str:
+def _last_sign(files: RunDirectory, started: str) -> str:
     """When an attempt last wrote something, or else when it started."""
-    written = [directory / "metrics.jsonl", *directory.glob("checkpoints/*"), *directory.glob("logits/*")]
+    written = [files.metrics, *files.checkpoints.glob("*"), *files.path.glob("logits/*")]
     newest = max((path.stat().st_mtime for path in written if path.exists()), default=0.0)
     sign = datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds")
     return max(sign, started)

@@ -11,25 +11,26 @@ sentence says why), 75 stopped by a signal, 76 a process or a machine was lost (
 import argparse
 import dataclasses
 import errno
-import json
+import logging
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from mvd.accuracy import merge_shards, run_test
 from mvd.batch import solve_batch
 from mvd.config import ConfigError
-from mvd.files import write_json
+from mvd.distributed.exit_codes import RETRYABLE, STOPPED
+from mvd.distributed.faults import RunFailed
+from mvd.distributed.preflight import HostFault
+from mvd.distributed.process import PeerLost, Process, exit_together, raise_peer_lost, start_processes
+from mvd.distributed.signals import Interrupted, signal_handlers
+from mvd.distributed.watchdog import Watchdog
+from mvd.evaluation.multiview import merge_shards, run_test
 from mvd.provenance import earlier_seconds, record_attempt
 from mvd.stage import Stage
-from mvd.train.engine import PeerLost, Process, agreeing, naming_lost_peers, start_processes
-from mvd.train.faults import GivenUp
-from mvd.train.interrupt import HUNG, STOPPED, Interrupted, listening
 from mvd.train.loop import train
-from mvd.train.preflight import HostFault
-from mvd.train.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
 
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 
@@ -44,35 +45,33 @@ def run_stage(stage: Stage) -> dict[str, Any]:
 
     Raises:
         ConfigError: something the user gave cannot work; on one process, the others raise SystemExit.
-        GivenUp: training diverged, or what it needs is gone; on every process.
+        RunFailed: training diverged, or what it needs is gone; on every process.
         HostFault, PeerLost: a machine or a process is gone or unfit: start it again; on every process that is left.
         Interrupted: a signal asked it to stop, and what was done is saved; on every process.
     """
-    path = stage.job_directory / "result.json"
-    if path.exists():
-        result = json.loads(path.read_text())
-    else:
-        with listening():
+    result = stage.job_files.read_result()
+    if result is None:
+        with signal_handlers():
             process = start_processes()
-            with Watchdog(stage.directory, process, stage.execution.faults.hang_minutes), naming_lost_peers():
-                result = _run_to_the_end(stage, process, path)
+            with Watchdog(stage.files, process, stage.execution.faults.hang_minutes), raise_peer_lost():
+                result = _run_to_the_end(stage, process)
     if stage.execution.shards > 1:
         merge_shards(stage)
     return result
 
 
-def _run_to_the_end(stage: Stage, process: Process, path: Path) -> dict[str, Any]:
-    with agreeing():
+def _run_to_the_end(stage: Stage, process: Process) -> dict[str, Any]:
+    with exit_together():
         stage = fit_to_processes(stage, process)
         if process.is_first:
             stage.job_directory.mkdir(parents=True, exist_ok=True)
             attempt = record_attempt(stage, process.world_size)
-            print(f"{stage.id}: attempt {attempt}, {process.world_size} x {process.device.type}", flush=True)
+            logger.info("%s: attempt %d, %d x %s", stage.id, attempt, process.world_size, process.device.type)
     body = run_test(stage, process) if stage.kind == "test" else train(stage, process)
     results = [{"stage": stage.id, "kind": stage.kind, "complete": True, **body}]
     if process.is_first:
         results[0]["wall_seconds"] += earlier_seconds(stage)
-        write_json(path, results[0])
+        stage.job_files.write_result(results[0])
     dist.broadcast_object_list(results)
     return results[0]
 
@@ -106,13 +105,13 @@ def main() -> int:
             raise
         print(f"error: {error.filename or 'a file'}: {error.strerror}; mend that, then start it again", file=sys.stderr)
         return 2
-    except GivenUp as error:
+    except RunFailed as error:
         if dist.get_rank() == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     except (HostFault, PeerLost) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return HUNG
+        return RETRYABLE
     except Interrupted as stop:
         if dist.get_rank() == 0:
             print(stop, flush=True)

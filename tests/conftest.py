@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mvd.config.run_settings import DatasetPaths
 from mvd.data.annotations import load_annotations
-from mvd.data.motion import CLASSES, generate_motion
+from mvd.data.synthetic_motion import CLASSES, generate_motion
 from mvd.models import build_image_teacher, build_video_teacher
 from mvd.models.checkpoints import to_official
-from mvd.stage import DatasetPaths
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launch.processes import run_processes
+from launch.local.processes import run_processes
 from mvd.config import Mixing, Optimization
+from mvd.config.run_settings import DatasetPaths
 from mvd.files import write_text
-from mvd.stage import DatasetPaths, Execution, Stage
+from mvd.stage import Execution, Stage
 from tests.data.stages import PLAIN, recipe
 
 OPTIMIZATION = {field.name for field in dataclasses.fields(Optimization)}

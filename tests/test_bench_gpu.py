@@ -10,7 +10,7 @@ from benchmarks import gpu
 from benchmarks.gpu import find_largest, table_line, unit
 from benchmarks.real_size import recipes
 from mvd.config import Finetune, Pretrain
-from mvd.stage import identity
+from mvd.identity import identity
 
 RECIPES = recipes()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mvd.evaluate import test_views as cut_views
+from mvd.evaluation.views_of_file import test_views as cut_views
 from mvd.models import build_classifier
 from mvd.models.checkpoints import to_official
 

@@ -11,9 +11,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from mvd import run as run_module
+from mvd.config.run_settings import DatasetPaths
 from mvd.files import write_json
 from mvd.run import run_stage
-from mvd.stage import DatasetPaths, Stage
+from mvd.stage import Stage
 from tests.runs import read_result, run, run_cli, small_stage, write_stage
 
 NORM = "encoder.blocks.0.norm1.weight"

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mvd.config import ConfigError, Recipe, facts_of
-from mvd.stage import DatasetPaths
+from mvd.config import ConfigError, Recipe, dataset_of
+from mvd.config.run_settings import DatasetPaths
 
 MANIFEST = "manifest.json"  # what mvd.data.prepare says of the data set it has made
 Split = Literal["train", "val", "test"]
@@ -40,7 +40,7 @@ def load_split(recipe: Recipe, paths: DatasetPaths, split: Split) -> list[Entry]
         ConfigError: a list that does not hold what the data set's facts say; of one's own data, the declared numbers
             too, since other data is to get other run directories.
     """
-    facts = facts_of(recipe)
+    facts = dataset_of(recipe)
     load = load_annotations if facts.media == "video" else load_image_folder
     entries = load(paths, split, facts.classes)
     declared = {"train": facts.train_samples, "val": facts.val_samples}.get(split)

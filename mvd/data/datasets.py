@@ -11,19 +11,20 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mvd.config import ConfigError, Finetune, ImageTeacher, Pretrain, VideoTeacher, facts_of
-from mvd.data import augment
-from mvd.data.annotations import Entry, load_split
-from mvd.data.masking import random_mask, tube_mask
+from mvd.config import ConfigError, Finetune, ImageTeacher, Pretrain, VideoTeacher, dataset_of
+from mvd.config.run_settings import DatasetPaths
+from mvd.config.sizes import SIZES, ClipShape
+from mvd.data.annotations import Entry, Split, load_split
+from mvd.data.clip import crops as augment
+from mvd.data.clip.frame_sampling import dense_train_indices, pretrain_indices, segment_train_indices
+from mvd.data.clip.masking import random_mask, tube_mask
 from mvd.data.packed import PackedEntries
-from mvd.data.randaugment import apply_operations, draw_operations
-from mvd.data.randomness import Purpose, epoch_order, generator
-from mvd.data.reader import open_video, read_image
-from mvd.data.sampling import dense_train_indices, pretrain_indices, segment_train_indices
-from mvd.data.stalls import ReadLimit
-from mvd.data.unreadable import Unreadable
-from mvd.sizes import SIZES, ClipShape
-from mvd.stage import DatasetPaths, Stage
+from mvd.data.randaugment.policy import apply_operations, draw_operations
+from mvd.data.rng import Purpose, epoch_order, generator
+from mvd.data.video.errors import Unreadable
+from mvd.data.video.read_timeout import ReadTimeout
+from mvd.data.video.reader import open_video, read_image
+from mvd.stage import Stage
 
 REPLACEMENTS = 10  # unreadable files in a row after which the data, not one file, must be wrong
 
@@ -50,7 +51,7 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
     either, the sample is {"failed": why}.
     """
 
-    limit = ReadLimit()
+    timeout = ReadTimeout()
 
     def __init__(self, seed: int, entries: list[Entry], reader: str) -> None:
         self.seed = seed
@@ -66,7 +67,7 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
         for index in self._candidates(key):
             for _ in range(2):
                 try:
-                    with self.limit.reading(self.entries[index].path):
+                    with self.timeout.reading(self.entries[index].path):
                         sample = self.sample(self.entries[index], key)
                 except Unreadable as error:
                     last = error
@@ -141,7 +142,7 @@ class ImageTeacherDataset(TrainDataset):
         super().__init__(recipe.seed, entries, reader)
         self.recipe = recipe
         self.shape = SIZES[recipe.size].image_training
-        self.media = facts_of(recipe).media
+        self.media = dataset_of(recipe).media
 
     def sample(self, entry: Entry, key: SampleKey) -> dict[str, torch.Tensor]:
         image = read_image(entry.path) if self.media == "image" else self._random_frame(entry, key)
@@ -237,6 +238,11 @@ def dataset_paths(stage: Stage) -> DatasetPaths:
     if stage.execution.data is None:
         raise ConfigError(f"stage {stage.id}: no path is given for the data set {stage.recipe.dataset}; give its root")
     return stage.execution.data
+
+
+def load_entries(stage: Stage, split: Split) -> list[Entry]:
+    """The videos of a split of the stage's data set."""
+    return load_split(stage.recipe, dataset_paths(stage), split)
 
 
 def build_dataset(stage: Stage) -> TrainDataset:

@@ -22,15 +22,15 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 
 from mvd.config import ConfigError, Finetune, Pretrain, Row, Test
+from mvd.config.run_settings import DatasetPaths
+from mvd.config.sizes import SIZES, ClipShape
 from mvd.data.annotations import Entry, Split, load_split
 from mvd.data.datasets import FinetuneDataset, MaskedClipDataset, SampleKey
-from mvd.data.device import MEAN, STD, prepare
 from mvd.data.loader import unit_order, update_blocks
-from mvd.data.reader import open_video
-from mvd.data.unreadable import Unreadable
+from mvd.data.on_device import MEAN, STD, prepare
+from mvd.data.video.errors import Unreadable
+from mvd.data.video.reader import open_video
 from mvd.data.views import Views, decode_views
-from mvd.sizes import SIZES, ClipShape
-from mvd.stage import DatasetPaths
 
 FRAMES = 8  # shown of a clip's 16
 LARGEST = 160  # side of a picture, in pixels

@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader, Sampler
 
 from mvd.config import ConfigError, Finetune, TrainRecipe
 from mvd.data.datasets import SampleKey, TrainDataset
-from mvd.data.randomness import epoch_order
+from mvd.data.rng import epoch_order
 from mvd.data.workers import follow_parent, keep_freed_memory
 from mvd.stage import Stage
 
 
-class LoaderHealth:
+class LoaderStats:
     """What the curves say of loading: milliseconds of decoding a sample, and batches that were waiting to be taken."""
 
     def __init__(self) -> None:

@@ -9,15 +9,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mvd.config import ConfigError, Sampling
+from mvd.config.sizes import ClipShape
 from mvd.data.annotations import Entry
+from mvd.data.clip.frame_sampling import dense_test_indices, segment_test_indices
 from mvd.data.datasets import to_clip
 from mvd.data.loader import start_worker, worker_count
 from mvd.data.packed import PackedEntries
-from mvd.data.reader import Video, open_video
-from mvd.data.sampling import dense_test_indices, segment_test_indices
-from mvd.data.stalls import ReadLimit
-from mvd.data.unreadable import Unreadable
-from mvd.sizes import ClipShape
+from mvd.data.video.errors import Unreadable
+from mvd.data.video.read_timeout import ReadTimeout
+from mvd.data.video.reader import Video, open_video
 
 
 class Views(NamedTuple):
@@ -87,7 +87,7 @@ def _resize_short_side(frames: np.ndarray, size: int) -> np.ndarray:
 class ViewDataset(Dataset[dict[str, Any]]):
     """Every video of a list, ready to cut its views. One that twice cannot be read is flagged, never replaced."""
 
-    limit = ReadLimit()
+    timeout = ReadTimeout()
 
     def __init__(self, entries: list[Entry], views: Views, reader: str = "pyav") -> None:
         self.entries = PackedEntries(entries)
@@ -102,7 +102,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
         reason = ""
         for _ in range(2):
             try:
-                with self.limit.reading(entry.path):
+                with self.timeout.reading(entry.path):
                     views = decode_views(open_video(entry.path, self.reader), self.views)
                 return {"index": index, "label": entry.label, "views": views}
             except Unreadable as error:

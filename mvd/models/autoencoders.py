@@ -3,20 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from mvd.config.sizes import Size, size
 from mvd.models.decoder import Decoder, append_mask_tokens, mask_token
-from mvd.models.encoder import (
-    Blocks,
-    ImageBlock,
-    ImageEncoder,
-    count_masked,
-    fixed,
-    init_transformer,
-    layer_norm,
-    visible_then_masked,
-)
+from mvd.models.encoder import Blocks, ImageBlock, ImageEncoder, fixed, init_transformer, layer_norm
 from mvd.models.positions import sincos_2d, sinusoid_1d
 from mvd.models.teachers import video_teacher_encoder
-from mvd.sizes import Size, size
+from mvd.models.tokens import count_masked, visible_then_masked
 
 
 class ImageAutoencoder(ImageEncoder):
@@ -81,10 +73,10 @@ class VideoAutoencoder(nn.Module):
 
 
 def build_image_autoencoder(name: str) -> ImageAutoencoder:
-    """The autoencoder that trains an image teacher of a named size (mvd.sizes); weights from torch's random state."""
+    """The autoencoder that trains an image teacher of a named size (mvd.config.sizes); weights from torch's random state."""
     return ImageAutoencoder(size(name))
 
 
 def build_video_autoencoder(name: str, *, activation_checkpointing: bool = False) -> VideoAutoencoder:
-    """The autoencoder that trains a video teacher of a named size (mvd.sizes); weights from torch's random state."""
+    """The autoencoder that trains a video teacher of a named size (mvd.config.sizes); weights from torch's random state."""
     return VideoAutoencoder(size(name), activation_checkpointing=activation_checkpointing)

@@ -4,6 +4,7 @@ The networks name their parameters as the official ones do, so loading is a matt
 prefixes, of the two ways to keep an attention's biases, and of saying exactly what does not fit.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from mvd.models.classifier import Classifier
 from mvd.models.weight_files import CheckpointError, find_state_dict, read_weights
+
+logger = logging.getLogger(__name__)
 
 PREFIXES = ("encoder.", "backbone.")  # under which some files keep the encoder
 CLASSIFIER_HEAD = ("fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias")
@@ -166,3 +169,14 @@ def _sum_up(problems: list[str], limit: int = 8) -> str:
     if any(problem.startswith("head.") for problem in problems):
         return f"{listed}; build the classifier with the checkpoint's number of classes, or load a pre-trained encoder"
     return f"{listed}; choose a checkpoint of this network and size"
+
+
+def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
+    """Loads a file in official layout, and logs in one line what was used and ignored.
+
+    Raises:
+        CheckpointError: the file does not fit, cannot be read or is not safe.
+    """
+    report = load_official(model, path)
+    logger.info("%s: %s", path, report)
+    return report

@@ -4,9 +4,9 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from mvd.config.sizes import Size, size
 from mvd.models.encoder import VideoEncoder, layer_norm
 from mvd.models.positions import sincos_3d
-from mvd.sizes import Size, size
 
 
 class Classifier(VideoEncoder):
@@ -43,7 +43,7 @@ def build_classifier(
     head_dropout: float = 0.0,
     activation_checkpointing: bool = False,
 ) -> Classifier:
-    """A classifier of a named size (mvd.sizes); weights drawn from torch's random state."""
+    """A classifier of a named size (mvd.config.sizes); weights drawn from torch's random state."""
     return Classifier(
         size(name),
         num_classes,

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from mvd.config.sizes import Transformer
 from mvd.models.encoder import Blocks, layer_norm
-from mvd.sizes import Transformer
 
 
 class Decoder(nn.Module):

@@ -1,4 +1,4 @@
-"""What the networks share: tokens of images and clips, their masks, stacks of transformer blocks, the two trunks.
+"""What the networks share: embeddings, stacks of transformer blocks, and the two trunks.
 
 Under bf16 autocast the matrix products run in bf16, while the position tables, being float32, keep the sum that runs
 through the blocks in float32, as in the official mixed-precision pre-training. A bf16 sum would double the error of
@@ -14,8 +14,9 @@ from timm.models import beit, vision_transformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mvd.config.sizes import ClipShape, ImageShape, Transformer
 from mvd.models.positions import sincos_2d
-from mvd.sizes import ClipShape, ImageShape, Transformer
+from mvd.models.tokens import cut_tubelets, take
 
 layer_norm = partial(nn.LayerNorm, eps=1e-6)
 
@@ -26,42 +27,6 @@ ImageBlock = vision_transformer.Block  # a bias for query, key and value, as MAE
 def fixed(table: Tensor) -> nn.Parameter:
     """A position table that is never trained but is part of the state dict, as some official models keep theirs."""
     return nn.Parameter(table, requires_grad=False)
-
-
-def cut_tubelets(video: Tensor, tubelet: int, patch_size: int) -> Tensor:
-    """Cuts clips (B, C, T, H, W) into tokens in (t, h, w) order: (B, N, C, tubelet, patch_size, patch_size)."""
-    batch, channels, frames, height, width = video.shape
-    t, p = tubelet, patch_size
-    blocks = video.reshape(batch, channels, frames // t, t, height // p, p, width // p, p)
-    return blocks.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(1, 3)
-
-
-def take(tokens: Tensor, indices: Tensor) -> Tensor:
-    """The tokens (B, K, ...) at indices (B, K) of tokens (B, N, ...)."""
-    return tokens.take_along_dim(indices.view(*indices.shape, *[1] * (tokens.dim() - 2)), dim=1)
-
-
-def visible_then_masked(mask: Tensor) -> Tensor:
-    """Token indices (B, N), each row's visible ones first, both parts in token order; mask: (B, N), True = masked.
-
-    It needs no answer from the device, so it costs no synchronisation.
-    """
-    return mask.to(torch.uint8).argsort(dim=1, stable=True)
-
-
-def count_masked(mask: Tensor) -> int:
-    """How many tokens each row of a mask (B, N) hides; the one value a masked forward pass fetches from the device.
-
-    Raises:
-        ValueError: the rows hide different numbers of tokens, or all or none of them.
-    """
-    counts = set(mask.sum(dim=1).tolist())
-    if len(counts) != 1 or not 0 < (count := counts.pop()) < mask.shape[1]:
-        raise ValueError(
-            "every clip of a batch must have the same number of masked tokens, and at least one masked and one "
-            "visible token; draw all masks of a batch with one mask ratio"
-        )
-    return count
 
 
 class TubeletEmbedding(nn.Module):
@@ -102,7 +67,8 @@ class Blocks(nn.ModuleList):
         drop_path: float = 0.0,
         activation_checkpointing: bool = False,
     ) -> None:
-        build = partial(block, shape.width, shape.heads, qkv_bias=True, norm_layer=layer_norm)
+        mlp_ratio = (shape.mlp_width + 0.5) / shape.width  # timm rounds width x ratio down
+        build = partial(block, shape.width, shape.heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=layer_norm)
         super().__init__(build(drop_path=rate) for rate in calculate_drop_path_rates(drop_path, shape.depth))
         self.activation_checkpointing = activation_checkpointing
 

@@ -4,17 +4,17 @@ For people who want a trained network without this harness. Weights come from of
 `python -m mvd.export`, as `checkpoint_path=FILE`; there are none to download.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from mvd.config.sizes import SIZES, Size, size
 from mvd.models.checkpoints import find_weights, is_position_table
 from mvd.models.classifier import Classifier, new_head
 from mvd.models.weight_files import find_state_dict
-from mvd.sizes import SIZES, Size, size
 
 __all__ = ["RegisteredClassifier"]
 
@@ -94,7 +94,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
 
 
 def timm_name(size_name: str) -> str:
-    """The name under which timm knows the classifier of a size (mvd.sizes)."""
+    """The name under which timm knows the classifier of a size (mvd.config.sizes)."""
     clip = size(size_name).clip
     return f"mvd_vit_{size_name}_patch{clip.patch_size}_{clip.image_size}"
 
@@ -128,31 +128,17 @@ def _settings(size_name: str) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs({timm_name(name): _settings(name) for name in SIZES})
 
 
-@register_model
-def mvd_vit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> RegisteredClassifier:
-    """ViT-S over 16 frames of 224 x 224."""
-    return _create("small", pretrained, **kwargs)
+def _entry_point(size_name: str) -> Callable[..., RegisteredClassifier]:
+    """The function that timm.create_model calls for a size; timm knows it by its name."""
+
+    def create(pretrained: bool = False, **kwargs: Any) -> RegisteredClassifier:
+        return _create(size_name, pretrained, **kwargs)
+
+    create.__name__ = create.__qualname__ = timm_name(size_name)
+    clip = size(size_name).clip
+    create.__doc__ = f"{size_name} over {clip.frames} frames of {clip.image_size} x {clip.image_size}."
+    return create
 
 
-@register_model
-def mvd_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> RegisteredClassifier:
-    """ViT-B over 16 frames of 224 x 224."""
-    return _create("base", pretrained, **kwargs)
-
-
-@register_model
-def mvd_vit_large_patch16_224(pretrained: bool = False, **kwargs: Any) -> RegisteredClassifier:
-    """ViT-L over 16 frames of 224 x 224."""
-    return _create("large", pretrained, **kwargs)
-
-
-@register_model
-def mvd_vit_huge_patch16_224(pretrained: bool = False, **kwargs: Any) -> RegisteredClassifier:
-    """ViT-H over 16 frames of 224 x 224."""
-    return _create("huge", pretrained, **kwargs)
-
-
-@register_model
-def mvd_vit_tiny_patch12_48(pretrained: bool = False, **kwargs: Any) -> RegisteredClassifier:
-    """The demo's network, over 16 frames of 48 x 48."""
-    return _create("tiny", pretrained, **kwargs)
+for _name in SIZES:
+    register_model(_entry_point(_name))

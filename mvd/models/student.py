@@ -4,10 +4,11 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from mvd.config.sizes import Size, size
 from mvd.models.decoder import Decoder, append_mask_tokens, mask_token
-from mvd.models.encoder import VideoEncoder, count_masked, fixed, init_transformer, visible_then_masked
+from mvd.models.encoder import VideoEncoder, fixed, init_transformer
 from mvd.models.positions import sincos_3d
-from mvd.sizes import Size, size
+from mvd.models.tokens import count_masked, visible_then_masked
 
 
 class Student(VideoEncoder):
@@ -59,5 +60,5 @@ class Student(VideoEncoder):
 def build_student(
     name: str, *, teacher: str, drop_path: float = 0.0, activation_checkpointing: bool = False
 ) -> Student:
-    """A student of a named size (mvd.sizes) for teachers of another; weights drawn from torch's random state."""
+    """A student of a named size (mvd.config.sizes) for teachers of another; weights drawn from torch's random state."""
     return Student(size(name), size(teacher), drop_path=drop_path, activation_checkpointing=activation_checkpointing)

@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
+from mvd.config.sizes import Size, size
 from mvd.models.encoder import ImageEncoder, VideoEncoder
 from mvd.models.positions import sinusoid_1d
-from mvd.sizes import Size, size
 
 
 class ImageTeacher(ImageEncoder):
@@ -34,11 +34,11 @@ def video_teacher_encoder(own: Size, *, activation_checkpointing: bool = False) 
 
 
 def build_image_teacher(name: str) -> ImageTeacher:
-    """A frozen image teacher of a named size (mvd.sizes), still to be loaded."""
+    """A frozen image teacher of a named size (mvd.config.sizes), still to be loaded."""
     own = size(name)
     return ImageTeacher(own.encoder, own.image).requires_grad_(False).eval()
 
 
 def build_video_teacher(name: str) -> VideoTeacher:
-    """A frozen video teacher of a named size (mvd.sizes), still to be loaded."""
+    """A frozen video teacher of a named size (mvd.config.sizes), still to be loaded."""
     return VideoTeacher(size(name)).requires_grad_(False).eval()

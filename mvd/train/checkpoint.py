@@ -1,4 +1,4 @@
-"""Checkpoints that count only with their manifest, written last (design invariant 4).
+"""Checkpoints, which count only with their manifest, written last.
 
 A checkpoint is a folder `step-<update>` of DeepSpeed's files, one `rng-<rank>.pt` a process, and `manifest.json`
 with the size and sha256 of each. DeepSpeed's own `latest` file is not used: nothing makes it wait for all ranks.
@@ -7,6 +7,7 @@ The update says where in the schedule and in the data a run is, since both follo
 
 import hashlib
 import json
+import logging
 import random
 import shutil
 from collections.abc import Iterator
@@ -22,30 +23,33 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from mvd.config import ConfigError
+from mvd.distributed.preflight import HostFault
+from mvd.distributed.process import Process, gather
 from mvd.files import sha256, write_atomically, write_json
 from mvd.host import hostname
-from mvd.train.engine import Engine, Process, full_state_dict, gather
-from mvd.train.preflight import HostFault
+from mvd.run_directory import MANIFEST, RunDirectory, checkpoint_name
+from mvd.train.engine import Engine, full_state_dict
 from mvd.train.reshard import load_resharded
 
-MANIFEST = "manifest.json"
+logger = logging.getLogger(__name__)
+
 DAMAGED = "manifest.damaged.json"  # what the manifest becomes where the checkpoint is not what it says
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedCheckpoint:
     """What a checkpoint said: its update (0 where there was none) and the state that was saved with it."""
 
     update: int
     state: dict[str, Any]
 
 
-class CannotSave(RuntimeError):
+class SaveError(RuntimeError):
     """A checkpoint or the weights could not be written; says on which hosts and why. Raised on every process."""
 
 
 def save_checkpoint(
-    engine: Engine, folder: Path, update: int, process: Process, made_by: dict[str, Any], state: dict[str, Any]
+    engine: Engine, files: RunDirectory, update: int, process: Process, made_by: dict[str, Any], state: dict[str, Any]
 ) -> None:
     """Saves weights, optimizer and every rank's random state as `step-<update>`; all ranks call it together.
 
@@ -55,24 +59,24 @@ def save_checkpoint(
     Raises:
         CannotSave: the disk is full, read-only or gone; the older checkpoints are as they were.
     """
-    target = folder / tag(update)
-    writer = NotingWriter()
+    target = files.checkpoints / checkpoint_name(update)
+    writer = ErrorCollectingWriter()
     if process.is_first:
-        with writer.noting():
+        with writer.collecting_errors():
             shutil.rmtree(target, ignore_errors=True)  # a save that was cut off
             target.mkdir(parents=True)
-    _agree(writer, target, process)
+    _abandon_if_any_failed(writer, target, process)
     engine.checkpoint_engine = writer
     engine._copy_recovery_script = lambda *_: None  # a write that could fail on one rank while the others wait
-    engine.save_checkpoint(str(folder), tag=target.name, save_latest=False)
+    engine.save_checkpoint(str(target.parent), tag=target.name, save_latest=False)
     writer.save(_random_state(), str(target / f"rng-{process.rank}.pt"))
-    _agree(writer, target, process)
+    _abandon_if_any_failed(writer, target, process)
     found: list[Path] = []
     entries: dict[str, dict[str, Any]] = {}
-    with writer.noting():
+    with writer.collecting_errors():
         found = _content(target)
     content = sorted(set().union(*gather(found)))  # a network disk shows others' files late
-    with writer.noting():
+    with writer.collecting_errors():
         entries = _describe(target, _share(content, process))
     files = {name: entry for part in gather(entries) for name, entry in part.items()}
     if process.is_first and len(files) == len(content):
@@ -84,9 +88,9 @@ def save_checkpoint(
             "state": state,
             "files": files,
         }
-        with writer.noting():
+        with writer.collecting_errors():
             write_json(target / MANIFEST, {**manifest, "sha256": _own_digest(manifest)})
-    _agree(writer, target, process)
+    _abandon_if_any_failed(writer, target, process)
 
 
 def save_weights(engine: Engine, path: Path, process: Process, metadata: dict[str, str]) -> None:
@@ -96,14 +100,14 @@ def save_weights(engine: Engine, path: Path, process: Process, metadata: dict[st
         CannotSave: as above.
     """
     state = full_state_dict(engine)
-    writer = NotingWriter()
+    writer = ErrorCollectingWriter()
     if process.is_first:
-        with writer.noting():
+        with writer.collecting_errors():
             write_atomically(path, lambda temporary: save_file(state, temporary, metadata))
-    _agree(writer, path, process)
+    _abandon_if_any_failed(writer, path, process)
 
 
-class NotingWriter(TorchCheckpointEngine):
+class ErrorCollectingWriter(TorchCheckpointEngine):
     """Writes DeepSpeed's files to the disk itself, and notes a failure instead of raising it.
 
     A rank that raised in the middle of a save would leave the others waiting for it.
@@ -114,11 +118,11 @@ class NotingWriter(TorchCheckpointEngine):
         self.failure: str | None = None
 
     def save(self, state_dict: Any, path: str) -> None:
-        with self.noting():
+        with self.collecting_errors():
             write_atomically(Path(path), lambda temporary: torch.save(state_dict, temporary))
 
     @contextmanager
-    def noting(self) -> Iterator[None]:
+    def collecting_errors(self) -> Iterator[None]:
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:  # the last two: how libraries say that it is full
@@ -126,16 +130,18 @@ class NotingWriter(TorchCheckpointEngine):
             self.failure = f"{hostname()}: {lines[0]}"
 
 
-def _agree(writer: NotingWriter, target: Path, process: Process) -> None:
-    """Gives the save up on every rank where it failed on one, and frees the space it took."""
+def _abandon_if_any_failed(writer: ErrorCollectingWriter, target: Path, process: Process) -> None:
+    """If any rank failed to write, abandon the checkpoint on all ranks and delete it."""
     failures = [failure for failure in gather(writer.failure) if failure is not None]
     if failures:
         if process.is_first:
             shutil.rmtree(target, ignore_errors=True)
-        raise CannotSave(f"{target} cannot be written ({'; '.join(sorted(set(failures)))})")
+        raise SaveError(f"{target} cannot be written ({'; '.join(sorted(set(failures)))})")
 
 
-def load_newest_checkpoint(engine: Engine, folder: Path, process: Process, made_by: dict[str, Any]) -> Loaded:
+def load_newest_checkpoint(
+    engine: Engine, files: RunDirectory, process: Process, made_by: dict[str, Any]
+) -> LoadedCheckpoint:
     """Restores the newest good checkpoint on all ranks; update 0 where there is none.
 
     Every rank verifies its share of the files and all agree; a damaged checkpoint is named, no longer counts, and the
@@ -145,33 +151,30 @@ def load_newest_checkpoint(engine: Engine, folder: Path, process: Process, made_
         ConfigError: the newest good one was made by another kind of run than `made_by` says.
         HostFault: a disk does not give a file that is there, which says nothing against the checkpoint.
     """
-    candidates = gather(complete_checkpoints(folder))[0]
+    candidates = gather(files.complete_checkpoints())[0]
     for candidate in reversed(candidates):
         manifest, damaged = _verify(candidate, process)
         if manifest is None or damaged:
             if process.is_first:
                 (candidate / MANIFEST).rename(candidate / DAMAGED)
-                print(f"checkpoint {candidate} is damaged ({', '.join(damaged)}); trying the one before", flush=True)
+                logger.warning(f"checkpoint {candidate} is damaged ({', '.join(damaged)}); trying the one before")
             continue
         _check_made_by(candidate, manifest["made_by"], made_by)
-        if process.is_first:
-            print(f"resuming after update {manifest['update']} from {candidate}", flush=True)
+        logger.info(f"resuming after update {manifest['update']} from {candidate}")
         _load(engine, candidate, manifest, process)
-        return Loaded(manifest["update"], manifest["state"])
+        return LoadedCheckpoint(manifest["update"], manifest["state"])
     if candidates and process.is_first:
-        print(f"no good checkpoint is left in {folder}; starting from update 0", flush=True)
-    return Loaded(0, {})
+        logger.warning(f"no good checkpoint is left in {files.checkpoints}; starting from update 0")
+    return LoadedCheckpoint(0, {})
 
 
 def _load(engine: Engine, folder: Path, manifest: dict[str, Any], process: Process) -> None:
     saved = (manifest["world_size"], manifest["zero_stage"])
     if saved != (process.world_size, engine.zero_optimization_stage()):
-        if process.is_first:
-            print(
-                f"it was saved by {saved[0]} processes with ZeRO stage {saved[1]}; {process.world_size} with stage "
-                f"{engine.zero_optimization_stage()} go on from it",
-                flush=True,
-            )
+        logger.info(
+            f"it was saved by {saved[0]} processes with ZeRO stage {saved[1]}; {process.world_size} with stage "
+            f"{engine.zero_optimization_stage()} go on from it"
+        )
         load_resharded(engine, folder, *saved)
         return
     loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
@@ -187,11 +190,6 @@ def _check_made_by(folder: Path, saved: dict[str, Any], running: dict[str, Any])
                 f"{folder} was made with {name} {saved[name]} and this run has {name} {value}, which would change the "
                 f"result; go on with {saved[name]}, or remove {folder.parent} to start again"
             )
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders with a manifest, oldest first."""
-    return sorted(path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
 
 
 def _verify(folder: Path, process: Process) -> tuple[dict[str, Any] | None, list[str]]:
@@ -214,7 +212,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest, or None where it is damaged itself."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        intact = manifest.pop("sha256") == _own_digest(manifest) and tag(manifest["update"]) == folder.name
+        intact = manifest.pop("sha256") == _own_digest(manifest) and checkpoint_name(manifest["update"]) == folder.name
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
     return manifest if intact else None
@@ -222,16 +220,6 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def _own_digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def tag(update: int) -> str:
-    """The name of an update's checkpoint folder."""
-    return f"step-{update:08d}"
-
-
-def update_of(folder: Path) -> int:
-    """The update of a checkpoint folder."""
-    return int(folder.name.removeprefix("step-"))
 
 
 def _content(folder: Path) -> list[Path]:

@@ -5,40 +5,37 @@ import gc
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from mvd.accuracy import load_entries, validate
 from mvd.batch import Batch
-from mvd.config import ConfigError, Finetune, facts_of
+from mvd.config import ConfigError, dataset_of
 from mvd.data.annotations import fingerprint
 from mvd.data.datasets import build_dataset
-from mvd.data.device import prepare
-from mvd.data.loader import LoaderHealth, steps_per_epoch, train_loader
-from mvd.data.stalls import ReadLimit
+from mvd.data.loader import LoaderStats, steps_per_epoch, train_loader
+from mvd.data.on_device import prepare
+from mvd.data.sample_check import check_samples
+from mvd.data.video.read_timeout import ReadTimeout
 from mvd.data.workers import kill_workers
-from mvd.stage import WEIGHTS, Stage
-from mvd.train.engine import (
-    Process,
-    agreeing,
-    build_engine,
-    gather,
-    mean_across_processes,
-    take_step,
-)
-from mvd.train.health import Health, RollBack
-from mvd.train.interrupt import Interrupted, stop_requested
-from mvd.train.keeper import Keeper
-from mvd.train.monitor import Monitor, Progress, peak_memory_gb
-from mvd.train.noise import SampleNoise
+from mvd.distributed.preflight import preflight
+from mvd.distributed.process import Process, exit_together, gather, mean_across_processes
+from mvd.distributed.signals import Interrupted, stop_requested
+from mvd.distributed.watchdog import heartbeat
+from mvd.evaluation.evaluator import Evaluator, build_evaluators
+from mvd.monitoring.metrics import Metrics, peak_memory_gb
+from mvd.monitoring.progress import Progress
+from mvd.stage import Stage
+from mvd.train.bad_updates import BadUpdates, RollBack
+from mvd.train.checkpoint_policy import CheckpointPolicy
+from mvd.train.engine import build_engine, take_step
 from mvd.train.optimizer import build_optimizer
-from mvd.train.preflight import preflight
+from mvd.train.sample_seeded_dropout import SampleSeededLayers
 from mvd.train.schedule import cosine_schedule
+from mvd.train.skipped_files import SkippedFiles
+from mvd.train.stateful import Stateful, collect, restore
 from mvd.train.tasks import Task, build_task
-from mvd.train.unreadable import UnreadableFiles
-from mvd.train.watchdog import doing
+from mvd.train.window import Window
 
 
 def train(stage: Stage, process: Process) -> dict[str, Any]:
@@ -47,8 +44,8 @@ def train(stage: Stage, process: Process) -> dict[str, Any]:
     Leaves `weights.safetensors`, metrics, events and checkpoints in the run directory.
 
     Raises:
-        ConfigError: something the user gave cannot work.
-        GivenUp: training diverged, or what it needs is gone; raised on every process.
+        ConfigError: an invalid setting or input.
+        RunFailed: training diverged, or what it needs is gone; raised on every process.
         HostFault: a machine failed the checks before the start; raised on every process.
         Interrupted: a signal asked for it, and the last update is saved; raised on every process.
     """
@@ -65,15 +62,15 @@ def _train_from_newest(stage: Stage, process: Process) -> dict[str, Any]:
     run = TrainingRun(stage, process)
     try:
         run.to_the_end()
-        latest = run.monitor.latest()
+        latest = run.metrics.latest()
     finally:
         run.close()
     return {
         "epochs": stage.recipe.optimization.epochs,
         "updates": run.total_updates,
-        "weights": WEIGHTS,
-        "unreadable": sorted(run.unreadable.named),
-        "skipped_updates": run.health.left_out,
+        "weights": stage.files.weights.name,
+        "unreadable": sorted(run.skipped_files.named),
+        "skipped_updates": run.bad_updates.skipped,
         **{name: latest[name] for name in ("loss", "val_top1") if name in latest},
     }
 
@@ -85,40 +82,44 @@ class TrainingRun:
         self.stage, self.process = stage, process
         recipe, how = stage.recipe, stage.execution
         settings = recipe.optimization
-        doing("starting", 0)
-        with agreeing():
+        heartbeat("starting", 0)
+        with exit_together():
             self.dataset = build_dataset(stage)
-            self.dataset.limit = ReadLimit.of_run(stage.directory, how.faults.video_seconds)
-            self.validation = load_entries(stage, "val") if isinstance(recipe, Finetune) else []
+            self.dataset.timeout = ReadTimeout.of_run(stage.files.timed_out, how.faults.video_seconds)
+            self.evaluators = build_evaluators(stage, process)
             self.steps_per_epoch = steps_per_epoch(len(self.dataset), settings.global_batch)
-        with agreeing():
-            preflight(stage, process, self.dataset.entries)
-        doing("starting", 0)
-        with agreeing():
+        with exit_together():
+            preflight(stage, process, check_samples(self.dataset.entries, how.reader))
+        heartbeat("starting", 0)
+        with exit_together():
             torch.manual_seed(recipe.seed)  # the same first weights on every process
-            self.task: Task = build_task(stage, facts_of(recipe).classes, process.device)
+            self.task: Task = build_task(stage, dataset_of(recipe).classes, process.device)
         self.total_updates = self.steps_per_epoch * settings.epochs
         self.learning_rates = cosine_schedule(
             settings.peak_lr, settings.floor_lr, settings.laid_out_epochs, settings.warmup_epochs, self.steps_per_epoch
         )
         batch = Batch(how.micro_batch, how.accumulation, process.world_size)
         model = self.task.model.to(process.device)
-        self.noise = SampleNoise(model)
-        self.health = Health(stage, process)
+        self.seeded_layers = SampleSeededLayers(model)
+        self.bad_updates = BadUpdates(stage, process)
+        self.skipped_files = SkippedFiles(stage, process, len(self.dataset))
+        self.window = Window()
+        self.stateful: dict[str, Stateful] = {
+            "bad_updates": self.bad_updates,
+            "skipped_files": self.skipped_files,
+            "window": self.window,
+        }
         made_by = {"precision": how.precision, "training list": fingerprint(self.dataset.entries)}
-        self.keeper = Keeper(stage, process, self.steps_per_epoch, made_by)
-        with agreeing():
+        self.checkpoints = CheckpointPolicy(stage, process, self.steps_per_epoch, made_by)
+        with exit_together():
             self.engine = build_engine(model, build_optimizer(model, settings), how.deepspeed, batch, how.precision)
             torch.manual_seed(recipe.seed * 1_000_003 + process.rank + 1)
-            state = self.keeper.load(self.engine)
-            self.update = self.keeper.newest
+            restore(self.stateful, self.checkpoints.load(self.engine))
+            self.update = self.checkpoints.newest
             self.batches = iter(train_loader(stage, self.dataset, process.rank, self.update))
-        self.loading = LoaderHealth()
-        self.health.restore(state)
-        self.window = Window(**state.get("window", {}))
-        self.monitor = Monitor(stage.directory, process, self.update)
-        self.validated = gather(self.monitor.newest("val_top1"))[0]
-        self.unreadable = UnreadableFiles(stage, process, len(self.dataset), state)
+        self.loading = LoaderStats()
+        self.metrics = Metrics.of_stage(stage, process, self.update)
+        self.evaluated = {e.metric: gather(self.metrics.newest(e.metric))[0] for e in self.evaluators}
         self.progress = Progress(stage.kind, self.total_updates, self.update) if process.is_first else None
         self.stopping = self.saving = False  # agreed by all processes
         self.waited = 0.0  # for the data of the update in progress, in seconds
@@ -132,11 +133,11 @@ class TrainingRun:
         """Runs the remaining updates with their checkpoints, validations and reports, and leaves the weights.
 
         Raises:
-            GivenUp, Interrupted: see `train`.
+            RunFailed, Interrupted: see `train`.
             RollBack: the run is to be started again from its newest checkpoint.
         """
         how = self.stage.execution
-        self._validate_if_due()  # the last attempt may have ended before it did
+        self._evaluate_if_due()  # the last attempt may have ended before it did
         self.engine.train()
         while self.update < self.total_updates:
             learning_rate = float(self.learning_rates[self.update])
@@ -146,19 +147,19 @@ class TrainingRun:
             if self.update % how.log_every == 0 or finished:
                 self._report(learning_rate)
             if finished:
-                self._insist(self._save)
-            elif self.stopping or self.saving or self.keeper.due(self.update):
+                self._save_at_the_end(self._save)
+            elif self.stopping or self.saving or self.checkpoints.due(self.update):
                 self._save()
             if self.stopping and not finished:
                 raise self._interrupted()
-            self._validate_if_due()
-        self._insist(lambda: self.keeper.save_weights(self.engine, self.stage.directory / WEIGHTS, self.update))
+            self._evaluate_if_due()
+        self._save_at_the_end(lambda: self.checkpoints.save_weights(self.engine, self.stage.files.weights, self.update))
 
     def _one_update(self, learning_rate: float) -> None:
         """One optimizer step over `accumulation` micro-batches, unless their losses or gradient are not finite."""
         started, self.waited = time.monotonic(), 0.0
         number, accumulation = self.update + 1, self.stage.execution.accumulation
-        if self.health.leaves_out(number):
+        if self.bad_updates.skips(number):
             for _ in range(accumulation):
                 self._next_batch()
             return
@@ -169,11 +170,11 @@ class TrainingRun:
         for step in range(accumulation):
             raw = self._next_batch()
             samples.append(raw["indices"].tolist())
-            doing("in forward and backward", number)
+            heartbeat("in forward and backward", number)
             if step:
                 self.engine.step()  # inside an update this only counts the micro-batch
             batch = prepare(raw, self.stage.recipe, self.process.device)
-            self.noise.draw(raw["layer_seeds"], self.process.device)
+            self.seeded_layers.draw(raw["layer_seeds"], self.process.device)
             named = self.task.losses(self.engine, batch)
             losses.append(torch.stack([loss.detach().float() for loss in named.values()]))
             loss = named["loss"]
@@ -182,27 +183,27 @@ class TrainingRun:
                 if not all(map(math.isfinite, means)):
                     loss = loss * math.nan  # so that every ZeRO stage leaves its update out
             self.engine.backward(loss)
-        doing("updating weights", number)
+        heartbeat("updating weights", number)
         norm = take_step(self.engine)
         values = dict(zip(named, means, strict=True)) | {"grad_norm": norm}
         if all(map(math.isfinite, values.values())):
-            spike = self.health.note_good(number, means[0], self.keeper.newest)
+            spike = self.bad_updates.record_good(number, means[0], self.checkpoints.newest)
             self.window.add(values, time.monotonic() - started, self.waited)
             if spike:
-                self.monitor.write(number, self.epoch + 1, spike)
+                self.metrics.write(number, self.epoch + 1, spike)
         else:
             self._note_bad(number, torch.stack(losses), samples, lossy=not all(map(math.isfinite, means)))
 
     def _next_batch(self) -> dict[str, Any]:
         """The loader's next micro-batch; notes the wait for it and the files that others replaced in it."""
-        doing("reading videos", self.update + 1)
+        heartbeat("reading videos", self.update + 1)
         asked = time.monotonic()
         raw = next(self.batches)
         self.waited += time.monotonic() - asked
         if "failed" in raw:
             raise ConfigError(f"{self.stage.id}: {raw['failed']}; check the data set's root")
         self.loading.note(raw, self.batches)
-        self.unreadable.found.update(raw["unreadable"])
+        self.skipped_files.found.update(raw["unreadable"])
         return raw
 
     def _agree(self, losses: torch.Tensor) -> list[float]:
@@ -210,11 +211,11 @@ class TrainingRun:
 
         Whether any rank was asked to stop, or wants a checkpoint, comes to all with them.
         """
-        doing("waiting for the others' losses", self.update + 1)
-        asked = losses.new_tensor([stop_requested(), self.keeper.wanted()])
+        heartbeat("waiting for the others' losses", self.update + 1)
+        asked = losses.new_tensor([stop_requested(), self.checkpoints.wanted()])
         *means, stopping, saving = mean_across_processes(torch.cat([losses.mean(dim=0), asked])).tolist()
         self.stopping, self.saving = stopping > 0, saving > 0
-        doing("in forward and backward", self.update + 1)
+        heartbeat("in forward and backward", self.update + 1)
         return means
 
     def _note_bad(self, number: int, losses: torch.Tensor, samples: list[list[int]], lossy: bool) -> None:
@@ -222,43 +223,43 @@ class TrainingRun:
         finite = losses.isfinite().all(dim=1).tolist()
         suspects = [part for part, fine in zip(samples, finite, strict=True) if not (lossy and fine)]
         videos = [self.dataset.entries[index].path for part in suspects for index in part]
-        self.health.note_bad(number, "loss" if lossy else "gradient", videos, self.keeper.newest)
+        self.bad_updates.record_bad(number, "loss" if lossy else "gradient", videos, self.checkpoints.newest)
 
     def _report(self, learning_rate: float) -> None:
-        """Writes what happened since the last report, and shows it."""
+        """Log the metrics accumulated since the last report."""
         settings, epoch = self.stage.recipe.optimization, (self.update - 1) // self.steps_per_epoch + 1
-        replaced = self.unreadable.share(epoch)
-        window, self.window = self.window, Window()
+        replaced = self.skipped_files.share(epoch)
         values = {"lr": learning_rate, "weight_decay": settings.weight_decay, **replaced}
         values["epochs_done"] = self.update / self.steps_per_epoch
         values["memory_gb"] = peak_memory_gb(self.process.device)
-        if window.updates:
-            values |= window.means(settings.global_batch) | self.loading.report()
-        self.monitor.write(self.update, epoch, values)
+        trained = self.window.updates > 0
+        if trained:
+            values |= self.window.means(settings.global_batch) | self.loading.report()
+        self.window.clear()
+        self.metrics.write(self.update, epoch, values)
         if self.progress is not None:
             losses = " ".join(f"{name} {value:.4f}" for name, value in values.items() if name.endswith("loss"))
             unit = "images" if self.stage.kind == "image_teacher" else "clips"
-            rate = f" {values['samples_per_second']:.1f} {unit}/s" if window.updates else " (updates left out)"
+            rate = f" {values['samples_per_second']:.1f} {unit}/s" if trained else " (updates skipped)"
             self.progress.show(self.update, f"epoch {epoch}/{settings.epochs} {losses}{rate}")
 
     def _save(self) -> bool:
         """Saves a checkpoint, but never of weights that may be what makes updates fail; returns whether it did."""
-        if self.health.in_a_row and self.update < self.total_updates:
+        if self.bad_updates.in_a_row and self.update < self.total_updates:
             return False
-        doing("saving", self.update)
-        self.unreadable.share((self.update - 1) // self.steps_per_epoch + 1)
-        self.monitor.flush()
-        state = {**self.health.state(), **self.unreadable.state(), "window": vars(self.window)}
-        saved = self.keeper.save(self.engine, self.update, state)
+        heartbeat("saving", self.update)
+        self.skipped_files.share((self.update - 1) // self.steps_per_epoch + 1)
+        self.metrics.flush()
+        saved = self.checkpoints.save(self.engine, self.update, collect(self.stateful))
         if not saved:
-            self.monitor.write(self.update, self.epoch + 1, {"failed_saves": self.keeper.failures})
+            self.metrics.write(self.update, self.epoch + 1, {"failed_saves": self.checkpoints.failures})
         return saved
 
-    def _insist(self, save: Callable[[], bool]) -> None:
-        """Saves what the run has come to; where the disk does not take it, nothing is left but to wait for room."""
+    def _save_at_the_end(self, save: Callable[[], bool]) -> None:
+        """Retry a save that must not be lost until the disk accepts it."""
         while not save():
             for _ in range(math.ceil(self.stage.execution.faults.save_again_seconds)):
-                doing("waiting for room on the disk", self.update)
+                heartbeat("waiting for room on the disk", self.update)
                 time.sleep(1)
                 if any(gather(stop_requested())):
                     raise self._interrupted()
@@ -267,56 +268,33 @@ class TrainingRun:
         return Interrupted(
             f"{self.stage.id}: stopped by a signal after update {self.update} of {self.total_updates}; "
             f"update {self.keeper.newest} is saved; start it again to go on from there",
-            self.keeper.newest,
+            self.checkpoints.newest,
         )
 
-    def _validate_if_due(self) -> None:
-        """Validates a classifier every few epochs and at the end, on one centre view of each validation video.
-
-        Told to stop meanwhile, it leaves that to the next attempt.
-        """
+    def _evaluate_if_due(self) -> None:
+        """Runs the evaluators whose epoch it is, and all at the end; told to stop, leaves them to the next attempt."""
         epoch, rest = divmod(self.update, self.steps_per_epoch)
-        due = epoch % self.stage.execution.validate_every == 0 or self.update == self.total_updates
-        if not isinstance(self.stage.recipe, Finetune) or rest or not due or self.update <= self.validated:
-            return
-        accuracy = validate(self.engine, self.validation, self.stage, self.process)
+        for evaluator in self.evaluators:
+            due = epoch % evaluator.every_epochs == 0 or self.update == self.total_updates
+            if not rest and due and self.update > self.evaluated[evaluator.metric]:
+                self._evaluate(evaluator, epoch)
+
+    def _evaluate(self, evaluator: Evaluator, epoch: int) -> None:
+        numbers = evaluator.run(self.engine)
         self.engine.train()
-        if accuracy is None:
-            if self.keeper.newest < self.update:
+        if numbers is None:
+            if self.checkpoints.newest < self.update:
                 self._save()
             raise self._interrupted()
-        self.monitor.write(self.update, epoch, accuracy)
-        self.monitor.flush()
-        self.validated = self.update
+        self.metrics.write(self.update, epoch, numbers)
+        self.metrics.flush()
+        self.evaluated[evaluator.metric] = self.update
 
     def close(self) -> None:
-        """Ends what runs beside the training: loader processes, the progress line, the writers, the engine."""
+        """Ends the loader processes, the progress line, the writers and the engine."""
         self.batches = iter(())
         kill_workers()
         if self.progress is not None:
             self.progress.close()
-        self.monitor.close()
+        self.metrics.close()
         self.engine.destroy()
-
-
-@dataclass
-class Window:
-    """What is gathered between two reports; its seconds are those of updates, not of checkpoints or validations."""
-
-    seconds: float = 0.0
-    waited: float = 0.0
-    updates: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-
-    def add(self, values: dict[str, float], seconds: float, waited: float) -> None:
-        self.updates += 1
-        self.seconds += seconds
-        self.waited += waited
-        self.sums = {name: value + self.sums.get(name, 0.0) for name, value in values.items()}
-
-    def means(self, global_batch: int) -> dict[str, float]:
-        """The mean of each value over the updates, and how fast they were."""
-        return {name: total / self.updates for name, total in self.sums.items()} | {
-            "samples_per_second": self.updates * global_batch / self.seconds,
-            "data_wait_share": self.waited / self.seconds,
-        }

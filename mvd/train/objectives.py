@@ -13,11 +13,18 @@ import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from mvd.models.encoder import cut_tubelets, take, visible_then_masked
-from mvd.sizes import ClipShape
+from mvd.config.sizes import ClipShape
+from mvd.models.tokens import cut_tubelets, take, visible_then_masked
 
 Teacher = Callable[[Tensor], Tensor]
 MaskedModel = Callable[[Tensor, Tensor], Tensor]
+
+
+class Targets(NamedTuple):
+    """Both teachers' features at the masked tokens, in mask order: each (B, masked, the teachers' width)."""
+
+    image: Tensor
+    video: Tensor
 
 
 class DistillationLoss(NamedTuple):
@@ -28,6 +35,48 @@ class DistillationLoss(NamedTuple):
     video: Tensor
 
 
+@torch.no_grad()
+def distillation_targets(
+    image_teacher: Teacher,
+    video_teacher: Teacher,
+    video: Tensor,
+    image_video: Tensor,
+    mask: Tensor,
+    masked: int,
+    *,
+    tubelet: int = ClipShape.tubelet,
+) -> Targets:
+    """Both teachers' features at the masked tokens, not normalised (QUIRKS 26).
+
+    video: (B, 3, T, S, S), normalised, for the video teacher. image_video: the same clip at the image teacher's size,
+    of which it takes the first of every `tubelet` frames (QUIRKS 27). mask: (B, N) bool, True = masked;
+    masked: their number in each row.
+
+    Raises:
+        ValueError: the teachers' tokens are not those of the mask.
+    """
+    order = visible_then_masked(mask)[:, -masked:]
+    frames = image_video[:, :, ::tubelet].transpose(1, 2)
+    by_frame = image_teacher(frames.flatten(0, 1))
+    image = by_frame.reshape(len(video), -1, by_frame.shape[-1])
+    clip = video_teacher(video)
+    if not image.shape[1] == clip.shape[1] == mask.shape[1]:
+        raise ValueError(
+            f"the mask has {mask.shape[1]} tokens, but the image teacher gives {image.shape[1]} and the video teacher "
+            f"{clip.shape[1]} for clips of {video.shape[2]} frames; check tubelet={tubelet}"
+        )
+    return Targets(take(image, order), take(clip, order))
+
+
+def feature_loss(predictions: tuple[Tensor, Tensor], targets: Targets) -> DistillationLoss:
+    """SmoothL1 of the student's (image, video) predictions against both teachers' features (paper, section 3)."""
+    image, video = (
+        F.smooth_l1_loss(prediction.float(), target.float())
+        for prediction, target in zip(predictions, targets, strict=True)
+    )
+    return DistillationLoss(image + video, image, video)
+
+
 def distillation_loss(
     student: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     image_teacher: Teacher,
@@ -35,23 +84,14 @@ def distillation_loss(
     video: Tensor,
     image_video: Tensor,
     mask: Tensor,
+    *,
+    tubelet: int = ClipShape.tubelet,
 ) -> DistillationLoss:
-    """SmoothL1 between the student's predictions and both teachers' features at the masked tokens (paper, section 3).
-
-    video: (B, 3, T, S, S), normalised, for student and video teacher. image_video: the same clip at the image
-    teacher's size, of which it sees the first frame of each tubelet (QUIRKS 27). mask: (B, N) bool, True = masked.
-    The teachers' features are not normalised (QUIRKS 26).
-    """
-    predicted_image, predicted_video = student(video, mask)
-    masked = visible_then_masked(mask)[:, -predicted_image.shape[1] :]
-    with torch.no_grad():
-        frames = image_video[:, :, :: ClipShape.tubelet].transpose(1, 2)
-        features = image_teacher(frames.flatten(0, 1))
-        image_target = take(features.reshape(len(video), -1, features.shape[-1]), masked)
-        video_target = take(video_teacher(video), masked)
-    image = F.smooth_l1_loss(predicted_image.float(), image_target.float())
-    clip = F.smooth_l1_loss(predicted_video.float(), video_target.float())
-    return DistillationLoss(image + clip, image, clip)
+    """`feature_loss` of the student on `distillation_targets`; the arguments are theirs."""
+    predictions = student(video, mask)
+    masked = predictions[0].shape[1]
+    targets = distillation_targets(image_teacher, video_teacher, video, image_video, mask, masked, tubelet=tubelet)
+    return feature_loss(predictions, targets)
 
 
 def image_reconstruction_loss(model: MaskedModel, images: Tensor, mask: Tensor) -> Tensor:
@@ -67,15 +107,25 @@ def image_reconstruction_loss(model: MaskedModel, images: Tensor, mask: Tensor) 
     return F.mse_loss(predicted, (pixels - mean) / (variance + 1e-6).sqrt())
 
 
-def video_reconstruction_loss(model: MaskedModel, video: Tensor, mask: Tensor) -> Tensor:
+def video_reconstruction_loss(
+    model: MaskedModel, video: Tensor, mask: Tensor, *, tubelet: int = ClipShape.tubelet
+) -> Tensor:
     """Mean squared error on the masked tubelets' pixels, each channel of each normalised by itself (VideoMAE).
 
     Like VideoMAE, it first undoes the ImageNet normalisation; that only matters for the 1e-6 which is added to a
     channel's (unbiased) standard deviation. video: (B, 3, T, S, S), normalised. mask: (B, N) bool, True = masked.
+
+    Raises:
+        ValueError: the network's tokens are not tubelets of that many frames.
     """
     predicted = model(video, mask).float()
-    patch_size = video.shape[-1] // math.isqrt(mask.shape[1] // (video.shape[2] // ClipShape.tubelet))
-    tubelets = cut_tubelets(video, ClipShape.tubelet, patch_size)
+    patch_size = video.shape[-1] // math.isqrt(mask.shape[1] // (video.shape[2] // tubelet))
+    if predicted.shape[-1] != 3 * tubelet * patch_size**2:
+        raise ValueError(
+            f"the network predicts {predicted.shape[-1]} values per token, but tubelets of {tubelet} x {patch_size} x "
+            f"{patch_size} pixels have {3 * tubelet * patch_size**2}; check tubelet={tubelet}"
+        )
+    tubelets = cut_tubelets(video, tubelet, patch_size)
     pixels = _masked_pixels(tubelets, mask, predicted.shape[1])
     pixels = pixels * pixels.new_tensor(IMAGENET_DEFAULT_STD) + pixels.new_tensor(IMAGENET_DEFAULT_MEAN)
     deviation, mean = torch.std_mean(pixels, dim=2, keepdim=True)

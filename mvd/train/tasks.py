@@ -7,7 +7,7 @@ import torch
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from mvd.config import ConfigError, Finetune, ImageTeacher, Precision, Pretrain, VideoTeacher
+from mvd.config import SIZES, ConfigError, Finetune, ImageTeacher, Precision, Pretrain, VideoTeacher
 from mvd.models import (
     build_classifier,
     build_image_autoencoder,
@@ -16,9 +16,14 @@ from mvd.models import (
     build_video_autoencoder,
     build_video_teacher,
 )
+from mvd.models.checkpoints import load_weights
 from mvd.stage import Stage
-from mvd.train.engine import load_weights
-from mvd.train.objectives import distillation_loss, image_reconstruction_loss, video_reconstruction_loss
+from mvd.train.objectives import (
+    distillation_targets,
+    feature_loss,
+    image_reconstruction_loss,
+    video_reconstruction_loss,
+)
 
 Batch = dict[str, Tensor]
 
@@ -46,9 +51,11 @@ class VideoAutoencoding:
 
     def __init__(self, recipe: VideoTeacher) -> None:
         self.model = build_video_autoencoder(recipe.size, activation_checkpointing=recipe.activation_checkpointing)
+        self.tubelet = SIZES[recipe.size].clip.tubelet
 
     def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": video_reconstruction_loss(engine, batch["video"], batch["mask"])}
+        loss = video_reconstruction_loss(engine, batch["video"], batch["mask"], tubelet=self.tubelet)
+        return {"loss": loss}
 
 
 class Distillation:
@@ -64,15 +71,24 @@ class Distillation:
         image_teacher, video_teacher = build_image_teacher(recipe.teacher), build_video_teacher(recipe.teacher)
         load_weights(image_teacher, inputs["image_teacher"])
         load_weights(video_teacher, inputs["video_teacher"])
+        self.tubelet = SIZES[recipe.student].clip.tubelet
         self.teachers = image_teacher.to(device), video_teacher.to(device)
         self.image_teacher, self.video_teacher = (autocast(teacher, precision, device) for teacher in self.teachers)
 
     def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
         video = batch["video"]
         image_video = batch.get("image_video", video)  # absent where both teachers see the same size
-        total, image, clip = distillation_loss(
-            engine, self.image_teacher, self.video_teacher, video, image_video, batch["mask"]
+        predictions = engine(video, batch["mask"])
+        targets = distillation_targets(
+            self.image_teacher,
+            self.video_teacher,
+            video,
+            image_video,
+            batch["mask"],
+            predictions[0].shape[1],
+            tubelet=self.tubelet,
         )
+        total, image, clip = feature_loss(predictions, targets)
         return {"loss": total, "image_loss": image, "video_loss": clip}
 
 

@@ -24,12 +24,13 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from launch.processes import _free_port
-from mvd.data.motion import generate_motion
+from launch.local.processes import _free_port
+from mvd.config.run_settings import DatasetPaths, Faults
+from mvd.data.synthetic_motion import generate_motion
+from mvd.distributed.exit_codes import RETRYABLE, STOPPED
 from mvd.files import write_json
-from mvd.stage import DatasetPaths, Faults, Stage
+from mvd.stage import Stage
 from mvd.train.checkpoint import MANIFEST
-from mvd.train.interrupt import HUNG, STOPPED
 from tests.chaos.damage import DAMAGES, damage
 from tests.chaos.victim import NAN_AT, Plan, be
 from tests.runs import small_stage, write_stage
@@ -42,11 +43,11 @@ ENDINGS = {  # how an attempt may end: the exit codes that have to be among the 
     "USR2": {STOPPED},
     "TERM": {STOPPED},
     "INT": {STOPPED},
-    "kill one": {HUNG, -signal.SIGKILL},  # the other one leaves by itself
+    "kill one": {RETRYABLE, -signal.SIGKILL},  # the other one leaves by itself
     "kill both": {-signal.SIGKILL},
-    "kill in a save": {HUNG, -signal.SIGKILL},
+    "kill in a save": {RETRYABLE, -signal.SIGKILL},
     "kill at any time": {-signal.SIGKILL},
-    "hanging video": {HUNG},
+    "hanging video": {RETRYABLE},
 }
 NUISANCES = ("full disk", "failing reads", "NaN")
 

@@ -12,7 +12,7 @@ import torch
 
 from mvd import run as run_module
 from mvd.data.datasets import SampleKey, TrainDataset
-from mvd.data.unreadable import Unreadable
+from mvd.data.video.errors import Unreadable
 from mvd.train.loop import TrainingRun
 
 NAN_AT = 9  # the update whose loss is not a number on the second process, in every attempt that comes to it

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from mvd.config import Augmentation, Finetune, ImageTeacher, Mixing, Optimization, Pretrain, VideoTeacher
-from mvd.stage import DatasetPaths, Execution, Stage
+from mvd.config.run_settings import DatasetPaths
+from mvd.stage import Execution, Stage
 
 
 def optimization(global_batch: int, epochs: int) -> Optimization:

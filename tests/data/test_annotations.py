@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from mvd.config import ConfigError
+from mvd.config.run_settings import DatasetPaths
 from mvd.data.annotations import load_annotations, load_image_folder
-from mvd.stage import DatasetPaths
 
 
 def written(folder, text: str) -> DatasetPaths:

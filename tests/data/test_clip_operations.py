@@ -10,8 +10,8 @@ from PIL import Image
 from timm.data import auto_augment
 
 from mvd.config import ConfigError
-from mvd.data.augment import Box, cut
-from mvd.data.randaugment import (
+from mvd.data.clip.crops import Box, cut
+from mvd.data.randaugment.policy import (
     OPERATIONS,
     Operation,
     apply_operations,

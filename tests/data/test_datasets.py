@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 
 from mvd.config import ConfigError
-from mvd.data import reader
+from mvd.config.sizes import SIZES
 from mvd.data.annotations import Entry
-from mvd.data.augment import multi_scale_box
+from mvd.data.clip.crops import multi_scale_box
+from mvd.data.clip.frame_sampling import dense_train_indices, pretrain_indices, segment_train_indices
 from mvd.data.datasets import FinetuneDataset, ImageTeacherDataset, MaskedClipDataset, SampleKey, build_dataset
-from mvd.data.randomness import Purpose, epoch_order
-from mvd.data.reader import open_video
-from mvd.data.sampling import dense_train_indices, pretrain_indices, segment_train_indices
-from mvd.data.unreadable import UnreadableVideo
-from mvd.sizes import SIZES
+from mvd.data.rng import Purpose, epoch_order
+from mvd.data.video import reader
+from mvd.data.video.errors import UnreadableVideo
+from mvd.data.video.reader import open_video
 from mvd.stage import Execution, Stage
 from tests.data.stages import PLAIN, recipe, stage
 

@@ -9,17 +9,17 @@ import torch
 from PIL import Image
 
 from mvd.config import Augmentation
-from mvd.data import augment
 from mvd.data.annotations import Entry
+from mvd.data.clip import crops as augment
+from mvd.data.clip.frame_sampling import dense_train_indices, segment_train_indices
 from mvd.data.datasets import FinetuneDataset, SampleKey, build_dataset
-from mvd.data.randaugment import rand_augment_policy
-from mvd.data.randomness import Purpose
-from mvd.data.reader import open_video
-from mvd.data.sampling import dense_train_indices, segment_train_indices
+from mvd.data.randaugment.policy import rand_augment_policy
+from mvd.data.rng import Purpose
+from mvd.data.video.reader import open_video
 from tests.data.stages import PLAIN, recipe, stage
-from tests.data.test_augment import POLICY, SLICES, rectangle_of, sliced
+from tests.data.test_crops import POLICY, SLICES, rectangle_of, sliced
+from tests.data.test_frame_sampling import Legacy
 from tests.data.test_policy import apply_operation, augmented
-from tests.data.test_sampling import Legacy
 from tests.official import golden
 
 FACTS = golden("augmentation.json")

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from mvd.config import Mixing
+from mvd.config.run_settings import DatasetPaths
+from mvd.config.sizes import SIZES
 from mvd.data import inspect
 from mvd.data.annotations import load_annotations
-from mvd.data.device import normalise
-from mvd.sizes import SIZES
-from mvd.stage import DatasetPaths
+from mvd.data.on_device import normalise
 from tests.data.stages import PLAIN, recipe
 
 

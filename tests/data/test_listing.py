@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mvd.config import ConfigError
-from mvd.data.listing import class_numbers, find_class_folders, find_listed, read_list
+from mvd.data.prepare.listing import class_numbers, find_class_folders, find_listed, read_list
 
 KINETICS = """label,youtube_id,time_start,time_end,split,is_cc
 "massaging person's head",aB-_x,5,15,train,0

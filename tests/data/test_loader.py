@@ -15,9 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from mvd.config import ConfigError, Mixing
 from mvd.data.datasets import build_dataset
-from mvd.data.device import prepare
 from mvd.data.loader import (
-    LoaderHealth,
+    LoaderStats,
     UpdateSampler,
     epoch_order,
     start_worker,
@@ -25,6 +24,7 @@ from mvd.data.loader import (
     train_loader,
     worker_count,
 )
+from mvd.data.on_device import prepare
 from tests.data.stages import stage
 
 SPLITS = [(1, 16, 0), (1, 4, 2), (2, 2, 1), (4, 4, 0), (4, 2, 0)]  # ranks, micro-batch, workers
@@ -169,7 +169,7 @@ def test_there_are_no_more_workers_than_cores(monkeypatch):
 def test_loader_health(motion_root, workers):
     made = stage(motion_root, "pretrain", micro_batch=4, workers=workers)
     batches = iter(train_loader(made, build_dataset(made), 0))
-    health = LoaderHealth()
+    health = LoaderStats()
     for _ in range(3):
         batch = next(batches)
         health.note(batch, batches)

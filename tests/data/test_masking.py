@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mvd.data.masking import random_mask, tube_mask
-from mvd.sizes import SIZES, ClipShape
+from mvd.config.sizes import SIZES, ClipShape
+from mvd.data.clip.masking import random_mask, tube_mask
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "augmentation.json").read_text())
 

@@ -8,9 +8,9 @@ import av
 import numpy as np
 import pytest
 
-from mvd.data.packets import PacketVideo, is_reference, unit_prefix
-from mvd.data.reader import open_video
-from mvd.data.unreadable import UnreadableVideo
+from mvd.data.video.errors import UnreadableVideo
+from mvd.data.video.packets import PacketVideo, is_reference, unit_prefix
+from mvd.data.video.reader import open_video
 from tests.data import torture
 
 NAMES = torture.NAMES

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from mvd.data.augment import Box
-from mvd.data.randaugment import apply_operations, draw_operations
+from mvd.data.clip.crops import Box
+from mvd.data.randaugment.policy import apply_operations, draw_operations
 from tests.official import golden
 
 POLICY = "rand-m7-n4-mstd0.5-inc1"

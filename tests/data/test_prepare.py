@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mvd.config.run_settings import DatasetPaths
 from mvd.data.annotations import load_annotations
-from mvd.data.check import check_video, reencode
-from mvd.data.packets import PacketVideo
-from mvd.data.unreadable import UnreadableVideo
+from mvd.data.prepare.transcode import check_video, reencode
+from mvd.data.video.errors import UnreadableVideo
+from mvd.data.video.packets import PacketVideo
 from mvd.files import sha256
-from mvd.stage import DatasetPaths
 from tests.data import torture
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mvd.data.datasets import SampleKey, build_dataset
-from mvd.data.reader import open_video, read_image
-from mvd.data.unreadable import UnreadableImage, UnreadableVideo
+from mvd.data.video.errors import UnreadableImage, UnreadableVideo
+from mvd.data.video.reader import open_video, read_image
 from mvd.stage import Stage
 from tests.data.stages import stage
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from mvd.config import ConfigError
+from mvd.config.sizes import SIZES
 from mvd.data import views as views_module
 from mvd.data.annotations import Entry
-from mvd.data.reader import open_video
-from mvd.data.unreadable import UnreadableVideo
+from mvd.data.video.errors import UnreadableVideo
+from mvd.data.video.reader import open_video
 from mvd.data.views import ViewDataset, Views, decode_views, view_loader
-from mvd.sizes import SIZES
 from tests.official import golden
 
 TINY = Views("dense", clips=2, crops=3, stride=1, clip=SIZES["tiny"].clip)

@@ -7,11 +7,11 @@ import pytest
 
 from experiments import all as all_rows
 from experiments import demo, k400, ssv2
-from launch.plan import build_graph
-from launch.rows import load_rows
+from launch.plan.graph import build_graph
+from launch.plan.rows import load_rows
 from mvd.batch import solve_batch
 from mvd.config import DATASETS, Row
-from mvd.sizes import SIZES
+from mvd.config.sizes import SIZES
 
 BY_NAME: dict[str, Row] = {row.name: row for row in all_rows.rows}
 

@@ -18,7 +18,8 @@ import pytest
 
 from benchmarks.real_size import Recipe, recipes, with_batch
 from mvd.config import Finetune, Pretrain
-from mvd.stage import DatasetPaths, Execution, Stage
+from mvd.config.run_settings import DatasetPaths
+from mvd.stage import Execution, Stage
 from tests.runs import write_stage
 
 MEMORY_GB = 22

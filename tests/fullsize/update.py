@@ -7,10 +7,10 @@ import time
 import torch
 
 from benchmarks.real_size import GradientWatch
+from mvd.distributed.process import Process, start_processes
+from mvd.monitoring.metrics import peak_memory_gb
 from mvd.stage import Stage
-from mvd.train.engine import Process, start_processes
 from mvd.train.loop import TrainingRun
-from mvd.train.monitor import peak_memory_gb
 from tests.runs import read_metrics
 
 

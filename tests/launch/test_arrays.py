@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 
-from launch.arrays import Array, build_arrays
 from launch.cluster import Cluster, Layout, Resources
-from launch.plan import build_graph, build_stage
-from launch.rows import load_rows
-from launch.settings import parse_override
+from launch.plan.arrays import Array, build_arrays
+from launch.plan.graph import build_graph
+from launch.plan.resolve import build_stage
+from launch.plan.rows import load_rows
+from mvd.config.typed import parse_override
 
 
 def plan(*targets, settings=(), jobs=(), complete=(), cluster=None):

@@ -7,10 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from launch import attempts, slurm
-from launch.attempts import ATTEMPTS, FOLDERS, main
-from launch.record import Record, now, read_record, write_record
-from mvd.train.faults import FAULTS
+from launch.job import attempts
+from launch.job.attempts import ATTEMPTS, FOLDERS, main
+from launch.job.record import Record, now, read_record, write_record
+from launch.slurm import client as slurm
+from mvd.distributed.faults import FAULTS
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ import sys
 import pytest
 
 from experiments.vitb_from_vitb_k400 import row
-from launch import local, submit
+from launch import submit
 from launch.cluster import ROOT, Cluster, Resources
-from launch.plan import build_graph
-from launch.rows import load_rows
+from launch.local import run as local
+from launch.plan.graph import build_graph
+from launch.plan.rows import load_rows
 from mvd.config import ConfigError
 from mvd.stage import Stage
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from launch.plan import build_graph
+from launch.plan.graph import build_graph
 from mvd.config import ConfigError, Dataset, Row
 from mvd.stage import Stage
 from tests.data.stages import recipe

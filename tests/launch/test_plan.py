@@ -9,12 +9,14 @@ from experiments import all as all_rows
 from experiments import vitb_from_vitb_k400, vith_k400
 from experiments.teachers import mae_vitb
 from launch.cluster import Cluster, Resources, load_cluster
-from launch.estimate import gpu_hours, tflop_per_sample, total_tflop
-from launch.plan import KINDS, build_graph, build_stage, undeclared
-from launch.rows import load_rows
-from launch.settings import parse_override
-from mvd.config import ConfigError
-from mvd.stage import DatasetPaths, Stage
+from launch.plan.graph import build_graph
+from launch.plan.resolve import build_stage, missing_settings
+from launch.plan.rows import load_rows
+from mvd.config import KINDS, ConfigError
+from mvd.config.run_settings import DatasetPaths
+from mvd.config.typed import parse_override
+from mvd.flops import gpu_hours, tflop_per_sample, total_tflop
+from mvd.stage import Stage
 
 
 def ids(rows, *settings):
@@ -167,7 +169,7 @@ def test_one_file_cannot_stand_for_different_stages(tmp_path, setting, together,
 
 
 def test_undeclared_fields_are_listed_once():
-    fields = [line.split(":")[0] for line in undeclared(build_graph(all_rows.rows), Cluster())]
+    fields = [line.split(":")[0] for line in missing_settings(build_graph(all_rows.rows), Cluster())]
     assert len(fields) == len(set(fields)) == 8
     assert {"datasets.k400.root", "datasets.ssv2.root", "teachers.mae_vith", "teachers.videomae_vitb"} <= set(fields)
 
@@ -176,21 +178,21 @@ def test_declared_paths_have_to_exist(tmp_path):
     nodes = build_graph([vitb_from_vitb_k400.row], until="pretrain")
     cluster = Cluster(datasets={"k400": DatasetPaths(root=str(tmp_path))})
     with pytest.raises(ConfigError, match=r"datasets.k400: .*train.csv does not exist"):
-        undeclared(nodes, cluster)
+        missing_settings(nodes, cluster)
     (tmp_path / "train.csv").touch()
-    assert [line.split(":")[0] for line in undeclared(nodes, cluster)] == [
+    assert [line.split(":")[0] for line in missing_settings(nodes, cluster)] == [
         "teachers.mae_vitb",
         "teachers.videomae_vitb",
     ]
     with pytest.raises(ConfigError, match=r"teachers.mae_vitb: there is no file .*gone.pth; put the image teacher"):
-        undeclared(nodes, dataclasses.replace(cluster, teachers={"mae_vitb": str(tmp_path / "gone.pth")}))
+        missing_settings(nodes, dataclasses.replace(cluster, teachers={"mae_vitb": str(tmp_path / "gone.pth")}))
 
 
 def test_generated_data_needs_no_declaration(tmp_path):
     empty = tmp_path / "cluster.yaml"
     empty.touch()
     cluster = load_cluster(str(empty), [])
-    assert undeclared(build_graph(load_rows(["demo"], [])), cluster) == []
+    assert missing_settings(build_graph(load_rows(["demo"], [])), cluster) == []
     assert cluster.datasets["motion"].root.endswith("data/motion")
 
 

@@ -8,8 +8,8 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from launch import prepare
 from launch.cluster import Cluster, Slurm
-from tests.launch.test_sbatch import ALWAYS
-from tests.launch.test_sbatch import options as options_of
+from tests.launch.test_slurm_script import ALWAYS
+from tests.launch.test_slurm_script import options as options_of
 
 CODE = Path("/runs/code/1")
 
@@ -53,7 +53,7 @@ def test_a_gpus_share_of_the_profile_without_the_gpu():
     assert expected.items() <= asked.items() and "gpu" not in text and "gres" not in text
     assert "--cpus-per-task=12" in text.rpartition("srun ")[2]
     places = [text.index(part) for part in ("module load ffmpeg", "export TMPDIR=/scratch", f"cd {CODE}", "srun ")]
-    assert places == sorted(places) and "launch.attempts" not in text
+    assert places == sorted(places) and "launch.job.attempts" not in text
 
 
 @pytest.mark.parametrize(

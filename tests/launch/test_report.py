@@ -2,9 +2,9 @@
 
 import json
 
-from launch.plan import build_graph
-from launch.rows import load_rows
-from launch.settings import parse_override
+from launch.plan.graph import build_graph
+from launch.plan.rows import load_rows
+from mvd.config.typed import parse_override
 
 
 def ids_of(target, *settings):

@@ -4,6 +4,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from mvd.config.sizes import SIZES
 from mvd.models import (
     build_classifier,
     build_image_autoencoder,
@@ -13,7 +14,6 @@ from mvd.models import (
     build_video_teacher,
 )
 from mvd.models.checkpoints import CheckpointError, LoadReport, load_official, to_official
-from mvd.sizes import SIZES
 from tests.official import golden, stats
 
 BUILDERS = {

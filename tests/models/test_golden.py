@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mvd.models import build_classifier, build_image_teacher, build_student, build_video_teacher
-from mvd.models.encoder import visible_then_masked
+from mvd.models.tokens import visible_then_masked
 from tests.official import (
     assert_golden,
     golden,

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from mvd.config.sizes import SIZES
 from mvd.models import (
     build_classifier,
     build_image_autoencoder,
@@ -12,8 +13,7 @@ from mvd.models import (
     build_video_autoencoder,
     build_video_teacher,
 )
-from mvd.models.encoder import cut_tubelets, take, visible_then_masked
-from mvd.sizes import SIZES
+from mvd.models.tokens import cut_tubelets, take, visible_then_masked
 from tests.official import tube_mask
 
 TINY = SIZES["tiny"]

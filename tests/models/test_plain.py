@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import plain
+from mvd.config.sizes import SIZES
 from mvd.models import build_classifier, build_image_teacher, build_student, build_video_teacher
-from mvd.sizes import SIZES
 from tests.official import golden_images, golden_mask, golden_video, with_golden_weights
 
 

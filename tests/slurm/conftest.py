@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from launch.cluster import ROOT
-from launch.plan import build_graph
-from launch.record import Record, read_record
-from launch.rows import load_rows
-from launch.settings import parse_override
+from launch.job.record import Record, read_record
+from launch.plan.graph import build_graph
+from launch.plan.rows import load_rows
+from mvd.config.typed import parse_override
 from tests.slurm.lab import Lab, can_run, running_lab, wait_for
 
 TINY = "tests/slurm/tiny"

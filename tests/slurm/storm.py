@@ -24,8 +24,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from launch.record import Attempt
-from mvd.data.motion import generate_motion
+from launch.job.record import Attempt
+from mvd.data.synthetic_motion import generate_motion
 from mvd.train.checkpoint import complete_checkpoints, update_of
 from tests.chaos.damage import DAMAGES, damage
 from tests.conftest import write_teachers

@@ -1,6 +1,6 @@
 """A stage that is longer than its time limit. Its job was submitted when the session began."""
 
-from launch.record import Record
+from launch.job.record import Record
 from tests.slurm.conftest import LONG, TINY, stage_ids
 
 

@@ -12,15 +12,16 @@ import torch
 from safetensors.torch import save_file
 
 from launch.cluster import load_cluster
-from launch.rows import load_rows
-from launch.settings import parse_override
+from launch.plan.rows import load_rows
 from mvd.config import ConfigError
+from mvd.config.run_settings import DatasetPaths
+from mvd.config.typed import parse_override
 from mvd.data.annotations import load_annotations, load_image_folder
-from mvd.data.reader import open_video, read_image
-from mvd.data.unreadable import Unreadable
+from mvd.data.video.errors import Unreadable
+from mvd.data.video.reader import open_video, read_image
 from mvd.models import build_classifier, build_student, build_video_teacher
 from mvd.models.checkpoints import load_official, to_official
-from mvd.stage import DatasetPaths, Stage
+from mvd.stage import Stage
 from tests.runs import small_stage
 
 

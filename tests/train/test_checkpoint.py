@@ -11,11 +11,12 @@ import pytest
 from safetensors.torch import load_file
 
 from mvd.config import ConfigError
+from mvd.config.run_settings import DatasetPaths, Faults
+from mvd.distributed.preflight import HostFault
 from mvd.files import write_json
 from mvd.run import run_stage
-from mvd.stage import DatasetPaths, Faults, Stage
+from mvd.stage import Stage
 from mvd.train import checkpoint
-from mvd.train.preflight import HostFault
 from tests.runs import (
     UPDATES,
     again,

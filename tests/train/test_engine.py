@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 
 from mvd.batch import Batch
 from mvd.config import ConfigError
+from mvd.distributed.process import start_processes
 from mvd.files import write_json
 from mvd.models import build_student
 from mvd.models.checkpoints import to_official
 from mvd.run import run_stage
 from mvd.stage import Stage
 from mvd.train import engine as engine_module
-from mvd.train.engine import build_engine, full_state_dict, load_deepspeed_config, start_processes
+from mvd.train.engine import build_engine, full_state_dict, load_deepspeed_config
 from tests.runs import UPDATES, curve, small_stage, succeed, write_stage
 
 ZERO = ("zero0", "zero1", "zero2", "zero3", "sharded")

@@ -5,6 +5,7 @@ import pytest
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from mvd.config.sizes import SIZES
 from mvd.models import (
     build_image_autoencoder,
     build_image_teacher,
@@ -12,7 +13,6 @@ from mvd.models import (
     build_video_autoencoder,
     build_video_teacher,
 )
-from mvd.sizes import SIZES
 from mvd.train.objectives import distillation_loss, image_reconstruction_loss, video_reconstruction_loss
 from tests.official import golden, golden_mask, golden_video, tube_mask, with_golden_weights
 

@@ -19,12 +19,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mvd.config.run_settings import DatasetPaths
 from mvd.data.datasets import SampleKey, build_dataset
-from mvd.data.device import prepare
 from mvd.data.loader import epoch_order
+from mvd.data.on_device import prepare
 from mvd.models import build_classifier, build_image_teacher, build_student, build_video_teacher
 from mvd.run import run_stage
-from mvd.stage import DatasetPaths, Stage
+from mvd.stage import Stage
 from tests.data.stages import PLAIN
 from tests.runs import curve, read_metrics, read_result, small_stage, succeed, write_stage
 

@@ -97,4 +97,4 @@ class Fault(importlib.abc.MetaPathFinder):
             raise RuntimeError("the fault that a test asked for")
 
 
-sys.meta_path[:0] = [Change(BRAKE, "mvd.train.loop", brake), Change(BAD, "mvd.train.preflight", spoil), Fault()]
+sys.meta_path[:0] = [Change(BRAKE, "mvd.train.loop", brake), Change(BAD, "mvd.distributed.preflight", spoil), Fault()]

@@ -1,0 +1,77 @@
+"""The command line that the launcher's scripts share: rows, suites, and `key=value` settings."""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from launch.cluster import Cluster, load_cluster
+from launch.plan.rows import load_rows
+from mvd.config import ConfigError, Row
+from mvd.config.typed import parse_override
+from mvd.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for; `words` repeats it in another command.
+
+    stages: run directories that are named themselves, where the command takes those.
+    """
+
+    words: list[str]
+    rows: list[Row]
+    stages: list[str]
+    cluster: Cluster
+    options: argparse.Namespace
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes targets and settings, in any order, and says what is wrong in one sentence."""
+
+    def __init__(self, prog: str, description: str, epilog: str, *, takes_stages: bool = False) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, description=description, epilog=epilog, formatter_class=formatter)
+        self.takes_stages = takes_stages
+        self.add_argument("words", nargs="*", metavar="TARGET|KEY=VALUE", help="rows or suites; settings to change")
+        self.add_argument("--cluster", metavar="FILE", help="cluster profile (default: $MVD_CLUSTER, or cluster.yaml)")
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help")
+
+    def read(self, argv: Sequence[str], needs_target: bool = True) -> Request:
+        """Loads the rows and the cluster profile that a command line names.
+
+        Raises:
+            ConfigError: anything given that cannot work.
+        """
+        options = self.parse_intermixed_args(argv)
+        settings = [parse_override(word) for word in options.words if "=" in word]
+        for_cluster = [s for s in settings if s.path[0] == "cluster" and len(s.path) > 1]
+        for_rows = [s for s in settings if s not in for_cluster]
+        cluster = load_cluster(options.cluster, [dataclasses.replace(s, path=s.path[1:]) for s in for_cluster])
+        targets = [word for word in options.words if "=" not in word]
+        stages = [
+            name for name in targets if self.takes_stages and RunDirectory(Path(cluster.runs) / name).stage.is_file()
+        ]
+        names = [name for name in targets if name not in stages]
+        if not names and (for_rows or (needs_target and not stages)):
+            raise ConfigError("no row is named; give a TARGET of experiments/, such as experiments/demo")
+        words = [*options.words, *(["--cluster", options.cluster] if options.cluster else [])]
+        return Request(words, load_rows(names, for_rows) if names else [], stages, cluster, options)
+
+
+def run_command(main: Callable[[Sequence[str]], int]) -> int:
+    """Runs a command; what the user got wrong becomes one line and exit code 2."""
+    try:
+        return main(sys.argv[1:])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -1,0 +1,168 @@
+"""Runs a plan's stages on this machine, one after the other."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.cli.output import command, print_next, print_table, short
+from launch.cli.parser import Request
+from launch.cluster import ROOT, Cluster
+from launch.job.record import Attempt, Record, locked, now, read_record, write_record
+from launch.local.processes import STOPPED, run_processes
+from launch.report import print_report, report_line
+from launch.slurm import client as slurm
+from launch.stage_state import result_text
+from mvd.config import ConfigError, dataset_of
+from mvd.files import write_text
+from mvd.host import hostname
+from mvd.stage import Stage
+
+CORES = len(os.sched_getaffinity(0))
+
+
+def this_machine(cluster: Cluster) -> Cluster:
+    """The profile cut down to this machine: its GPUs, or else `local_processes` processes on its CPU."""
+    gpus = count_gpus()
+    processes = gpus or cluster.local_processes
+    return dataclasses.replace(
+        cluster,
+        nodes=1,
+        gpus_per_node=processes,
+        test_shards=1,
+        precision=cluster.precision or ("bf16" if gpus else "fp32"),
+        workers=min(cluster.workers, max(1, CORES // processes)),
+        image_teacher=dataclasses.replace(cluster.image_teacher, nodes=None),
+        video_teacher=dataclasses.replace(cluster.video_teacher, nodes=None),
+        pretrain=dataclasses.replace(cluster.pretrain, nodes=None),
+        finetune=dataclasses.replace(cluster.finetune, nodes=None),
+        test=dataclasses.replace(cluster.test, nodes=None),
+    )
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that a process started here would see."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+
+
+def run_plan(request: Request, stages: Sequence[Stage]) -> int:
+    """Runs the stages that have no result yet, then prints what each took and what the rows reached.
+
+    Returns 0, or 1 where a stage failed, or 130 where the user stopped it; the same command goes on from there.
+
+    Raises:
+        ConfigError: a stage's input is missing, or its data could not be generated.
+    """
+    until = [] if request.options.until == "test" else ["--until", request.options.until]
+    again = command("submit.py", *request.words, *until, "--local")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` stops the stage's processes as Ctrl-C does
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # so does closing the terminal, but not under nohup
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    try:
+        for position, stage in enumerate(stages, start=1):
+            title = f"[{position}/{len(stages)}] {stage.id}"
+            if stage.files.read_result():
+                print(f"{title}: complete already, skipped", flush=True)
+                continue
+            print(title, flush=True)
+            code = run_stage(stage)
+            if code == STOPPED:
+                raise KeyboardInterrupt
+            if code or not stage.files.read_result():
+                print(
+                    f"error: {stage.id} ended with exit code {code} and no result; "
+                    f"see its messages above and {short(stage.directory)}",
+                    file=sys.stderr,
+                )
+                print_next([("go on from its last checkpoint, once the cause is mended", again)])
+                return 1
+    except KeyboardInterrupt:
+        print("\nstopped")
+        print_next([("go on from the last checkpoint", again)])
+        return 130
+    print_results(request, stages)
+    return 0
+
+
+def run_stage(stage: Stage) -> int:
+    """Runs one stage to its end, generating its data first where it needs that; returns the exit code.
+
+    Raises:
+        ConfigError: its input is missing, or a job of its own is in SLURM's queue.
+    """
+    generate_data(stage)
+    for role, path in stage.inputs.items():
+        if not Path(path).is_file():
+            raise ConfigError(f"{stage.id}: its {role} input {path} does not exist; run that stage again")
+    with locked(Path(stage.execution.runs)):
+        record = _new_record(stage)
+        write_record(stage.files, record)
+        write_text(stage.files.stage, stage.to_yaml())
+    attempt = record.attempts[-1]
+    try:
+        code = run_processes(stage_command(stage), stage.execution.world_size, environment(stage.execution.world_size))
+        attempt.error = f"exit code {code}" if code else None
+        return code
+    except KeyboardInterrupt:
+        attempt.error = "on request"
+        raise
+    finally:
+        attempt.ended = now()
+        write_record(stage.files, record)
+
+
+def _new_record(stage: Stage) -> Record:
+    """What launch/status.py is to know of this run, once nobody else runs the stage."""
+    record = read_record(stage.files)
+    if record and (record.runs_locally or (slurm.is_available() and slurm.queue([record.job_id]))):
+        raise ConfigError(f"{stage.id} is queued or running already, as job {record.job_id}; cancel that first")
+    job = f"local-{os.getpid()}"
+    return Record(job, str(stage.directory), now(), 1, [], [], [Attempt(job, hostname(), now(), 0)])
+
+
+def stage_command(stage: Stage) -> list[str]:
+    return [sys.executable, "-m", "mvd.run", str(stage.files.stage)]
+
+
+def generate_data(stage: Stage) -> None:
+    """Writes the generated data set that a stage uses, unless it is there."""
+    data = stage.execution.data
+    if data is None or not dataset_of(stage.recipe).generated or (Path(data.root) / data.test).exists():
+        return
+    if run_processes([sys.executable, "-m", "mvd.data.synthetic_motion", data.root], 1, environment(1)):
+        raise ConfigError(f"the {stage.recipe.dataset} data set could not be written to {data.root}; see above")
+
+
+def environment(processes: int) -> dict[str, str]:
+    """Variables for processes that share this machine's cores."""
+    python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {"PYTHONPATH": python_path, "OMP_NUM_THREADS": str(max(1, CORES // processes))}
+
+
+def print_results(request: Request, stages: Sequence[Stage]) -> None:
+    """The table of stages, the accuracy of each row, and where to look next."""
+    results = [stage.files.read_result() or {} for stage in stages]
+    lines = [
+        [stage.id, f"{result['wall_seconds']:,.0f} s", result_text(result)]
+        for stage, result in zip(stages, results, strict=True)
+    ]
+    print()
+    print_table("stages", ["stage", "wall time>", "result"], lines)
+    print()
+    print_report([report_line(row, Path(request.cluster.runs)) for row in request.rows])
+    print_next(
+        [
+            ("see the curves", f"tensorboard --logdir {short(request.cluster.runs)}"),
+            ("print the accuracies again", command("report.py", *request.words)),
+        ]
+    )

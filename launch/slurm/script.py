@@ -1,0 +1,101 @@
+"""What a job asks of sbatch: submitit's parameters, and sbatch's refusals explained."""
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.cluster import Cluster, Layout, Slurm
+from launch.plan.arrays import Array
+
+# A word of sbatch's message -> the field of the profile to change, most telling word first.
+FIELDS = {
+    "qos": "slurm.qos",
+    "account": "slurm.account (or slurm.partition)",
+    "partition": "slurm.partition",
+    "time limit": "slurm.time_limit_hours",
+    "memory": "slurm.memory_gb",
+    "feature": "slurm.constraint",
+    "gres": "gpus_per_node",
+    "node count": "nodes",
+    "node configuration": "nodes, gpus_per_node, slurm.cpus_per_gpu or slurm.memory_gb",
+    "node name": "slurm.exclude",
+    "reservation": "slurm.options",
+    "option": "slurm.options",
+}
+
+
+def parameters(
+    array: Array, cluster: Cluster, code: Path, folder: Path, dependency: str, exclude: str
+) -> dict[str, Any]:
+    """submitit's parameters of an array of stages; dependency and exclude are in sbatch's words, or empty."""
+    options = {name: value for name, value in cluster.slurm.options.items() if name != "exclude"}
+    how = dataclasses.replace(cluster.slurm, exclude=exclude or None, options=options)
+    kind = array.stages[0].kind
+    attempts = f"{shlex.quote(sys.executable)} -m launch.job.attempts"
+    asked = {
+        "job_name": array.stages[0].id if len(array.stages) == 1 else f"{kind}-{len(array.stages)}-stages",
+        "gpus_per_node": array.layout.gpus,
+        "cpus_per_task": how.cpus_per_gpu,
+        "mem": f"{how.memory_gb * 1000:.0f}M" if how.memory_gb else None,
+        "dependency": dependency or None,
+    }
+    return {
+        **profile_parameters(
+            how, code, asked, array.layout, [f"{attempts} begin {shlex.quote(str(folder))} || exit 1"]
+        ),
+        "array_parallelism": how.array_parallelism or array.size,
+        # The requeue at the end has SLURM send SIGTERM, before the nodes to avoid are settled.
+        "teardown": ["code=$?", "trap '' TERM", f"{attempts} end {shlex.quote(str(folder))} $code", "exit $?"],
+    }
+
+
+def profile_parameters(
+    how: Slurm, code: Path, asked: Mapping[str, Any], layout: Layout, begin: Sequence[str] = ()
+) -> dict[str, Any]:
+    """submitit's parameters of any job, one process a GPU of the layout: what it asks of sbatch, and the profile's.
+
+    code: the snapshot that it runs in. begin: last lines of the script before the processes start.
+    """
+    options: dict[str, Any] = {
+        "partition": how.partition,
+        "account": how.account,
+        "qos": how.qos,
+        "constraint": how.constraint,
+        "exclude": how.exclude,
+        "kill_on_invalid_dep": "yes",
+        "requeue": True,
+        **asked,
+    }
+    options |= {name.replace("-", "_"): value for name, value in how.options.items()}
+    cpus = options["cpus_per_task"]
+    gone = f"error: {code}, the code of this job, is gone; submit it again"
+    return {
+        "nodes": layout.nodes,
+        "ntasks_per_node": layout.gpus,
+        "time": max(1, round(how.time_limit_hours * 60)),
+        "signal_delay_s": how.warning_seconds,
+        "wckey": None,
+        "stderr_to_stdout": True,
+        # A rank that dies takes the job along; and srun does not take the number of CPUs from sbatch.
+        "srun_args": ["--kill-on-bad-exit=1", *([f"--cpus-per-task={cpus}"] if cpus else [])],
+        "setup": [
+            *how.setup,
+            *(f"export {name}={shlex.quote(value)}" for name, value in how.environment.items()),
+            f"cd {shlex.quote(str(code))} || {{ echo {shlex.quote(gone)}; exit 1; }}",
+            'export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"',
+            *begin,
+        ],
+        "additional_parameters": {name: value for name, value in options.items() if value not in (None, False)},
+    }
+
+
+def explain(what: str, message: str) -> str:
+    """sbatch's own words in one sentence, with the profile's field that they are about."""
+    lines = [line.removeprefix("sbatch: error: ") for line in message.splitlines() if "error:" in line]
+    said = "; ".join(dict.fromkeys(line.removeprefix("Batch job submission failed: ") for line in lines))
+    said = said or " ".join(message.split())
+    field = next((field for word, field in FIELDS.items() if word in said.lower()), "the slurm section")
+    return f"sbatch refuses the {what} jobs ({said}); change {field} in the cluster profile"

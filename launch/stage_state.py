@@ -1,0 +1,213 @@
+"""What has become of stages: from their run directories, and from squeue and sacct for what is under way."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from launch.job.record import Record, read_record
+from launch.plan.graph import Node
+from launch.slurm import client as slurm
+from mvd.config import KINDS, Kind, Test
+from mvd.run_directory import RunDirectory
+
+TAIL_BYTES = 16_384
+
+
+def result_text(result: dict[str, Any]) -> str:
+    """What a stage's result.json says it reached, with the split each accuracy belongs to."""
+    if "top1" in result:
+        return f"test top-1 {result['top1']:.1f} %, top-5 {result['top5']:.1f} %"
+    loss = f"training loss {result['loss']:.4f}" if result.get("loss") is not None else "no loss"
+    return f"{loss}, validation top-1 {result['val_top1']:.1f} %" if "val_top1" in result else loss
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """A stage as far as it is known from outside: by its row, or by what its run directory holds.
+
+    epochs, batch: of a training stage; None of a test.
+    """
+
+    id: str
+    kind: Kind
+    rows: tuple[str, ...]
+    parents: tuple[str, ...]
+    epochs: int | None
+    batch: int | None
+
+
+@dataclass(frozen=True)
+class State:
+    """word: waiting, queued, running, done, failed, cancelled, stopped or new; text: the same in full."""
+
+    word: str
+    text: str
+    record: Record | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing will come of it unless somebody submits it again."""
+        return self.word in ("failed", "cancelled")
+
+
+def from_plan(nodes: Sequence[Node]) -> list[StageInfo]:
+    """The stages of rows."""
+    found = []
+    for node in nodes:
+        settings = None if isinstance(node.recipe, Test) else node.recipe.optimization
+        length = (settings.epochs, settings.global_batch) if settings else (None, None)
+        found.append(StageInfo(node.id, node.kind, node.rows, tuple(node.stage_parents), *length))
+    return found
+
+
+def from_runs(runs: Path) -> list[StageInfo]:
+    """The stages that a runs folder holds, parents before children."""
+    found = []
+    for path in runs.glob("*/stage.yaml"):
+        records = [record for files in RunDirectory(path.parent).job_files() if (record := read_record(files))]
+        record = min(records, key=lambda record: record.submitted, default=None)
+        stage = OmegaConf.load(path)
+        length = (OmegaConf.select(stage, f"recipe.optimization.{name}") for name in ("epochs", "global_batch"))
+        rows, parents = (tuple(record.rows), tuple(record.parents)) if record else ((), ())
+        found.append(StageInfo(path.parent.name, stage.kind, rows, parents, *length))
+    return sorted(found, key=lambda known: (KINDS.index(known.kind), known.rows, known.id))
+
+
+def stage_states(stages: Sequence[StageInfo], runs: Path) -> dict[str, State]:
+    """Stage id -> state; parents are to come before children."""
+    folders = {stage.id: RunDirectory(runs / stage.id).job_files() for stage in stages}
+    records = {folder: read_record(folder) for group in folders.values() for folder in group}
+    ids = [record.job_id for record in records.values() if record and not record.is_local]
+    queued = slurm.queue(ids) if slurm.is_available() else {}
+    over = slurm.ended(set(ids) - set(queued)) if slurm.is_available() else {}
+    states: dict[str, State] = {}
+    for stage in stages:
+        directory = runs / stage.id
+        result = RunDirectory(directory).read_result()
+        jobs = [(folder, records[folder]) for folder in folders[stage.id]]
+        if result:
+            states[stage.id] = State("done", f"done: {result_text(result)}", jobs[0][1])
+            continue
+        parts = [_job_state(stage, folder, record, queued, over, states) for folder, record in jobs]
+        states[stage.id] = parts[0] if len(parts) == 1 else _together(parts)
+    return states
+
+
+def _job_state(
+    stage: StageInfo,
+    files: RunDirectory,
+    record: Record | None,
+    queued: Mapping[str, slurm.QueuedJob],
+    over: Mapping[str, str],
+    states: Mapping[str, State],
+) -> State:
+    if record is None and not files.provenance.exists():
+        return State("new", "not submitted")
+    if record is None:
+        return State("stopped", f"not in the queue; {_progress(stage, files)}")
+    again = f"; requeued {record.requeued} times" if record.requeued else ""
+    again += f"; avoids {', '.join(record.avoided)}" if record.avoided else ""
+    if files.result.exists():
+        return State("done", "done", record)
+    if record.runs_locally:
+        return State("running", f"running on {record.attempts[-1].host}: {_progress(stage, files)}", record)
+    if record.job_id in queued:
+        job = queued[record.job_id]
+        if job.runs:
+            return State("running", f"running for {job.elapsed}: {_progress(stage, files)}{again}", record)
+        if job.reason == "Dependency":
+            waits = [parent for parent in stage.parents if parent in states and states[parent].word != "done"]
+            return State("waiting", f"waiting for {', '.join(waits) or 'its parents'}{again}", record)
+        return State("queued", f"queued ({job.reason}){again}", record)
+    if record.error:
+        return State("failed", f"failed: {record.error.splitlines()[-1]}{again}", record)
+    lost = [parent for parent in stage.parents if parent in states and states[parent].lost]
+    if lost and not (record.attempts and record.attempts[-1].job_id == record.job_id):
+        return State("cancelled", f"cancelled: its parent {lost[0]} {states[lost[0]].word}", record)
+    return _ended(record, over.get(record.job_id, ""), again)
+
+
+def _ended(record: Record, state: str, again: str) -> State:
+    """Of a job that left the queue without a word of its own."""
+    if state.startswith("CANCELLED"):
+        return State("cancelled", f"cancelled{again}", record)
+    if record.is_local:
+        return State("stopped", f"stopped: {record.attempts[-1].error or 'its launcher is gone'}", record)
+    last = last_error(record.log())
+    how = f"SLURM says {state}" if state else "its job has left the queue"
+    return State("failed", f"failed: {last or how}{again}", record)
+
+
+def _together(parts: Sequence[State]) -> State:
+    """One state for a split test."""
+    counts = {word: sum(part.word == word for part in parts) for word in ("done", "running", "queued", "waiting")}
+    worst = next((part for part in parts if part.lost), None)
+    if worst:
+        return worst
+    word = next((word for word in ("running", "queued", "waiting") if counts[word]), "queued")
+    said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return State(word, f"{word}: {len(parts)} shards, {said}", parts[0].record)
+
+
+def _progress(stage: StageInfo, files: RunDirectory) -> str:
+    """Epoch, clips/s and time left, from the newest line of metrics.jsonl."""
+    if stage.epochs is None or stage.batch is None:
+        return "testing"
+    metrics = last_metrics(files)
+    if metrics is None:
+        return f"starting, 0 of {stage.epochs} epochs"
+    text = f"epoch {metrics['epoch']} of {stage.epochs}"
+    rate, done = metrics.get("samples_per_second"), metrics.get("epochs_done")
+    if not rate:
+        return text
+    unit = "images" if stage.kind == "image_teacher" else "clips"
+    left = ""
+    if done:
+        updates = metrics["update"] / done * (stage.epochs - done)
+        left = f", {duration(updates * stage.batch / rate)} left"
+    return f"{text}, {rate:.1f} {unit}/s{left}"
+
+
+def last_metrics(files: RunDirectory) -> dict[str, Any] | None:
+    """The newest training record of metrics.jsonl, read from its end."""
+    lines = _tail(files.metrics)
+    whole = [json.loads(line) for line in lines[-50:] if line.startswith("{") and line.endswith("}")]
+    return next((record for record in reversed(whole) if "samples_per_second" in record), None)
+
+
+def faults_of(directory: Path) -> str | None:
+    """How many faults of each kind a stage has met, and the last of them in full; None where it has met none."""
+    faults = RunDirectory(directory).read_faults()
+    if not faults:
+        return None
+    counts = Counter(fault["fault"] for fault in faults)
+    summary = ", ".join(f"{count} x {kind}" for kind, count in counts.items())
+    return f"{summary}; the last, at {faults[-1]['time']}: {faults[-1]['message']}"
+
+
+def last_error(log: Path) -> str | None:
+    """The last line of a log that says `error:`, as batch script and commands do."""
+    return next((line for line in reversed(_tail(log)) if "error:" in line.lower()), None)
+
+
+def _tail(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    with open(path, "rb") as handle:
+        handle.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        return handle.read().decode(errors="replace").splitlines()
+
+
+def duration(seconds: float) -> str:
+    """For instance `3 d 4 h`, `2 h 10 min`, `45 s`: two units at most."""
+    parts = []
+    for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, seconds = divmod(seconds, size)
+        if count:
+            parts.append(f"{count:.0f} {name}")
+    return " ".join(parts[:2]) or "0 s"

@@ -1,0 +1,147 @@
+"""Applies `key=value` settings to frozen dataclasses: typed by OmegaConf, refused with the nearest key otherwise."""
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mvd.config.errors import ConfigError
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class Override:
+    """One setting: where it goes, what it is, and how to name it in an error (as the user wrote it)."""
+
+    path: tuple[str, ...]
+    value: Any
+    text: str
+
+    @property
+    def layer(self) -> dict[str, Any]:
+        layer = self.value
+        for key in reversed(self.path):
+            layer = {key: layer}
+        return layer
+
+
+def merge_typed(base: Any, *layers: Any) -> Any:
+    """Merges OmegaConf layers into a structured base, whose types check them (frozen dataclasses start read-only)."""
+    OmegaConf.set_readonly(base, False)
+    return OmegaConf.merge(base, *layers)
+
+
+def parse_override(text: str) -> Override:
+    """`pretrain.optimization.epochs=2`: dots lead into sections, the value is YAML.
+
+    Raises:
+        ConfigError: an empty key or a value that is no YAML.
+    """
+    key, _, value = text.partition("=")
+    path = tuple(key.split("."))
+    if not all(path):
+        raise ConfigError(f"{text}: the key is not complete; write it as section.field=value")
+    try:
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
+    except Exception as error:  # whatever PyYAML's scanner raises
+        raise ConfigError(f"{text}: the value cannot be read as YAML; put quotes around it") from error
+    return Override(path, parsed["value"], text)  # type: ignore[index,call-overload]
+
+
+def apply_overrides(settings: Settings, overrides: Iterable[Override]) -> Settings:
+    """A copy of a settings dataclass with the overrides merged in, in order; its own checks run once at the end.
+
+    Raises:
+        ConfigError: an unknown key, a value of a wrong type, or a combination that cannot work.
+    """
+    merged = OmegaConf.structured(settings)
+    for override in overrides:
+        expected = check_keys(type(settings), override)
+        try:
+            merged = merge_typed(merged, override.layer)
+        except OmegaConfBaseException as error:
+            raise ConfigError(_wrong_type(override, expected, error)) from error
+    try:
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key} has no value; set it as well") from error
+
+
+def check_keys(settings_type: type, override: Override) -> Any:
+    """Follows an override's keys through the dataclasses and returns the type that its value should have.
+
+    Raises:
+        ConfigError: a key that does not exist; names the nearest one and all of that level.
+    """
+    hint: Any = settings_type
+    for position, key in enumerate(override.path):
+        hint = _step_into(hint, key, ".".join(override.path[:position]), override.text)
+    _check_mapping(hint, override.value, ".".join(override.path), override.text)
+    return hint
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (nearest: a, b)`: up to three similar names, or else the least different one."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or difflib.get_close_matches(name, names, 1, 0.0)
+    return f" (nearest: {', '.join(close)})"
+
+
+def _check_mapping(hint: Any, value: Any, section: str, text: str) -> None:
+    if isinstance(value, Mapping):
+        for key, nested in value.items():
+            _check_mapping(_step_into(hint, str(key), section, text), nested, f"{section}.{key}", text)
+
+
+def _step_into(hint: Any, key: str, section: str, text: str) -> Any:
+    hint = _without_none(hint)
+    if dataclasses.is_dataclass(hint):
+        fields = get_type_hints(hint)
+        if key not in fields:
+            where = section or f"a {hint.__name__.lower()}"  # type: ignore[union-attr]
+            known = ", ".join(fields)
+            raise ConfigError(f"{text}: {where} has no key {key!r}{nearest(key, fields)}; use one of {known}")
+        return fields[key]
+    if get_origin(hint) is dict:
+        return get_args(hint)[1]
+    raise ConfigError(f"{text}: {section} is {_describe(hint)} and has no key {key!r}; set {section} itself")
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint,) = (choice for choice in get_args(hint) if choice is not type(None))
+    return hint
+
+
+def _wrong_type(override: Override, expected: Any, error: OmegaConfBaseException) -> str:
+    path, value = override.path, override.value
+    full_key = tuple(str(error.full_key or "").split("."))
+    if isinstance(value, Mapping) and full_key[: len(path)] == path and len(full_key) > len(path):
+        for key in full_key[len(path) :]:
+            value, expected = value[key], _step_into(expected, key, ".".join(path), override.text)
+        path = full_key
+    return f"{override.text}: {'.'.join(path)} is to be {_describe(expected)}, not {value!r}"
+
+
+def _describe(hint: Any) -> str:
+    names = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+    inner = _without_none(hint)
+    if inner is not hint:
+        return f"{_describe(inner)} or null"
+    if inner in names:
+        return names[inner]
+    if get_origin(inner) is Literal:
+        return "one of " + ", ".join(str(choice) for choice in get_args(inner))
+    if get_origin(inner) is list:
+        return "a list of texts"
+    if get_origin(inner) is tuple:
+        return f"a list of {len(get_args(inner))} numbers"
+    if dataclasses.is_dataclass(inner):
+        return "a section with the keys " + ", ".join(f.name for f in dataclasses.fields(inner))
+    return "a section of names"

@@ -1,0 +1,148 @@
+"""RandAugment's operations on levels and colours, on a clip as one array, with Pillow's results to the last level."""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from mvd.data.clip.crops import Box, cut
+from mvd.data.randaugment.regions import Applied, Size, each_frame, grown, inside
+
+LEVELS = np.arange(256)
+
+
+# One table for all frames and channels: level -> level.
+
+
+def _from_table(table: Callable[[float], np.ndarray]) -> Applied:
+    def apply(clip: np.ndarray, argument: float, before: Box, after: Box, size: Size) -> np.ndarray:
+        levels = table(argument).astype(np.uint8)
+        return each_frame(clip, after, lambda frame, target: cv2.LUT(frame, levels, dst=target))
+
+    return Applied(lambda after, argument, size: after, apply)
+
+
+def _invert(_: float) -> np.ndarray:
+    return 255 - LEVELS
+
+
+def _posterize(bits: float) -> np.ndarray:
+    return LEVELS & ~(2 ** max(8 - int(bits), 0) - 1)
+
+
+def _solarize(threshold: float) -> np.ndarray:
+    return np.where(threshold > LEVELS, LEVELS, 255 - LEVELS)
+
+
+def _solarize_add(addend: float) -> np.ndarray:
+    return np.where(LEVELS < 128, np.minimum(LEVELS + int(addend), 255), LEVELS)
+
+
+def _brightness(factor: float) -> np.ndarray:
+    return blend(np.zeros(256), LEVELS, factor)
+
+
+def blend(base: np.ndarray, pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Pillow's: base + factor x (pixels - base) in single precision, clipped and rounded down to uint8."""
+    mixed = np.subtract(pixels, base, dtype=np.float32)
+    mixed *= np.float32(factor)
+    mixed += base
+    return np.clip(mixed, 0, 255, out=mixed).astype(np.uint8)
+
+
+# A table for each frame and channel, made from the whole frame.
+
+
+def _from_statistics(tables: Callable[[np.ndarray, float], np.ndarray]) -> Applied:
+    def apply(clip: np.ndarray, argument: float, before: Box, after: Box, size: Size) -> np.ndarray:
+        levels = np.ascontiguousarray(tables(clip, argument)).astype(np.uint8)[:, None]  # (T, 1, 256, 3)
+        mapped = np.empty((len(clip), after.height, after.width, 3), np.uint8)
+        for target, frame, table in zip(mapped, cut(clip, after), levels, strict=True):
+            cv2.LUT(frame, table, dst=target)
+        return mapped
+
+    return Applied(lambda after, argument, size: Box(0, 0, *size), apply)
+
+
+def _autocontrast(clip: np.ndarray, _: float) -> np.ndarray:
+    frames, height, width = clip.shape[:3]
+    rows = clip.reshape(frames, height, width * 3)  # the long axis last: numpy is quick at that
+    low = rows.min(axis=1).reshape(frames, width, 3).min(axis=1).astype(float)[:, None]
+    high = rows.max(axis=1).reshape(frames, width, 3).max(axis=1).astype(float)[:, None]
+    flat = high <= low
+    scale = 255.0 / np.where(flat, 1, high - low)
+    stretched = np.clip(np.trunc(LEVELS[:, None] * scale - low * scale), 0, 255)
+    return np.where(flat, LEVELS[:, None], stretched)
+
+
+def _equalize(clip: np.ndarray, _: float) -> np.ndarray:
+    counts = np.array([[_histogram(frame, channel) for channel in range(3)] for frame in clip])
+    last = counts.shape[-1] - 1 - np.argmax(counts[..., ::-1] > 0, axis=-1)[..., None]
+    step = (counts.sum(axis=-1, keepdims=True) - np.take_along_axis(counts, last, axis=-1)) // 255
+    below = np.cumsum(counts, axis=-1) - counts
+    spread = np.minimum((step // 2 + below) // np.maximum(step, 1), 255)
+    return np.where(step > 0, spread, LEVELS).transpose(0, 2, 1)
+
+
+def _histogram(frame: np.ndarray, channel: int) -> np.ndarray:
+    return cv2.calcHist([frame], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
+
+
+def _contrast(clip: np.ndarray, factor: float) -> np.ndarray:
+    pixels = clip.shape[1] * clip.shape[2]
+    means = np.array([int(cv2.sumElems(luma(frame))[0] / pixels + 0.5) for frame in clip])
+    return np.repeat(blend(means[:, None], LEVELS, factor)[..., None], 3, axis=-1)
+
+
+def luma(frame: np.ndarray) -> np.ndarray:
+    """Pillow's "L" of an RGB frame: uint8 (H, W, 3) -> uint8 (H, W). Single precision holds its integers exactly."""
+    weights = np.array([[19595, 38470, 7471, 32768]], np.float32) / 65536
+    return cv2.transform(frame.astype(np.float32), weights).astype(np.uint8)
+
+
+# Pixels mixed with a base that is made from themselves or their neighbours.
+
+
+def _color(clip: np.ndarray, factor: float, before: Box, after: Box, size: Size) -> np.ndarray:
+    def recolour(frame: np.ndarray, target: np.ndarray) -> None:
+        grey = cv2.cvtColor(luma(frame), cv2.COLOR_GRAY2RGB)  # numpy is slow where it has to repeat a channel itself
+        target[:] = blend(grey, frame, factor)
+
+    return each_frame(clip, after, recolour)
+
+
+def _sharpness(clip: np.ndarray, factor: float, before: Box, after: Box, size: Size) -> np.ndarray:
+    kernel = np.full((3, 3), 1 / 13, np.float32)
+    kernel[1, 1] = 5 / 13
+
+    def sharpen(frame: np.ndarray, target: np.ndarray) -> None:
+        smooth = cv2.filter2D(frame, -1, kernel)
+        _keep_frame_border(smooth, frame, before, size)
+        inner = inside(after, before)
+        target[:] = cut(blend(smooth, frame, factor)[None], inner)[0]
+
+    return each_frame(clip, after, sharpen)
+
+
+def _keep_frame_border(smooth: np.ndarray, pixels: np.ndarray, region: Box, size: Size) -> None:
+    """Puts back the outermost pixels of the frame, which Pillow does not smooth, where the region holds them."""
+    rows = [row for row in (0, size[0] - 1) if region.top <= row < region.top + region.height]
+    columns = [column for column in (0, size[1] - 1) if region.left <= column < region.left + region.width]
+    for row in rows:
+        smooth[row - region.top] = pixels[row - region.top]
+    for column in columns:
+        smooth[:, column - region.left] = pixels[:, column - region.left]
+
+
+OPERATIONS = {
+    "auto_contrast": _from_statistics(_autocontrast),
+    "equalize": _from_statistics(_equalize),
+    "contrast": _from_statistics(_contrast),
+    "invert": _from_table(_invert),
+    "posterize": _from_table(_posterize),
+    "solarize": _from_table(_solarize),
+    "solarize_add": _from_table(_solarize_add),
+    "brightness": _from_table(_brightness),
+    "color": Applied(lambda after, argument, size: after, _color),
+    "sharpness": Applied(lambda after, argument, size: grown(after, 1, size), _sharpness),
+}

@@ -1,0 +1,168 @@
+"""Checks before several processes begin to train or test: a machine that cannot take part is named at once."""
+
+import importlib.metadata
+import logging
+import os
+import platform
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from mvd.config import ConfigError
+from mvd.distributed.faults import record_fault
+from mvd.distributed.process import Process, gather
+from mvd.distributed.watchdog import heartbeat
+from mvd.host import hostname
+from mvd.provenance import PACKAGES
+from mvd.stage import Stage
+
+logger = logging.getLogger(__name__)
+
+MINUTES = 1.0  # after which a check that hangs ends the run
+CLOCK_SECONDS = 10.0  # that a machine's clock may differ from the others'
+FREE_SHARE = 0.5  # of a GPU's memory: less, and somebody else is using it
+MEGABYTES = {"cuda": 256, "cpu": 16}  # of the all-reduce
+
+
+class HostFault(RuntimeError):
+    """Some machines cannot take part; another attempt without them can. Raised on every process."""
+
+
+class SampleCheck(NamedTuple):
+    """What the data contributes to the checks.
+
+    description: of the list of samples, which must be the same on all processes. read: reads some of the samples,
+    different ones for each rank; raises RuntimeError or OSError if this machine cannot.
+    """
+
+    description: str
+    read: Callable[[int], None]
+
+
+@dataclass
+class Report:
+    """What one process found about its machine; facts are to be the same on all."""
+
+    host: str
+    memory_gb: float
+    bandwidth: float
+    clock: float
+    facts: tuple[str, ...]
+    problems: list[str]
+
+
+def preflight(stage: Stage, process: Process, samples: SampleCheck) -> None:
+    """Checks GPU, memory, all-reduce, list of samples, three of them, run directory, clock and packages everywhere.
+
+    Raises:
+        HostFault: some of the machines fail; they are in faults.jsonl.
+        ConfigError: all of them do, so that another attempt would be no better; on every process.
+    """
+    if process.world_size == 1:
+        return
+    heartbeat("checking the machines", 0, minutes=MINUTES)
+    started = time.monotonic()
+    mine: list[str] = []
+    memory = _check(mine, lambda: _memory(process.device)) or 0.0
+    _check(mine, lambda: samples.read(process.rank))
+    _check(mine, lambda: _write_test(stage, process.rank))
+    bandwidth = _check(mine, lambda: _all_reduce(process)) or 0.0
+    packages = tuple(f"{name} {_version(name)}" for name in PACKAGES)
+    facts = (*packages, f"Python {platform.python_version()}", samples.description)
+    dist.barrier()  # the clocks are read at one time
+    reports = gather(Report(hostname(), memory, bandwidth, time.time(), facts, mine))
+    _compare(reports)
+    hosts = {report.host for report in reports}
+    logger.info(
+        f"preflight: {process.world_size} processes on {len(hosts)} host{'s' * (len(hosts) > 1)}, "
+        f"{min(report.memory_gb for report in reports):.1f} GB of memory free, "
+        f"all-reduce {min(report.bandwidth for report in reports):.2f} GB/s, {time.monotonic() - started:.1f} s"
+    )
+    _judge(stage, process, reports)
+
+
+def _check(problems: list[str], check: Callable[[], float | None]) -> float | None:
+    try:
+        return check()
+    except (OSError, RuntimeError) as error:
+        problems.append(str(error).splitlines()[0])
+        return None
+
+
+def _memory(device: torch.device) -> float:
+    """Free memory in GB, of the GPU or else of the machine."""
+    if device.type == "cpu":
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    ones = torch.ones(1024, 1024, device=device)
+    if (ones @ ones).sum().item() != 1024**3:
+        raise RuntimeError(f"{device} computes wrongly")
+    free, total = torch.cuda.mem_get_info(device)
+    if free < FREE_SHARE * total:
+        raise RuntimeError(
+            f"only {free / 1e9:.1f} of {total / 1e9:.1f} GB are free on {device}: another process has it"
+        )
+    return free / 1e9
+
+
+def _write_test(stage: Stage, rank: int) -> None:
+    path = stage.directory / f".preflight-{rank}"
+    try:
+        with open(path, "wb") as handle:
+            handle.write(bytes(4096))
+            handle.flush()
+            os.fsync(handle.fileno())
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _all_reduce(process: Process) -> float:
+    """Sums a tensor over all processes three times; what a process sends, in GB/s."""
+    values = torch.ones(MEGABYTES[process.device.type] * 2**18, device=process.device)
+    seconds, right = [], True
+    for _ in range(3):
+        values.fill_(1.0)
+        started = time.monotonic()
+        dist.all_reduce(values)
+        right &= bool((values == process.world_size).all())  # waits for the GPU
+        seconds.append(time.monotonic() - started)
+    if not right:
+        raise RuntimeError("the all-reduce gave a wrong sum")
+    sent = 2 * (process.world_size - 1) / process.world_size * values.numel() * 4
+    return sent / statistics.median(seconds) / 1e9
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "-"
+
+
+def _compare(reports: list[Report]) -> None:
+    """Adds to each report what sets it apart from the majority."""
+    usual, _ = Counter(report.facts for report in reports).most_common(1)[0]
+    middle = statistics.median(report.clock for report in reports)
+    for report in reports:
+        odd = [own for own, common in zip(report.facts, usual, strict=True) if own != common]
+        if odd:
+            report.problems.append(f"it has {', '.join(odd)}, unlike the others")
+        if abs(report.clock - middle) > CLOCK_SECONDS:
+            report.problems.append(f"its clock is {report.clock - middle:+.0f} s from the others'")
+
+
+def _judge(stage: Stage, process: Process, reports: list[Report]) -> None:
+    failing = {report.host: report.problems[0] for report in reports if report.problems}
+    if not failing:
+        return
+    message = "; ".join(f"{host}: {problem}" for host, problem in sorted(failing.items()))
+    if len(failing) == len({report.host for report in reports}):
+        raise ConfigError(f"{stage.id}: no machine passes the checks before the start: {message}; mend that first")
+    if process.is_first:
+        record_fault(stage.files, "preflight", message, hosts=sorted(failing))
+    raise HostFault(f"{stage.id}: the checks before the start failed on {message}; start it again on other machines")

@@ -1,0 +1,72 @@
+"""Being asked to stop: a signal only sets a flag, and all processes leave together where nothing is lost.
+
+SIGUSR2 (a time limit or a preemption is near), SIGTERM and SIGINT (Ctrl-C) mean the same. A SIGTERM or SIGINT that
+comes after another one ends the process at once. SIGUSR1 asks for a checkpoint after the update in progress.
+"""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+SAME_REQUEST_SECONDS = 1.0  # a signal to a whole job reaches a process twice: directly, and through its launcher
+
+_requested = False
+_save_requested = False
+_insisted_at: float | None = None  # the first SIGTERM or SIGINT
+
+
+class Interrupted(Exception):
+    """The stage was asked to stop and did, on every process; starting it again goes on from there.
+
+    update: the last update done, which the newest checkpoint holds; 0 in a test, which starts anew.
+    """
+
+    def __init__(self, message: str, update: int) -> None:
+        super().__init__(message, update)
+        self.update = update
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def stop_requested() -> bool:
+    """Whether a signal has asked this process to stop; the others may not know yet."""
+    return _requested
+
+
+def take_save_request() -> bool:
+    """Whether a signal has asked this process for a checkpoint since the last call."""
+    global _save_requested
+    taken, _save_requested = _save_requested, False
+    return taken
+
+
+@contextmanager
+def signal_handlers() -> Iterator[None]:
+    """Takes the signals over from whoever handled them, and gives them back at the end."""
+    global _requested, _save_requested, _insisted_at
+    _requested, _save_requested, _insisted_at = False, False, None
+    previous = {number: signal.signal(number, _receive) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _receive(number: int, _: FrameType | None) -> None:
+    global _requested, _save_requested, _insisted_at
+    if number == signal.SIGUSR1:
+        _save_requested = True
+        return
+    _requested = True
+    if number == signal.SIGUSR2:
+        return
+    if _insisted_at is None:
+        _insisted_at = time.monotonic()
+    elif time.monotonic() - _insisted_at > SAME_REQUEST_SECONDS:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)

@@ -1,0 +1,6 @@
+"""Evaluation: validation during fine-tuning, and the multi-view test that a row is judged by. Never imports mvd.train."""
+
+from mvd.evaluation.merging import Merged, merge_views
+from mvd.evaluation.views_of_file import test_views
+
+__all__ = ["Merged", "merge_views", "test_views"]

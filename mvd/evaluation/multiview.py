@@ -1,0 +1,208 @@
+"""The multi-view test of a classifier, by which a row is judged; in one job, or split over several (shards)."""
+
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mvd.config import SIZES, ConfigError, Precision, dataset_of
+from mvd.data.annotations import Entry
+from mvd.data.datasets import load_entries
+from mvd.data.on_device import normalise
+from mvd.data.sample_check import check_samples
+from mvd.data.video.read_timeout import ReadTimeout
+from mvd.data.views import ViewDataset, Views, view_loader
+from mvd.distributed.faults import RunFailed, record_fault
+from mvd.distributed.preflight import preflight
+from mvd.distributed.process import Process, exit_together, gather
+from mvd.distributed.signals import Interrupted, stop_requested
+from mvd.distributed.watchdog import heartbeat
+from mvd.evaluation.logits import Logits, concatenate, read_logits, save_logits
+from mvd.evaluation.merging import merge_views
+from mvd.evaluation.unreadable import report_unreadable
+from mvd.models import build_classifier
+from mvd.models.checkpoints import load_weights
+from mvd.monitoring.metrics import Metrics
+from mvd.monitoring.progress import Progress
+from mvd.stage import Stage
+
+logger = logging.getLogger(__name__)
+
+ALWAYS_TOLERATED = 10  # unreadable test videos, whatever the share: so few need not be the disk's fault
+
+
+def run_test(stage: Stage, process: Process) -> dict[str, Any]:
+    """The multi-view test: every video decoded once by one process, softmax per view, mean, top-1 and top-5.
+
+    Unreadable videos are listed with the reason and count as wrong. Leaves each process's logits in
+    `logits/rank-<n>.npz` of the job's directory; returns what result.json says of the test, or of this shard of it.
+
+    Raises:
+        ConfigError: something the user gave cannot work.
+        RunFailed: more videos cannot be read than the profile puts up with; raised on every process.
+        HostFault: a machine failed the checks before the start; raised on every process.
+        Interrupted: a signal asked for it, between two videos, whose logits are kept; raised on every process.
+    """
+    started = time.monotonic()
+    with exit_together():
+        entries = load_entries(stage, "test")
+    with exit_together():
+        preflight(stage, process, check_samples(entries, stage.execution.reader))
+        heartbeat("starting", 0)
+        model = _load_classifier(stage).to(process.device)
+    unreadable, stopped = _write_logits(model, stage, entries, process)
+    if stopped:
+        raise Interrupted(f"{stage.id}: stopped by a signal; start it again to test the other videos", update=0)
+    unread = report_unreadable(entries, unreadable)
+    _stop_at_too_many(stage, unread, math.ceil(len(entries) / stage.execution.shards), process)
+    if not process.is_first:
+        return {}
+    wall = {"wall_seconds": time.monotonic() - started}
+    if stage.execution.shards > 1:
+        return {"shard": stage.execution.shard, "shards": stage.execution.shards, **wall}
+    return {**_accuracy(stage, entries, process.world_size), **wall}
+
+
+def merge_shards(stage: Stage) -> None:
+    """Writes the result.json of a test that is split, once all its shards are complete.
+
+    Every shard calls it at its end, so the last one finds the others' results.
+
+    Raises:
+        ConfigError: the list of test videos has changed since a shard read it.
+    """
+    shards = [part.job_files for part in stage.in_shards()]
+    for files in shards:
+        if not files.result.exists() and files.path.is_dir():
+            # A network disk may remember that there was none; a change to the folder makes it look again.
+            tempfile.NamedTemporaryFile(dir=files.path).close()
+    results = [files.read_result() for files in shards]
+    complete = [result for result in results if result is not None]
+    if len(complete) < len(shards):
+        return
+    accuracy = _accuracy(stage, load_entries(stage, "test"), stage.execution.world_size)
+    facts = {"stage": stage.id, "kind": stage.kind, "complete": True}
+    seconds = max(result["wall_seconds"] for result in complete)
+    stage.files.write_result({**facts, **accuracy, "wall_seconds": seconds})
+
+
+def _load_classifier(stage: Stage) -> nn.Module:
+    """The fine-tuned network; ConfigError where its file is not that of one, head included."""
+    model = build_classifier(stage.recipe.size, num_classes=dataset_of(stage.recipe).classes)
+    report = load_weights(model, stage.inputs["finetune"])
+    if report.missing:
+        missing = ", ".join(report.missing)
+        raise ConfigError(f"{stage.inputs['finetune']} lacks {missing}; test the weights of a fine-tuning stage")
+    return model.eval()
+
+
+def _stop_at_too_many(stage: Stage, unread: int, videos: int, process: Process) -> None:
+    """Gives no result where so many of the job's videos could not be read that it must be the disk, not they."""
+    limit = stage.execution.faults.unreadable_share
+    if unread <= max(limit * videos, ALWAYS_TOLERATED):
+        return
+    message = (
+        f"{stage.id}: {unread} of {videos} test videos cannot be read, more than the share of "
+        f"faults.unreadable_share={limit:g}; they are named above; mend that, then start it again to test only those"
+    )
+    if process.is_first:
+        record_fault(stage.files, "unreadable", message)
+    raise RunFailed(message)
+
+
+@torch.no_grad()
+def _write_logits(
+    model: nn.Module, stage: Stage, entries: list[Entry], process: Process
+) -> tuple[dict[int, str], bool]:
+    """Runs this process's share of the videos, except for those that an earlier attempt has left in its file.
+
+    Returns index -> reason of those that could not be read, and whether a signal has ended it early on all processes.
+    """
+    recipe, how = stage.recipe, stage.execution
+    path = stage.job_files.logits(process.rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    views = Views(recipe.sampling, recipe.clips, recipe.crops, recipe.stride, SIZES[recipe.size].clip)
+    dataset = ViewDataset(entries, views, how.reader)
+    dataset.timeout = ReadTimeout.of_run(stage.files.timed_out, how.faults.video_seconds)
+    rank, processes = how.shard * process.world_size + process.rank, how.shards * process.world_size
+    none = Logits.none(recipe.clips * recipe.crops, dataset_of(recipe).classes)
+    known = read_logits(path, entries) or none
+    known = known.where(known.indices % processes == rank)  # all, unless the number of processes has changed
+    loader = view_loader(dataset, rank, processes, workers=how.workers, done=set(known.indices.tolist()))
+    parts, unreadable, stopped = [known], {}, False
+    progress = _TestProgress(process, max(gather(len(loader))))
+    batches = iter(loader)
+    # All processes go from video to video together, so that none waits at the end for one with more videos left.
+    for turn in range(1, progress.turns + 1):
+        heartbeat("testing videos", turn)
+        stopped = any(gather(stop_requested()))
+        if stopped:
+            break
+        batch = next(batches, {"unreadable": {}, "views": []})
+        unreadable |= batch["unreadable"]
+        if batch["views"]:
+            pixels = batch["views"][0].cut(process.device)
+            logits = _forward(model, pixels, how.micro_batch, how.precision, process.device)
+            parts.append(Logits(logits[None], batch["indices"].numpy(), batch["labels"].numpy()))
+        progress.show(turn, len(unreadable))
+    progress.close()
+    save_logits(path, concatenate(parts), entries)
+    return unreadable, stopped
+
+
+class _TestProgress:
+    """The progress line of the first process, and videos/s of all."""
+
+    def __init__(self, process: Process, turns: int) -> None:
+        self.turns, self.world_size, self.started = turns, process.world_size, time.monotonic()
+        self.line = Progress("test", turns, 0) if process.is_first else None
+
+    def show(self, turn: int, unreadable: int) -> None:
+        if self.line is not None:
+            rate = turn * self.world_size / (time.monotonic() - self.started)
+            self.line.show(turn, f"{rate:.1f} videos/s, {unreadable} unreadable")
+
+    def close(self) -> None:
+        if self.line is not None:
+            self.line.close()
+
+
+def _forward(
+    model: nn.Module, views: torch.Tensor, at_once: int, precision: Precision, device: torch.device
+) -> np.ndarray:
+    """uint8 views (V, 3, T, S, S) on the device -> float32 logits (V, classes)."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        parts = [model(normalise(part)) for part in views.split(at_once)]
+    return torch.cat(parts).float().cpu().numpy()
+
+
+def _accuracy(stage: Stage, entries: list[Entry], world_size: int) -> dict[str, Any]:
+    """Top-1 and top-5 in percent of all videos, those that could not be read included, from all jobs' logits."""
+    files = [part.job_files.logits(rank) for part in stage.in_shards() for rank in range(world_size)]
+    parts = [part for path in files if (part := read_logits(path, entries))]
+    if len(parts) < len(files):
+        raise ConfigError(f"{stage.id}: the list of test videos has changed; remove {stage.directory} and test again")
+    logits, indices, labels = concatenate(parts)
+    read, views, classes = logits.shape
+    top1 = top5 = 0.0
+    if read:
+        truth = dict(zip(indices.tolist(), labels.tolist(), strict=True))
+        merged = merge_views(logits.reshape(-1, classes), indices.repeat(views), np.tile(np.arange(views), read), truth)
+        top1, top5 = merged.top1 * read / len(entries), merged.top5 * read / len(entries)
+    _write_curves(stage, {"top1": top1, "top5": top5})
+    unread = sorted(set(range(len(entries))) - set(indices.tolist()))
+    names = [entries[index].path for index in unread]
+    return {"top1": top1, "top5": top5, "videos": len(entries), "views": views, "unreadable": names}
+
+
+def _write_curves(stage: Stage, numbers: Mapping[str, float]) -> None:
+    """One point, in place of what an earlier attempt may have left."""
+    metrics = Metrics.of_stage(stage, Process(0, 1, torch.device("cpu")), resumed_at=-1)
+    metrics.write(0, 0, numbers)
+    metrics.close()

@@ -1,0 +1,118 @@
+"""What a stage costs, from the geometry of its networks. Free of torch.
+
+Counts the multiply-adds (x 2) of linear layers and attention; training is three forward passes (one more with
+activation checkpointing is not counted, nor are decoding, validation and waiting).
+"""
+
+from math import prod
+
+from mvd.config import Finetune, ImageTeacher, Pretrain, Recipe, Test, VideoTeacher, dataset_of
+from mvd.config.sizes import SIZES, ClipShape, ImageShape, Transformer
+
+
+def tflop_per_sample(recipe: Recipe) -> float:
+    """TFLOP of one sample in a stage: one clip or image in training, all views of one video in a test."""
+    match recipe:
+        case Pretrain():
+            flop = _teaching(recipe.teacher) + 3 * _student(recipe)
+        case Finetune():
+            flop = 3 * _clip_encoder(recipe.size)
+        case Test():
+            flop = recipe.clips * recipe.crops * _clip_encoder(recipe.size)
+        case VideoTeacher():
+            flop = 3 * _video_autoencoder(recipe)
+        case ImageTeacher():
+            flop = 3 * _image_autoencoder(recipe)
+    return flop / 1e12
+
+
+def total_tflop(recipe: Recipe) -> float:
+    """TFLOP of a whole stage on the data set's own number of samples."""
+    dataset = dataset_of(recipe)
+    if isinstance(recipe, Test):
+        return tflop_per_sample(recipe) * dataset.val_samples
+    batch = recipe.optimization.global_batch
+    samples = dataset.train_samples // batch * batch * recipe.optimization.epochs
+    copies = recipe.augmentation.samples if isinstance(recipe, Finetune) else 1
+    return tflop_per_sample(recipe) * samples * copies
+
+
+def gpu_hours(recipe: Recipe, sustained_tflops: float) -> float:
+    """Hours of one GPU that sustains that many TFLOP/s, start to end of the stage."""
+    return total_tflop(recipe) / sustained_tflops / 3600
+
+
+def _blocks(transformer: Transformer, tokens: int) -> float:
+    width = transformer.width
+    linear = (4 * width + 2 * transformer.mlp_width) * width * tokens
+    attention = 2 * tokens**2 * width
+    return 2 * transformer.depth * (linear + attention)
+
+
+def _linear(tokens: int, inputs: int, outputs: int) -> float:
+    return 2 * tokens * inputs * outputs
+
+
+def _patch_values(shape: ClipShape | ImageShape) -> int:
+    tubelet = shape.tubelet if isinstance(shape, ClipShape) else 1
+    return prod((3, tubelet, shape.patch_size, shape.patch_size))
+
+
+def _clip_encoder(size: str) -> float:
+    shape, encoder = SIZES[size].clip, SIZES[size].encoder
+    return _linear(shape.tokens, _patch_values(shape), encoder.width) + _blocks(encoder, shape.tokens)
+
+
+def _frame_encoder(size: str) -> float:
+    shape, encoder = SIZES[size].image, SIZES[size].encoder
+    embedding = _linear(shape.positions, _patch_values(shape), encoder.width)
+    return embedding + _blocks(encoder, shape.positions + 1)  # the class token
+
+
+def _teaching(size: str) -> float:
+    return SIZES[size].clip.slices * _frame_encoder(size) + _clip_encoder(size)
+
+
+def _masked(positions: int, ratio: float) -> int:
+    return int(ratio * positions)
+
+
+def _student(recipe: Pretrain) -> float:
+    size, teacher = SIZES[recipe.student], SIZES[recipe.teacher]
+    shape, decoder = size.clip, size.decoder
+    masked = shape.slices * _masked(shape.positions, recipe.mask_ratio)
+    visible = shape.tokens - masked
+    branch = (
+        _linear(visible, size.encoder.width, decoder.width)
+        + _blocks(decoder, shape.tokens)
+        + _linear(masked, decoder.width, teacher.encoder.width)
+    )
+    embedding = _linear(shape.tokens, _patch_values(shape), size.encoder.width)
+    return embedding + _blocks(size.encoder, visible) + 2 * branch
+
+
+def _video_autoencoder(recipe: VideoTeacher) -> float:
+    size = SIZES[recipe.size]
+    shape, decoder = size.clip, size.video_decoder
+    masked = shape.slices * _masked(shape.positions, recipe.mask_ratio)
+    visible = shape.tokens - masked
+    return (
+        _linear(shape.tokens, _patch_values(shape), size.encoder.width)
+        + _blocks(size.encoder, visible)
+        + _linear(visible, size.encoder.width, decoder.width)
+        + _blocks(decoder, shape.tokens)
+        + _linear(masked, decoder.width, _patch_values(shape))
+    )
+
+
+def _image_autoencoder(recipe: ImageTeacher) -> float:
+    size = SIZES[recipe.size]
+    shape, decoder = size.image_training, size.image_decoder
+    visible = shape.positions - _masked(shape.positions, recipe.mask_ratio) + 1
+    return (
+        _linear(shape.positions, _patch_values(shape), size.encoder.width)
+        + _blocks(size.encoder, visible)
+        + _linear(visible, size.encoder.width, decoder.width)
+        + _blocks(decoder, shape.positions + 1)
+        + _linear(shape.positions, decoder.width, _patch_values(shape))
+    )

@@ -1,0 +1,160 @@
+"""The files of a run directory: their names, and how those that several rooms share are read and written.
+
+Must not import torch: the launcher reads run directories too.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mvd.config import ConfigError
+from mvd.files import append_text, read_json_lines, write_json
+
+MANIFEST = "manifest.json"  # of a checkpoint, which counts only with it
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A stage's folder, or that of one shard of a test; all the state there is of it."""
+
+    path: Path
+
+    @property
+    def stage(self) -> Path:
+        """The resolved settings (mvd.stage.Stage)."""
+        return self.path / "stage.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        """One entry per attempt (mvd.provenance)."""
+        return self.path / "provenance.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder per checkpoint (mvd.train.checkpoint)."""
+        return self.path / "checkpoints"
+
+    @property
+    def faults(self) -> Path:
+        """One JSON line per fault (mvd.distributed.faults)."""
+        return self.path / "faults.jsonl"
+
+    @property
+    def skipped(self) -> Path:
+        """Updates skipped because their loss was repeatedly non-finite (mvd.train.bad_updates)."""
+        return self.path / "skipped.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The curves as JSON lines (mvd.monitoring)."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The curves as TensorBoard events (mvd.monitoring)."""
+        return self.path / "tensorboard"
+
+    @property
+    def unreadable(self) -> Path:
+        """Training files that could not be read, one path per line (mvd.train.skipped_files)."""
+        return self.path / "unreadable.txt"
+
+    @property
+    def timed_out(self) -> Path:
+        """Files whose reading timed out, each with the number of attempts it has ended (mvd.data.video.read_timeout)."""
+        return self.path / "hanging.txt"
+
+    @property
+    def weights(self) -> Path:
+        """Final weights of a training stage, in the official layout."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def result(self) -> Path:
+        """Written last, when the stage is complete."""
+        return self.path / "result.json"
+
+    @property
+    def job(self) -> Path:
+        """The submission and its attempts (launch.job.record)."""
+        return self.path / "job.json"
+
+    @property
+    def error(self) -> Path:
+        """What the first failing process of the current attempt recorded (launch.job.stage_job)."""
+        return self.path / "error.json"
+
+    def logits(self, rank: int) -> Path:
+        """The logits that one process of a test has computed (mvd.evaluation.logits)."""
+        return self.path / "logits" / f"rank-{rank:04d}.npz"
+
+    def shard(self, shard: int, shards: int) -> "RunDirectory":
+        """The folder of one shard of a test."""
+        return RunDirectory(self.path / "shards" / f"{shard:04d}-of-{shards:04d}")
+
+    @property
+    def whole(self) -> "RunDirectory":
+        """The stage's folder, of a shard's folder too."""
+        return RunDirectory(self.path.parents[1]) if self.path.parent.name == "shards" else self
+
+    def job_files(self) -> list["RunDirectory"]:
+        """The folders with the job.json of the newest submission: this one, or one per shard; this one if there is none."""
+        groups = {"": [self]} if self.job.exists() else {}
+        for path in sorted(self.path.glob(f"shards/*/{self.job.name}")):
+            groups.setdefault(path.parent.name.rpartition("-")[2], []).append(RunDirectory(path.parent))
+
+        def newest(group: list[RunDirectory]) -> float:
+            return max(files.job.stat().st_mtime for files in group)
+
+        return max(groups.values(), key=newest, default=[self])
+
+    def complete_checkpoints(self) -> list[Path]:
+        """Checkpoint folders with a manifest, oldest first."""
+        return sorted(path.parent for path in self.checkpoints.glob(f"step-*/{MANIFEST}"))
+
+    def progress(self) -> int:
+        """How much is saved: the newest checkpoint's update, or the size of a test's logits in bytes."""
+        updates = [update_of(folder) for folder in self.complete_checkpoints()]
+        return max(updates, default=0) + sum(path.stat().st_size for path in self.path.glob("logits/*.npz"))
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The content of result.json, or None while the stage is not complete.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        if not self.result.exists():
+            return None
+        try:
+            content: dict[str, Any] = json.loads(self.result.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{self.result} is damaged; delete it and run the stage again") from error
+        return content
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Writes result.json, which makes the stage complete."""
+        write_json(self.result, result)
+
+    def append_fault(self, fault: Mapping[str, Any]) -> None:
+        """Appends one line to faults.jsonl; raises OSError if the disk refuses it."""
+        append_text(self.faults, json.dumps(fault) + "\n")
+
+    def read_faults(self) -> list[dict[str, Any]]:
+        """The faults, oldest first."""
+        return read_json_lines(self.faults)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl, oldest first."""
+        return read_json_lines(self.metrics)
+
+
+def checkpoint_name(update: int) -> str:
+    """The name of an update's checkpoint folder."""
+    return f"step-{update:08d}"
+
+
+def update_of(checkpoint: Path) -> int:
+    """The update of a checkpoint folder."""
+    return int(checkpoint.name.removeprefix("step-"))

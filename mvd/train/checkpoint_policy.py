@@ -1,0 +1,101 @@
+"""When checkpoints are saved, which are kept, and what becomes of a save that fails."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from mvd.distributed.faults import RunFailed, record_fault
+from mvd.distributed.process import Process
+from mvd.distributed.signals import take_save_request
+from mvd.run_directory import update_of
+from mvd.stage import Stage
+from mvd.train.checkpoint import SaveError, load_newest_checkpoint, save_checkpoint, save_weights
+from mvd.train.engine import Engine
+
+
+class CheckpointPolicy:
+    """A run's checkpoints. All processes have one and call its methods together, but for `wanted`."""
+
+    def __init__(self, stage: Stage, process: Process, steps_per_epoch: int, made_by: dict[str, Any]) -> None:
+        self.stage, self.process, self.made_by = stage, process, made_by
+        self.files = stage.files
+        epochs = stage.execution.keep_every_epochs
+        self.kept_every = None if epochs is None else epochs * steps_per_epoch
+        self.newest = 0
+        self.failures = 0  # in a row
+        self.saved_at = time.monotonic()
+        self.seconds = 0.0  # of all saves of this attempt
+
+    def load(self, engine: Engine) -> dict[str, Any]:
+        """Restores the newest good checkpoint; returns the state saved with it, {} where there is none."""
+        loaded = load_newest_checkpoint(engine, self.files, self.process, self.made_by)
+        self.newest = loaded.update
+        return loaded.state
+
+    def wanted(self) -> bool:
+        """Whether this process wants a save whatever the update: it was asked for one, or it is time."""
+        minutes = self.stage.execution.checkpoint_minutes
+        late = minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
+        return take_save_request() or (late and self.process.is_first)
+
+    def due(self, update: int) -> bool:
+        """Whether the profile wants a save after this update."""
+        every = [n for n in (self.stage.execution.checkpoint_every, self.kept_every) if n is not None]
+        return any(update % n == 0 for n in every)
+
+    def save(self, engine: Engine, update: int, state: dict[str, Any]) -> bool:
+        """Saves, and prunes what need not be kept; returns False where the disk would not take it.
+
+        Raises:
+            RunFailed: it was the last of the failures in a row that the profile puts up with.
+        """
+        started = time.monotonic()
+        saved = self._try(
+            update, lambda: save_checkpoint(engine, self.files, update, self.process, self.made_by, state)
+        )
+        self.saved_at = time.monotonic()
+        self.seconds += self.saved_at - started
+        if saved:
+            self.newest = update
+            self._prune()
+        return saved
+
+    def save_weights(self, engine: Engine, path: Path, update: int) -> bool:
+        """Leaves the weights as a file of their own; returns and raises as `save` does."""
+        metadata = {"format": "pt", "stage": self.stage.id, "updates": str(update)}
+        return self._try(update, lambda: save_weights(engine, path, self.process, metadata))
+
+    def _try(self, update: int, save: Callable[[], None]) -> bool:
+        try:
+            save()
+        except SaveError as error:
+            self._fail(update, str(error))
+            return False
+        self.failures = 0
+        return True
+
+    def _fail(self, update: int, reason: str) -> None:
+        self.failures += 1
+        limit = self.stage.execution.faults.save_failures
+        newest = f"the newest good checkpoint is that of update {self.newest}" if self.newest else "there is none yet"
+        message = f"{reason}; {newest} (failure {self.failures} of {limit} in a row)"
+        if self.process.is_first:
+            record_fault(self.stage.files, "save", message, update)
+        if self.failures >= limit:
+            raise RunFailed(f"{self.stage.id}: {message}; make room, then start it again to go on from there")
+
+    def _prune(self) -> None:
+        if not self.process.is_first:
+            return
+        complete = {update_of(path): path for path in self.files.complete_checkpoints()}
+        kept = kept_updates(complete, self.stage.execution.keep_checkpoints, self.kept_every)
+        for folder in set(self.files.checkpoints.glob("step-*")) - {complete[update] for update in kept}:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def kept_updates(updates: Iterable[int], last: int, every: int | None) -> set[int]:
+    """The last few, and those at every so many updates."""
+    ascending = sorted(updates)
+    return {*ascending[-last:], *(update for update in ascending if every and update % every == 0)}

@@ -1,0 +1,70 @@
+"""Drop path and dropout that follow from the sample, not from the process.
+
+timm's and torch's layers draw from each process's global random state, so that another number of processes, or another
+micro-batch, would drop other paths. Here a clip's draws follow from its seed alone (and that from the recipe's seed,
+the epoch, the video and its augmented copy): they are the same on any number of processes and after any interruption.
+"""
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+
+class SampleDropPath(nn.Module):
+    """timm's DropPath, with draws that were made beforehand: `uniform`, (B,) in [0, 1)."""
+
+    uniform: Tensor
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training:
+            return inputs
+        kept = (self.uniform >= self.rate).to(inputs.dtype) / (1 - self.rate)
+        return inputs * kept.view(-1, *[1] * (inputs.ndim - 1))
+
+
+class SampleDropout(nn.Module):
+    """Dropout of (B, ...) whose draws follow from each sample's seed and this layer's number."""
+
+    seeds: list[int]
+
+    def __init__(self, rate: float, number: int) -> None:
+        super().__init__()
+        self.rate, self.number = rate, number
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training:
+            return inputs
+        generators = [torch.Generator().manual_seed(seed + 1 + self.number) for seed in self.seeds]
+        uniform = torch.stack([torch.rand(inputs.shape[1:], generator=generator) for generator in generators])
+        kept = (uniform >= self.rate).to(inputs.device, inputs.dtype, non_blocking=True)
+        return inputs * kept / (1 - self.rate)
+
+
+class SampleSeededLayers:
+    """A network's drop path and dropout layers, replaced by those above; rates of 0 are left as they are."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.paths: list[SampleDropPath] = []
+        self.dropouts: list[SampleDropout] = []
+        for parent in list(model.modules()):
+            for name, layer in list(parent.named_children()):
+                if isinstance(layer, DropPath) and layer.drop_prob:
+                    self.paths.append(SampleDropPath(layer.drop_prob))
+                    setattr(parent, name, self.paths[-1])
+                elif isinstance(layer, nn.Dropout) and layer.p:
+                    self.dropouts.append(SampleDropout(layer.p, len(self.dropouts)))
+                    setattr(parent, name, self.dropouts[-1])
+
+    def draw(self, seeds: Tensor, device: torch.device) -> None:
+        """Makes the draws for the next forward pass, of clips that have these seeds: (B,) int64."""
+        if self.paths:
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+            uniform = torch.stack([torch.rand(len(self.paths), generator=generator) for generator in generators])
+            for path, draws in zip(self.paths, uniform.to(device, non_blocking=True).unbind(dim=1), strict=True):
+                path.uniform = draws
+        for dropout in self.dropouts:
+            dropout.seeds = seeds.tolist()

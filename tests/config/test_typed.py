@@ -1,0 +1,193 @@
+"""Overrides, the cluster profile and row files: what is taken, and what is refused with the mend."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.vitb_from_vitb_k400 import row
+from launch.cluster import ROOT, Cluster, load_cluster
+from launch.plan.rows import find, load_rows
+from mvd.config import ConfigError
+from mvd.config.typed import parse_override
+
+
+@pytest.fixture
+def write_profile(tmp_path):
+    def write(text):
+        path = tmp_path / "cluster.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def load(*words):
+    return load_rows([w for w in words if "=" not in w], [parse_override(w) for w in words if "=" in w])
+
+
+def test_overrides_are_typed():
+    (row,) = load(
+        "vith_k400",
+        "pretrain.optimization.epochs=2",
+        "pretrain.optimization.base_lr=1e-3",
+        "finetune.augmentation.crop_scale=[0.5,1]",
+        "finetune.augmentation.auto=null",
+        "finetune.mixing={group: 4, mixup: 1}",
+        "teachers=train",
+    )
+    assert (row.pretrain.optimization.epochs, row.pretrain.optimization.base_lr) == (2, 1e-3)
+    assert row.finetune.augmentation.crop_scale == (0.5, 1.0) and row.finetune.augmentation.auto is None
+    assert (row.finetune.mixing.group, row.finetune.mixing.mixup, row.finetune.mixing.cutmix) == (4, 1.0, 1.0)
+    assert row.teachers == "train" and row.pretrain.optimization.schedule_epochs == 801
+
+
+def test_an_override_reaches_every_row_that_has_the_section():
+    assert {row.finetune.seed for row in load("all", "finetune.seed=7")} == {7}
+    distilled, scratch = load("demo", "pretrain.seed=7")
+    assert distilled.pretrain.seed == 7 and scratch.pretrain is None
+
+
+@pytest.mark.parametrize(
+    ("target", "setting", "message"),
+    [
+        (
+            "vith_k400",
+            "pretrain.optimization.epoch=2",
+            r"no key 'epoch' \(nearest: epochs.*use one of global_batch, epochs",
+        ),
+        ("vith_k400", "pretain.seed=2", r"a row has no key 'pretain' \(nearest: pretrain"),
+        ("vith_k400", "finetune.seed.x=2", r"finetune.seed is an integer and has no key 'x'"),
+        ("vith_k400", "finetune={mixing: {grup: 2}}", r"finetune.mixing has no key 'grup' \(nearest: group"),
+        ("vith_k400", "finetune.seed=abc", r"finetune.seed is to be an integer, not 'abc'"),
+        ("vith_k400", "finetune.seed=1.5", r"finetune.seed is to be an integer, not 1.5"),
+        ("vith_k400", "finetune.seed=", r"finetune.seed is to be an integer, not None"),
+        ("vith_k400", "finetune.drop_path=lots", r"finetune.drop_path is to be a number, not 'lots'"),
+        ("vith_k400", "finetune.activation_checkpointing=7.5", r"is to be true or false"),
+        ("vith_k400", "teachers=buy", r"teachers is to be one of checkpoint, train, not 'buy'"),
+        ("vith_k400", "finetune.optimization.betas=[1,2,3]", r"betas is to be a list of 2 numbers"),
+        (
+            "vith_k400",
+            "finetune.optimization=3",
+            r"finetune.optimization is to be a section with the keys global_batch",
+        ),
+        ("vith_k400", "finetune={mixing: {group: a}}", r"finetune.mixing.group is to be an integer, not 'a'"),
+        ("vith_k400", "finetune.mixing.group=3", r"mixing.group is 3; .* give an even number"),
+        ("vith_k400", "finetune.seed=[1", r"cannot be read as YAML"),
+        ("vith_k400", ".seed=1", r"the key is not complete"),
+        ("teachers/mae_vitb", "pretrain.optimization.epochs=2", r"mae_vitb has no pretrain; it has image_teacher"),
+        ("teachers/mae_vitb", "pretrain={seed: 2}", r"mae_vitb has no pretrain"),
+    ],
+)
+def test_refused(target, setting, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(target, setting)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_row_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"no row or suite 'experiments/vith_k40' \(nearest: vith_k400"):
+        load("experiments/vith_k40")
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["experiments/vith_k400", "experiments/vith_k400.py", "vith_k400", str(ROOT / "experiments/vith_k400.py")],
+)
+def test_a_row_is_found_from_any_directory(target, tmp_path, monkeypatch):
+    for folder in (ROOT, ROOT / "experiments", tmp_path):
+        monkeypatch.chdir(folder)
+        assert find(target) == ROOT / "experiments" / "vith_k400.py"
+        (row,) = load(target)
+        assert row.name == "vith_k400"
+
+
+def test_a_row_file_may_lie_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import dataclasses\nfrom experiments import vith_k400\n"
+        "row = dataclasses.replace(vith_k400.row, name='mine', target=None)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for target in ("mine", "./mine.py", str(tmp_path / "mine")):
+        assert [row.name for row in load(target)] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = 1", "declares no row"),
+        ("rows = [1]", "declares no row"),
+        ("row = ", "cannot be loaded: SyntaxError"),
+        ("from mvd.config import Row\nrow = Row(nam='x')", "cannot be loaded: TypeError"),
+        ("from mvd.config import Target, Row, Test\nrow = Row(name='x', test=Test(size='tiny'))", "TypeError"),
+        (
+            "from mvd.config import Row, Test\n"
+            "row = Row(name='x', test=Test(size='tiny', dataset='motion', sampling='dense', clips=1))",
+            "a test needs a finetune",
+        ),
+    ],
+)
+def test_a_wrong_row_file_is_named(content, message, tmp_path):
+    path = tmp_path / "wrong.py"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(str(path))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_two_rows_of_one_name_are_refused(tmp_path):
+    other = tmp_path / "other.py"
+    other.write_text("from mvd.config import Row\nrow = Row(name='vith_k400')\n")
+    with pytest.raises(ConfigError, match="another row called vith_k400"):
+        load("vith_k400", str(other))
+    assert len(load("all", "vith_k400", "ssv2")) == 14
+
+
+def test_profile_defaults_file_and_command_line(write_profile):
+    path = write_profile("gpus_per_node: 4\npretrain: {nodes: 2}\ndatasets: {k400: {root: /k}}\nruns: out\n")
+    settings = [parse_override("gpus_per_node=2"), parse_override("datasets.k400.val=validate.csv")]
+    cluster = load_cluster(path, settings)
+    assert (cluster.gpus("pretrain", row.pretrain), cluster.gpus("finetune", row.finetune)) == (4, 8)
+    assert (cluster.datasets["k400"].root, cluster.datasets["k400"].val) == ("/k", "validate.csv")
+    assert Path(cluster.runs) == ROOT / "out"
+
+
+def test_profile_from_the_environment(write_profile, monkeypatch):
+    monkeypatch.setenv("MVD_CLUSTER", write_profile("workers: 3"))
+    assert load_cluster(None, []).workers == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gpu_per_node: 4", r"cluster.yaml: gpu_per_node: a cluster has no key .* \(nearest: gpus_per_node"),
+        ("pretrain: {node: 4}", r"pretrain has no key 'node' \(nearest: nodes"),
+        ("pretrain: {nodes: four}", r"pretrain.nodes is to be an integer or null, not 'four'"),
+        ("pretrain: {nodes: 0}", r"nodes is 0"),
+        ("pretrain: {deepspeed: zero9}", r"deepspeed is 'zero9'; .* zero0, zero1, zero2, zero3"),
+        ("precision: fp16", r"precision is to be one of bf16, fp32 or null, not 'fp16'"),
+        ("datasets: {k400: {train: x.csv}}", r"datasets.k400.root has no value"),
+        ("teachers: {mae_vits: /x}", r"teachers has no 'mae_vits' \(nearest: mae_vit"),
+        ("sustained_tflops: 0", r"sustained_tflops is 0"),
+        ("- 1", r"holds no fields"),
+        ("runs: [", r"cannot be read"),
+    ],
+)
+def test_a_wrong_profile_is_refused(text, message, write_profile):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_cluster(write_profile(text), [])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_profile_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no cluster profile"):
+        load_cluster(str(tmp_path / "none.yaml"), [])
+
+
+def test_the_example_profile_explains_every_field_with_its_default():
+    example = ROOT / "cluster.example.yaml"
+    cluster = load_cluster(str(example), [])
+    text = example.read_text()
+    for name in Cluster.__dataclass_fields__:
+        assert f"\n{name}:" in text
+        if name not in ("datasets", "teachers", "runs"):
+            assert getattr(cluster, name) == getattr(Cluster(), name)

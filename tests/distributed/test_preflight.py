@@ -1,0 +1,107 @@
+"""The checks before a start: who is named, what a run that passes prints, and when another machine would help."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from mvd.config import ConfigError
+from mvd.distributed import preflight
+from mvd.distributed.faults import FAULTS
+from mvd.distributed.preflight import HostFault, Report
+from mvd.distributed.process import start_processes
+from mvd.files import write_json
+from mvd.run import run_stage
+from mvd.stage import Stage
+from tests.runs import small_stage, succeed, write_stage
+
+NAMES = ("one", "nobody", "no list", "other list", "all")
+
+
+def run_all(folder: Path) -> None:
+    """The second process says that it is another machine, which cannot write; then the first one cannot, either.
+
+    In "no list" and "other list" the second one's disk holds none, or another one.
+    """
+    process = start_processes()
+    write_test = preflight._write_test
+
+    def cannot_write(stage: Stage, rank: int) -> None:
+        if stage.id == "nobody" or (stage.id == "one" and rank == 1):
+            raise OSError(30, "Read-only file system")
+        write_test(stage, rank)
+
+    preflight._write_test = cannot_write
+    preflight.hostname = lambda: f"node{process.rank}"
+    for name in NAMES:
+        stage = Stage.from_yaml(folder / name / "stage.yaml")
+        if name.endswith("list") and process.rank == 1:
+            data = dataclasses.replace(stage.execution.data, train=str(folder / f"{name}.csv"))
+            stage = dataclasses.replace(stage, execution=dataclasses.replace(stage.execution, data=data))
+        try:
+            run_stage(stage)
+        except (HostFault, ConfigError, SystemExit) as error:
+            said = {"kind": type(error).__name__, "message": str(error)}
+            write_json(stage.directory / f"ended-{process.rank}.json", said)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, motion_root) -> tuple[Path, list[str]]:
+    folder = tmp_path_factory.mktemp("preflight")
+    (folder / "other list.csv").write_text("".join(reversed((motion_root / "train.csv").open().readlines())))
+    for name in NAMES:
+        write_stage(small_stage("video_teacher", name, folder, motion_root, epochs=1))
+    return folder, succeed(run_all, folder)
+
+
+def ended(runs, name: str) -> list[dict[str, str]]:
+    return [json.loads((runs[0] / name / f"ended-{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_a_machine_that_cannot_write_is_named_so_that_another_attempt_can_avoid_it(runs):
+    said = ended(runs, "one")
+    assert [one["kind"] for one in said] == ["HostFault"] * 2
+    assert "node1: [Errno 30] Read-only file system" in said[0]["message"] and "node0" not in said[0]["message"]
+    fault = json.loads((runs[0] / "one" / FAULTS).read_text())
+    assert (fault["fault"], fault["hosts"]) == ("preflight", ["node1"])
+
+
+def test_what_no_machine_can_do_is_no_machines_fault(runs):
+    said = ended(runs, "nobody")
+    assert [one["kind"] for one in said] == ["ConfigError", "SystemExit"]
+    assert "no machine passes the checks before the start: node0: [Errno 30]" in said[0]["message"]
+    assert not (runs[0] / "nobody" / FAULTS).exists()
+
+
+def test_a_list_that_one_machine_lacks_ends_all_in_one_sentence(runs):
+    said = ended(runs, "no list")
+    assert [one["kind"] for one in said] == ["SystemExit", "ConfigError"]
+    assert "no list.csv does not exist" in said[1]["message"]
+
+
+def test_a_machine_with_another_list_is_named(runs):
+    said = ended(runs, "other list")
+    assert [one["kind"] for one in said] == ["HostFault"] * 2
+    assert "node1: it has the list " in said[0]["message"] and "node0" not in said[0]["message"]
+
+
+def test_a_run_that_passes_says_with_what(runs):
+    (line,) = [line for line in runs[1][0].splitlines() if line.startswith("preflight: ")][-1:]
+    assert "2 processes on 2 hosts" in line and "GB of memory free" in line and "all-reduce " in line
+    assert (runs[0] / "all" / "result.json").exists() and not list(runs[0].glob("all/.preflight*"))
+
+
+def report(host: str, clock: float = 1000.0, facts: tuple[str, ...] = ("torch 2",)) -> Report:
+    return Report(host, 1.0, 1.0, clock, facts, [])
+
+
+def test_another_version_and_another_time_are_named():
+    reports = [report("a"), report("b", facts=("torch 1",)), report("c", clock=1060.0), report("d")]
+    preflight._compare(reports)
+    assert [one.problems for one in reports] == [
+        [],
+        ["it has torch 1, unlike the others"],
+        ["its clock is +60 s from the others'"],
+        [],
+    ]

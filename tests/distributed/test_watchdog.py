@@ -1,0 +1,93 @@
+"""Runs that hang: which process is named, what is shown, and that all leave."""
+
+import json
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+
+from mvd.distributed import watchdog
+from mvd.distributed.exit_codes import RETRYABLE
+from mvd.distributed.faults import FAULTS
+from mvd.distributed.process import start_processes
+from mvd.distributed.watchdog import STEPS, Seen, diagnose
+from mvd.run import run_stage
+from mvd.stage import Stage
+from mvd.train.loop import TrainingRun
+from tests.runs import Finished, call, small_stage, write_stage
+
+READING, WORKING, WAITING = STEPS[1:4]
+
+
+def seen(rank: int, step: str, update: int = 7, seconds: float = 900.0, silent: float = 1.0) -> Seen:
+    return Seen(rank, f"node{rank}", step, update, seconds, silent)
+
+
+def test_the_process_that_others_wait_for_is_named():
+    message, hosts = diagnose([seen(0, WAITING), seen(1, READING, seconds=880), seen(2, WAITING)], [])
+    assert message == f"rank 1 on node1 has been {READING} for 880 s at update 7" and hosts == ["node1"]
+
+
+def test_the_process_that_is_an_update_behind_is_named():
+    assert diagnose([seen(0, READING, 8), seen(1, WAITING, 7)], [])[1] == ["node1"]
+
+
+def test_who_works_at_his_own_pace_is_not_named():
+    assert diagnose([seen(0, "testing", 3, seconds=2), seen(1, "testing", 90)], [])[1] == ["node1"]
+
+
+def test_a_silent_process_is_named_before_all_others():
+    everyone = [seen(0, WAITING), seen(1, READING), seen(2, WAITING, silent=400)]
+    message, hosts = diagnose(everyone, everyone[2:])
+    assert "rank 2 on node2 has not been heard of for 400 s" in message and hosts == ["node2"]
+
+
+def test_nobody_is_named_where_all_hang_together():
+    message, hosts = diagnose([seen(0, WAITING), seen(1, WAITING)], [])
+    assert message == f"all processes have been {WAITING} for 900 s at update 7" and hosts == []
+
+
+def hang(folder: Path) -> None:
+    """The second process hangs in update 3, in a wait that never ends or because it is stopped."""
+    process = start_processes()
+    train_once = TrainingRun._one_update
+
+    def hang_at_3(run: TrainingRun, *arguments) -> None:
+        if run.update + 1 == 3:
+            guard = watchdog._current
+            guard.usual_limit = guard.limit = 2.0
+            if process.rank == 1:
+                wait_for_ever() if (folder / "waits").exists() else os.kill(os.getpid(), signal.SIGSTOP)
+        train_once(run, *arguments)
+
+    TrainingRun._one_update = hang_at_3
+    watchdog.POLL_SECONDS = 0.2
+    run_stage(Stage.from_yaml(folder / "hangs" / "stage.yaml"))
+
+
+def wait_for_ever() -> None:
+    threading.Event().wait()
+
+
+def run_hanging(folder: Path, data: Path) -> tuple[Finished, dict]:
+    write_stage(small_stage("video_teacher", "hangs", folder, data))
+    finished = call(hang, folder)
+    (line,) = (folder / "hangs" / FAULTS).read_text().splitlines()
+    return finished, json.loads(line)
+
+
+def test_a_hang_shows_every_stack_names_the_host_and_ends_the_run(tmp_path, motion_root):
+    (tmp_path / "waits").touch()
+    finished, fault = run_hanging(tmp_path, motion_root)
+    assert finished.code == RETRYABLE
+    assert all("--- stacks of rank " in output and "thread MainThread:" in output for output in finished.output)
+    assert "wait_for_ever" in finished.output[1] and "_agree" in finished.output[0]
+    assert fault["fault"] == "hang" and fault["hosts"] == [socket.gethostname()]
+    assert "rank 1 on" in fault["message"] and "rank 0" not in fault["message"]
+
+
+def test_a_process_that_is_not_heard_of_ends_the_run(tmp_path, motion_root):
+    finished, fault = run_hanging(tmp_path, motion_root)
+    assert finished.code == RETRYABLE
+    assert "rank 1 on" in fault["message"] and "has not been heard of for" in fault["message"]

@@ -1,0 +1,165 @@
+"""What status.py says of stages, from run directories and SLURM's answers, which are stood in for."""
+
+import json
+import os
+
+import pytest
+
+from launch.cli.parser import Parser
+from launch.cluster import Cluster
+from launch.job.record import Attempt, Record, read_record, write_record
+from launch.plan.graph import build_graph
+from launch.plan.resolve import build_stage
+from launch.plan.rows import load_rows
+from launch.slurm import client as slurm
+from launch.stage_state import duration, from_plan, from_runs, stage_states
+from launch.status import show
+from mvd.distributed.faults import record_fault
+from mvd.host import hostname
+
+ROW = "vitb_from_vitb_k400"
+NODES = build_graph(load_rows([ROW], []))
+PRETRAIN, FINETUNE, TEST = (node.id for node in NODES)
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Run directories of a row, submitted as jobs 1, 2 and 3."""
+    parents = {PRETRAIN: [], FINETUNE: [PRETRAIN], TEST: [FINETUNE]}
+    for number, (stage, waits) in enumerate(parents.items(), start=1):
+        write_record(tmp_path / stage, Record(str(number), str(tmp_path), "2026-01-01", 4, [ROW], waits))
+    monkeypatch.setattr(slurm, "is_there", lambda: True)
+    monkeypatch.setattr(slurm, "queue", lambda ids: {})
+    monkeypatch.setattr(slurm, "ended", lambda ids: {})
+    return tmp_path
+
+
+def texts(runs):
+    return {stage: state.text for stage, state in stage_states(from_plan(NODES), runs).items()}
+
+
+def change(runs, stage, **fields):
+    record = read_record(runs / stage)
+    for name, value in fields.items():
+        setattr(record, name, value)
+    write_record(runs / stage, record)
+
+
+def attempts(job, *saved, **last):
+    made = [Attempt(job, "node1", "2026-01-01", update) for update in saved]
+    return [*made[:-1], Attempt(job, "node1", "2026-01-01", saved[-1], **last)]
+
+
+def test_queued_running_and_waiting(runs, monkeypatch):
+    queue = {
+        "1": slurm.QueuedJob("RUNNING", "None", "3:20:00"),
+        "2": slurm.QueuedJob("PENDING", "Dependency", "0:00"),
+        "3": slurm.QueuedJob("PENDING", "Priority", "0:00"),
+    }
+    monkeypatch.setattr(slurm, "queue", lambda ids: queue)
+    assert texts(runs)[PRETRAIN] == "running for 3:20:00: starting, 0 of 400 epochs"
+    change(runs, PRETRAIN, attempts=attempts("1", 0, 5000, 9000))
+    line = {"update": 23_400, "epoch": 101, "epochs_done": 100.0, "samples_per_second": 1024.0}
+    (runs / PRETRAIN / "metrics.jsonl").write_text(json.dumps(line) + '\n{"update": 23401, "val_top1": 3}\n{"upda')
+    assert texts(runs) == {
+        PRETRAIN: "running for 3:20:00: epoch 101 of 400, 1024.0 clips/s, 19 h 30 min left; requeued 2 times",
+        FINETUNE: f"waiting for {PRETRAIN}",
+        TEST: "queued (Priority)",
+    }
+
+
+def test_a_failure_is_the_reason_of_its_children(runs, monkeypatch):
+    change(
+        runs,
+        PRETRAIN,
+        error="3 attempts have saved nothing new; the last one:\nValueError: x",
+        attempts=attempts("1", 0),
+    )
+    monkeypatch.setattr(slurm, "ended", lambda ids: dict.fromkeys(ids, "CANCELLED"))
+    assert texts(runs) == {
+        PRETRAIN: "failed: ValueError: x",
+        FINETUNE: f"cancelled: its parent {PRETRAIN} failed",
+        TEST: f"cancelled: its parent {FINETUNE} cancelled",
+    }
+
+
+def test_a_job_that_left_without_a_word(runs, monkeypatch):
+    change(runs, PRETRAIN, attempts=attempts("1", 0))
+    assert texts(runs)[PRETRAIN] == "failed: its job has left the queue"
+    monkeypatch.setattr(slurm, "ended", lambda ids: {"1": "TIMEOUT"})
+    assert texts(runs)[PRETRAIN] == "failed: SLURM says TIMEOUT"
+    (runs / "1_0_log.out").write_text("=== job 1\nslurmstepd: error: Detected 1 oom-kill event\nbye\n")
+    assert texts(runs)[PRETRAIN] == "failed: slurmstepd: error: Detected 1 oom-kill event"
+    monkeypatch.setattr(slurm, "ended", lambda ids: {"1": "CANCELLED"})
+    assert texts(runs)[PRETRAIN] == "cancelled"
+
+
+def test_what_is_done_and_what_was_never_submitted(runs):
+    result = {"complete": True, "loss": 0.5, "epochs": 400}
+    (runs / PRETRAIN / "result.json").write_text(json.dumps(result))
+    (runs / TEST / "job.json").unlink()
+    found = texts(runs)
+    assert (found[PRETRAIN], found[TEST]) == ("done: training loss 0.5000", "not submitted")
+
+
+def test_a_local_run(runs, monkeypatch):
+    monkeypatch.setattr(slurm, "is_there", lambda: False)
+    mine = f"local-{os.getpid()}"
+    change(runs, PRETRAIN, job_id=mine, attempts=[Attempt(mine, hostname(), "2026-01-01", 0)])
+    assert texts(runs)[PRETRAIN] == f"running on {hostname()}: starting, 0 of 400 epochs"
+    change(runs, PRETRAIN, attempts=[Attempt(mine, hostname(), "2026-01-01", 0, "2026-01-02", "exit code 1")])
+    assert texts(runs)[PRETRAIN] == "stopped: exit code 1"
+    gone = "local-999999999"
+    change(runs, PRETRAIN, job_id=gone, attempts=[Attempt(gone, hostname(), "2026-01-01", 0)])
+    assert texts(runs)[PRETRAIN] == "stopped: its launcher is gone"
+
+
+def test_shards_are_one_line(runs, monkeypatch):
+    (runs / TEST / "job.json").unlink()
+    folders = [runs / TEST / "shards" / f"{number:04d}-of-0003" for number in range(3)]
+    for number, folder in enumerate(folders):
+        write_record(folder, Record(f"3_{number}", str(runs), "2026-01-01", 1, [ROW], [FINETUNE]))
+    (folders[0] / "result.json").write_text("{}")
+    running = slurm.QueuedJob("RUNNING", "None", "0:10")
+    monkeypatch.setattr(
+        slurm, "queue", lambda ids: {"3_1": running, "3_2": slurm.QueuedJob("PENDING", "Resources", "0")}
+    )
+    assert texts(runs)[TEST] == "running: 3 shards, 1 done, 1 running, 1 queued"
+
+
+def test_without_rows_the_runs_folder_says_what_there_is(launch, tmp_path):
+    runs = tmp_path / "runs"
+    for node in reversed(NODES):
+        stage = build_stage(node, Cluster(runs=str(runs)))
+        stage.directory.mkdir(parents=True)
+        (stage.directory / "stage.yaml").write_text(stage.to_yaml())
+    write_record(
+        runs / PRETRAIN, Record("local-999999999", "", "", 1, [ROW], [], [Attempt("local-999999999", "x", "", 0, "")])
+    )
+    assert [(known.id, known.epochs, known.batch) for known in from_runs(runs)] == [
+        (PRETRAIN, 400, 1024),
+        (FINETUNE, 75, 384),
+        (TEST, None, None),
+    ]
+    printed = launch("status.py")
+    assert printed.returncode == 0, printed.stderr
+    assert PRETRAIN in printed.stdout and "not submitted" in printed.stdout and "3 stages" in printed.stdout
+    assert TEST not in launch("status.py", FINETUNE).stdout
+
+
+def test_the_faults_of_stages_under_way_are_shown(runs, capsys):
+    for update in (4, 6):
+        record_fault(runs / PRETRAIN, "save", f"step-{update} cannot be written", update)
+    record_fault(runs / FINETUNE, "hang", "rank 3 on node7 is silent")
+    (runs / FINETUNE / "result.json").write_text(json.dumps({"complete": True, "val_top1": 81.0}))
+    show(Parser("status.py", "", "").read([ROW, f"cluster.runs={runs}"]))
+    printed = capsys.readouterr().out
+    assert f"{PRETRAIN}: 2 x save; the last, at 20" in printed and "step-6 cannot be written" in printed
+    assert "node7" not in printed
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (3600, "1 h"), (7261, "2 h 1 min"), (100_000, "1 d 3 h")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text

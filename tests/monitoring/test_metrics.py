@@ -1,0 +1,96 @@
+"""metrics.jsonl, TensorBoard events and the progress lines."""
+
+import json
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mvd.distributed.process import Process
+from mvd.monitoring import metrics as monitor_module
+from mvd.monitoring.metrics import Monitor, peak_memory_gb
+from mvd.monitoring.progress import Progress
+
+FIRST = Process(rank=0, world_size=2, device=torch.device("cpu"))
+SECOND = Process(rank=1, world_size=2, device=torch.device("cpu"))
+
+
+def updates(directory) -> list[int]:
+    return [json.loads(line)["update"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    """A run that came to update 4 and was cut off while it wrote a line."""
+    monitor = Monitor(tmp_path, FIRST, 0)
+    for update in range(1, 5):
+        monitor.write(update, 1, {"loss": 1.0 / update})
+    monitor.write(4, 1, {"val_top1": 25.0})
+    monitor.close()
+    with open(tmp_path / "metrics.jsonl", "a") as handle:
+        handle.write('{"update": 5, "epo')
+    return tmp_path
+
+
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(interrupted):
+    monitor = Monitor(interrupted, FIRST, 2)
+    assert updates(interrupted) == [1, 2]
+    monitor.write(3, 1, {"loss": 0.3})
+    monitor.close()
+    assert updates(interrupted) == [1, 2, 3]
+    points = EventAccumulator(str(interrupted / "tensorboard")).Reload()
+    assert [(point.step, pytest.approx(point.value)) for point in points.Scalars("training/loss")] == [
+        (1, 1.0),
+        (2, 0.5),
+        (3, 0.3),
+    ]
+
+
+@pytest.mark.parametrize("last", [Monitor.flush, Monitor.close])
+def test_what_a_full_disk_did_not_take_is_written_once_there_is_room(tmp_path, monkeypatch, last):
+    monitor = Monitor(tmp_path, FIRST, 0)
+    monitor.write(1, 1, {"loss": 1.0})
+    with monkeypatch.context() as full:
+        full.setattr(monitor_module, "_append", lambda *_: open("/dev/full", "wb", buffering=0).write(b"x"))
+        monitor.write(2, 1, {"loss": 0.5})
+    assert updates(tmp_path) == [1]
+    last(monitor)
+    assert updates(tmp_path) == [1, 2]
+    monitor.close()
+
+
+def test_the_latest_numbers_survive_a_restart(interrupted):
+    monitor = Monitor(interrupted, FIRST, 4)
+    assert monitor.latest() == {"update": 4, "epoch": 1, "loss": 0.25, "val_top1": 25.0}
+    monitor.close()
+
+
+def test_a_run_that_wrote_nothing_has_no_numbers(tmp_path):
+    monitor = Monitor(tmp_path, FIRST, 0)
+    assert monitor.latest() == {}
+    monitor.close()
+
+
+def test_only_the_first_process_writes(tmp_path):
+    monitor = Monitor(tmp_path, SECOND, 0)
+    monitor.write(1, 1, {"loss": 1.0})
+    monitor.flush()
+    monitor.close()
+    assert monitor.latest() == {} and list(tmp_path.iterdir()) == []
+
+
+def test_progress_in_a_log_file_is_whole_lines(capsys):
+    progress = Progress("pretrain", 10, 4)
+    progress.show(5, "epoch 1/2 loss 0.5000")
+    progress.show(6, "too soon for another line")
+    progress.show(10, "epoch 2/2 loss 0.2500")
+    progress.close()
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert len(lines) == 2 and captured.err == ""
+    assert "pretrain" in lines[0] and "step 5/10, epoch 1/2 loss 0.5000" in lines[0] and "ETA" in lines[0]
+    assert "100%" in lines[1] and "step 10/10" in lines[1]
+
+
+def test_memory_is_in_gigabytes():
+    assert 0.05 < peak_memory_gb(torch.device("cpu")) < 1000

@@ -1,0 +1,146 @@
+"""When checkpoints are saved, which are kept, and a disk that does not take them."""
+
+import json
+import os
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from mvd.config.run_settings import Faults
+from mvd.distributed.faults import FAULTS, RunFailed
+from mvd.distributed.process import start_processes
+from mvd.distributed.signals import Interrupted
+from mvd.files import write_json
+from mvd.run import run_stage
+from mvd.stage import Stage
+from mvd.train.checkpoint_policy import CheckpointPolicy, kept_updates
+from mvd.train.engine import Engine
+from mvd.train.loop import TrainingRun
+from tests.runs import UPDATES, curve, events, read_metrics, read_result, small_stage, succeed, write_stage
+
+# After which updates the second process has no room for a file; it is looked at anew for each save.
+FULL = {"full": [4, 6], "broken": [4, 6, 8], "full at the end": [UPDATES, UPDATES], "stopped": [UPDATES] * 100}
+NO_ROOM_FOR_WEIGHTS = {"full at the end": [UPDATES]}  # in the first process
+ASKED = 3  # the update after which the second process is asked for a checkpoint
+
+
+def run_all(folder: Path) -> None:
+    process = start_processes()
+    train_once = TrainingRun._one_update
+
+    def without_room(save: Callable[..., bool], full: dict[str, list[int]], rank: int) -> Callable[..., bool]:
+        def save_or_fail(checkpoints: CheckpointPolicy, engine: Engine, place: int | Path, *rest: Any) -> bool:
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            updates = full.get(checkpoints.stage.id, [])
+            update = place if isinstance(place, int) else rest[0]
+            if updates[:1] == [update]:
+                updates.pop(0)
+                if process.rank == rank:  # as on a full disk, a write fails half way
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+                if checkpoints.stage.id == "stopped":
+                    os.kill(os.getpid(), signal.SIGUSR2)
+            try:
+                return save(checkpoints, engine, place, *rest)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+        return save_or_fail
+
+    def ask(run: TrainingRun, *arguments) -> None:
+        if (run.stage.id, run.update + 1, process.rank) == ("asked", ASKED, 1):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        train_once(run, *arguments)
+
+    TrainingRun._one_update = ask
+    CheckpointPolicy.save = without_room(CheckpointPolicy.save, FULL, rank=1)
+    CheckpointPolicy.save_weights = without_room(CheckpointPolicy.save_weights, NO_ROOM_FOR_WEIGHTS, rank=0)
+    for path in sorted(folder.glob("*/stage.yaml")):
+        stage = Stage.from_yaml(path)
+        try:
+            run_stage(stage)
+        except (RunFailed, Interrupted) as error:
+            write_json(stage.directory / f"ended-{process.rank}.json", str(error))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, motion_root) -> Path:
+    folder = tmp_path_factory.mktemp("keeper")
+
+    def stage(name: str, **how) -> None:
+        write_stage(small_stage("video_teacher", name, folder, motion_root, **{"checkpoint_every": 2, **how}))
+
+    stage("undisturbed", keep_checkpoints=9)
+    stage("full", keep_checkpoints=9)
+    stage("broken", keep_checkpoints=9, faults=Faults(save_failures=3))
+    stage("full at the end", faults=Faults(save_again_seconds=0.1))
+    stage("stopped", faults=Faults(save_failures=100))
+    stage("asked", checkpoint_every=100, checkpoint_minutes=None)
+    stage("timed", checkpoint_every=100, checkpoint_minutes=1e-6, keep_checkpoints=100)
+    stage("epochs", checkpoint_every=5, keep_checkpoints=1, keep_every_epochs=1)
+    succeed(run_all, folder)
+    return folder
+
+
+def saved(runs: Path, name: str) -> list[int]:
+    return sorted(int(path.parent.name[5:]) for path in runs.glob(f"{name}/checkpoints/*/manifest.json"))
+
+
+def test_a_full_disk_costs_checkpoints_and_nothing_else(runs):
+    assert saved(runs, "undisturbed") == [2, 4, 6, 8, 10, 12] and saved(runs, "full") == [2, 8, 10, 12]
+    assert not list(runs.glob("full/checkpoints/step-0000000[46]"))  # what was written is removed to make room
+    expected, weights = (load_file(runs / name / "weights.safetensors") for name in ("undisturbed", "full"))
+    assert all(weights[key].equal(expected[key]) for key in expected)
+
+
+def test_a_full_disk_is_shouted(runs):
+    stage = Stage.from_yaml(runs / "full" / "stage.yaml")
+    faults = [json.loads(line) for line in (runs / "full" / FAULTS).read_text().splitlines()]
+    assert [(fault["fault"], fault["update"]) for fault in faults] == [("save", 4), ("save", 6)]
+    assert (
+        "step-00000006 cannot be written" in faults[1]["message"] and "failure 2 of 5 in a row" in faults[1]["message"]
+    )
+    assert "the newest good checkpoint is that of update 2" in faults[1]["message"]
+    assert events(stage)["faults/failed_saves"] == [4, 6] and curve(stage, "failed_saves") == [1, 2]
+
+
+def test_a_disk_that_stays_full_ends_the_run(runs):
+    messages = [json.loads((runs / "broken" / f"ended-{rank}.json").read_text()) for rank in range(2)]
+    assert messages[0] == messages[1] and "failure 3 of 3 in a row" in messages[0]
+    assert saved(runs, "broken") == [2]
+    assert read_metrics(Stage.from_yaml(runs / "broken" / "stage.yaml"))[-1]["update"] == 8
+
+
+def test_a_run_that_ends_while_the_disk_is_full_waits_for_room(runs):
+    faults = [json.loads(line) for line in (runs / "full at the end" / FAULTS).read_text().splitlines()]
+    assert [fault["update"] for fault in faults] == [UPDATES] * 3
+    assert ["checkpoints" in fault["message"] for fault in faults] == [True, True, False]
+    assert "weights.safetensors cannot be written" in faults[2]["message"]
+    expected, weights = (load_file(runs / name / "weights.safetensors") for name in ("undisturbed", "full at the end"))
+    assert all(weights[key].equal(expected[key]) for key in expected)
+    assert read_result(Stage.from_yaml(runs / "full at the end" / "stage.yaml"))["complete"]
+
+
+def test_a_run_that_waits_for_room_can_be_told_to_stop(runs):
+    messages = [json.loads((runs / "stopped" / f"ended-{rank}.json").read_text()) for rank in range(2)]
+    assert messages[0] == messages[1] and "stopped by a signal after update 12 of 12; update 10 is saved" in messages[0]
+    assert not (runs / "stopped" / "result.json").exists()
+
+
+def test_a_checkpoint_is_saved_on_request(runs):
+    assert saved(runs, "asked") == [ASKED, UPDATES]
+
+
+def test_a_checkpoint_is_saved_when_the_last_one_is_old(runs):
+    assert saved(runs, "timed") == list(range(1, UPDATES + 1))
+
+
+def test_the_last_and_those_of_every_nth_epoch_are_kept(runs):
+    assert saved(runs, "epochs") == [6, 12]
+    assert kept_updates([2, 4, 6, 8], last=1, every=None) == {8}
+    assert kept_updates([8, 2, 4, 6], last=2, every=4) == {4, 6, 8}
+    assert kept_updates([], last=2, every=4) == set()

@@ -1,0 +1,45 @@
+"""Training files that could not be read: all processes know of the same ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mvd.config.run_settings import Faults
+from mvd.distributed.faults import RunFailed
+from mvd.distributed.process import start_processes
+from mvd.files import write_json
+from mvd.stage import Stage
+from mvd.train.skipped_files import QUARANTINE, SkippedFiles
+from tests.runs import small_stage, succeed, write_stage
+
+
+def count(folder: Path) -> None:
+    """The second process's disk does not show yet what the first one wrote; then it meets two more files."""
+    process = start_processes()
+    files = SkippedFiles(Stage.from_yaml(folder / str(process.rank) / "stage.yaml"), process, 10, {})
+    before = files.share(1)
+    files.found.update(["c.mp4", "d.mp4"] if process.rank == 1 else [])
+    try:
+        files.share(1)
+    except RunFailed as error:
+        write_json(folder / f"counted-{process.rank}.json", {"before": before, "said": str(error)})
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("unreadable")
+    for rank in range(2):
+        stage = small_stage("video_teacher", str(rank), folder, folder, faults=Faults(unreadable_share=0.3))
+        write_stage(stage)
+    (folder / "0" / QUARANTINE).write_text("a.mp4\nb.mp4\n")
+    succeed(count, folder)
+    return [json.loads((folder / f"counted-{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_every_process_counts_the_files_that_the_first_one_knows(counted):
+    assert [one["before"] for one in counted] == [{"unreadable": 2, "replaced": 0}] * 2
+
+
+def test_all_processes_give_up_together(counted):
+    assert ["4 of 10 training files cannot be read" in one["said"] for one in counted] == [True, True]
