@@ -107,7 +107,7 @@ def one_update(stage: Trained, batch: dict[str, Tensor]) -> float:
     """One update; returns the gradient's norm, for which it waits."""
     device = batch["video"].device
     prepared = prepare(batch, stage.recipe, device)
-    stage.noise.draw(batch["layer_seeds"], device)
+    stage.seeded_layers.draw(batch["layer_seeds"], device)
     stage.engine.backward(stage.task.losses(stage.engine, prepared)["loss"])
     return take_step(stage.engine)
 

@@ -267,7 +267,7 @@ class TrainingRun:
     def _interrupted(self) -> Interrupted:
         return Interrupted(
             f"{self.stage.id}: stopped by a signal after update {self.update} of {self.total_updates}; "
-            f"update {self.keeper.newest} is saved; start it again to go on from there",
+            f"update {self.checkpoints.newest} is saved; start it again to go on from there",
             self.checkpoints.newest,
         )
 

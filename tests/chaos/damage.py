@@ -5,7 +5,7 @@ import random
 import shutil
 from pathlib import Path
 
-from mvd.train.checkpoint import MANIFEST, complete_checkpoints
+from mvd.run_directory import MANIFEST, RunDirectory
 
 DAMAGES = ("truncated file", "flipped bit", "damaged manifest", "deleted checkpoint")
 
@@ -13,7 +13,7 @@ DAMAGES = ("truncated file", "flipped bit", "damaged manifest", "deleted checkpo
 def damage(run: Path, draw: random.Random) -> str:
     """Spoils the newest checkpoint of a run directory, which has one; returns how."""
     how = draw.choice(DAMAGES)
-    newest = complete_checkpoints(run / "checkpoints")[-1]
+    newest = RunDirectory(run).complete_checkpoints()[-1]
     files = sorted(path for path in newest.iterdir() if path.name != MANIFEST)
     path = newest / MANIFEST if how == "damaged manifest" else draw.choice(files)
     if how == "deleted checkpoint":

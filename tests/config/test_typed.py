@@ -166,7 +166,7 @@ def test_profile_from_the_environment(write_profile, monkeypatch):
         ("pretrain: {deepspeed: zero9}", r"deepspeed is 'zero9'; .* zero0, zero1, zero2, zero3"),
         ("precision: fp16", r"precision is to be one of bf16, fp32 or null, not 'fp16'"),
         ("datasets: {k400: {train: x.csv}}", r"datasets.k400.root has no value"),
-        ("teachers: {mae_vits: /x}", r"teachers has no 'mae_vits' \(nearest: mae_vit"),
+        ("teachers: {mae_vitz: /x}", r"teachers has no 'mae_vitz' \(nearest: mae_vit"),
         ("sustained_tflops: 0", r"sustained_tflops is 0"),
         ("- 1", r"holds no fields"),
         ("runs: [", r"cannot be read"),

@@ -8,7 +8,6 @@ import pytest
 
 from mvd.config import ConfigError
 from mvd.distributed import preflight
-from mvd.distributed.faults import FAULTS
 from mvd.distributed.preflight import HostFault, Report
 from mvd.distributed.process import start_processes
 from mvd.files import write_json
@@ -63,7 +62,7 @@ def test_a_machine_that_cannot_write_is_named_so_that_another_attempt_can_avoid_
     said = ended(runs, "one")
     assert [one["kind"] for one in said] == ["HostFault"] * 2
     assert "node1: [Errno 30] Read-only file system" in said[0]["message"] and "node0" not in said[0]["message"]
-    fault = json.loads((runs[0] / "one" / FAULTS).read_text())
+    fault = json.loads((runs[0] / "one" / "faults.jsonl").read_text())
     assert (fault["fault"], fault["hosts"]) == ("preflight", ["node1"])
 
 
@@ -71,7 +70,7 @@ def test_what_no_machine_can_do_is_no_machines_fault(runs):
     said = ended(runs, "nobody")
     assert [one["kind"] for one in said] == ["ConfigError", "SystemExit"]
     assert "no machine passes the checks before the start: node0: [Errno 30]" in said[0]["message"]
-    assert not (runs[0] / "nobody" / FAULTS).exists()
+    assert not (runs[0] / "nobody" / "faults.jsonl").exists()
 
 
 def test_a_list_that_one_machine_lacks_ends_all_in_one_sentence(runs):

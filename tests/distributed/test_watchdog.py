@@ -9,7 +9,6 @@ from pathlib import Path
 
 from mvd.distributed import watchdog
 from mvd.distributed.exit_codes import RETRYABLE
-from mvd.distributed.faults import FAULTS
 from mvd.distributed.process import start_processes
 from mvd.distributed.watchdog import STEPS, Seen, diagnose
 from mvd.run import run_stage
@@ -73,7 +72,7 @@ def wait_for_ever() -> None:
 def run_hanging(folder: Path, data: Path) -> tuple[Finished, dict]:
     write_stage(small_stage("video_teacher", "hangs", folder, data))
     finished = call(hang, folder)
-    (line,) = (folder / "hangs" / FAULTS).read_text().splitlines()
+    (line,) = (folder / "hangs" / "faults.jsonl").read_text().splitlines()
     return finished, json.loads(line)
 
 

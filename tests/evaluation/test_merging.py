@@ -13,7 +13,7 @@ from mvd.data.video.errors import UnreadableVideo
 from mvd.evaluation.merging import Merged, merge_views
 from mvd.evaluation.views_of_file import test_views as views_of
 
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = Path(__file__).parents[1] / "golden"
 VIEWS = np.load(FOLDER / "data_views.npz")
 FACTS = json.loads((FOLDER / "merge.json").read_text())["k400_like_50x15_fp32"]
 

@@ -20,8 +20,7 @@ from mvd.data.datasets import load_entries
 from mvd.distributed.faults import RunFailed
 from mvd.distributed.process import start_processes
 from mvd.distributed.signals import Interrupted
-from mvd.evaluation import multiview as accuracy
-from mvd.evaluation.validation import validate
+from mvd.evaluation import multiview, validation
 from mvd.evaluation.views_of_file import test_views
 from mvd.files import write_json
 from mvd.models import build_classifier, build_student
@@ -49,10 +48,9 @@ def run_both(folder: Path) -> None:
     stage = Stage.from_yaml(folder / "finetune" / "stage.yaml")
     model = build_classifier("tiny", num_classes=8)
     load_official(model, folder / "classifier.safetensors")
-    entries = load_entries(stage, "val")
-    signs, say = [], accuracy.heartbeat
-    accuracy.heartbeat = lambda *turn: signs.append(turn) or say(*turn)
-    write_json(folder / f"validated-{process.rank}.json", validate(model, entries, stage, process))
+    signs, say = [], validation.heartbeat
+    validation.heartbeat = lambda *turn: signs.append(turn) or say(*turn)
+    write_json(folder / f"validated-{process.rank}.json", validation.Validation(stage, process).run(model))
     write_json(folder / f"signs-{process.rank}.json", len(signs))
     run_stage(Stage.from_yaml(folder / "test" / "stage.yaml"))
     try:
@@ -73,16 +71,16 @@ def run_in_shards(folder: Path) -> None:
     stage = Stage.from_yaml(folder / "test" / "stage.yaml")
     stage = dataclasses.replace(stage, execution=dataclasses.replace(stage.execution, world_size=1, **how))
     first, second, third = stage.in_shards()
-    forwards, forward = [], accuracy._forward
-    accuracy._forward = lambda *arguments: forwards.append(1) or forward(*arguments)
+    forwards, forward = [], multiview._forward
+    multiview._forward = lambda *arguments: forwards.append(1) or forward(*arguments)
     run_stage(first)
     forwards.clear()
-    accuracy.stop_requested = lambda: len(forwards) >= 2
+    multiview.stop_requested = lambda: len(forwards) >= 2
     try:
         run_stage(second)
     except Interrupted:
         stopped_after = len(forwards)
-    accuracy.stop_requested = lambda: False
+    multiview.stop_requested = lambda: False
     run_stage(third)
     done_early = (stage.directory / "result.json").exists()
     forwards.clear()

@@ -20,14 +20,14 @@ def corners(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 class OneUpdate(TrainingRun):
-    """A run that ends after an update, without a checkpoint: copying a ViT-H's optimizer would take as much again."""
+    """A run that ends after one update, without a checkpoint: copying a ViT-H's optimizer would take as much again."""
 
     def __init__(self, stage: Stage, process: Process) -> None:
         super().__init__(stage, process)
         self.total_updates = 1
 
-    def _save(self) -> None:
-        pass
+    def _save(self) -> bool:
+        return True
 
 
 def main(path: str) -> None:

@@ -11,7 +11,6 @@ from launch.job import attempts
 from launch.job.attempts import ATTEMPTS, FOLDERS, main
 from launch.job.record import Record, now, read_record, write_record
 from launch.slurm import client as slurm
-from mvd.distributed.faults import FAULTS
 
 
 @pytest.fixture
@@ -126,7 +125,7 @@ def test_a_machine_that_a_fault_has_named_is_avoided_for_a_day(job):
     assert job.excluded == [("24_1", "bad[1-3],node2")] and job.record.avoided == ["node2"]
     job.attempt(0, saved=2)
     assert len(job.excluded) == 1 and len(job.requeued) == 2
-    (job.folder / FAULTS).unlink()
+    (job.folder / "faults.jsonl").unlink()
     job.attempt(0, saved=3)
     assert job.excluded[1:] == [("24_1", "bad[1-3]")] and job.record.avoided == []
 

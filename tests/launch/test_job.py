@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from launch.job.attempts import ERROR
 from launch.job.stage_job import ErrorNote, run
 from mvd import run as run_module
 
@@ -16,13 +15,13 @@ def test_a_full_disk_is_one_sentence_and_another_attempt_is_made(tmp_path, monke
 
     monkeypatch.setattr(run_module, "run_stage", full)
     with pytest.raises(SystemExit) as left:
-        run(None, ErrorNote(tmp_path / ERROR, rank=0))
+        run(None, ErrorNote(tmp_path / "error.json", rank=0))
     said = "error: /runs/metrics.jsonl: No space left on device; mend that, then submit the row again"
     assert left.value.code == 2 and said in capsys.readouterr().out
-    note = json.loads((tmp_path / ERROR).read_text())
+    note = json.loads((tmp_path / "error.json").read_text())
     assert note["lines"] == said and not note["final"]
 
 
 def test_a_note_that_cannot_be_written_is_no_further_error(tmp_path, capsys):
-    ErrorNote(tmp_path / "missing" / ERROR, rank=0).write("error: no matter")
+    ErrorNote(tmp_path / "missing" / "error.json", rank=0).write("error: no matter")
     assert "cannot be written" in capsys.readouterr().out

@@ -1,18 +1,25 @@
 """metrics.jsonl, TensorBoard events and the progress lines."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mvd.distributed.process import Process
-from mvd.monitoring import metrics as monitor_module
-from mvd.monitoring.metrics import Monitor, peak_memory_gb
+from mvd.monitoring import writers
+from mvd.monitoring.metrics import Metrics, peak_memory_gb
 from mvd.monitoring.progress import Progress
+from tests.runs import small_stage
 
 FIRST = Process(rank=0, world_size=2, device=torch.device("cpu"))
 SECOND = Process(rank=1, world_size=2, device=torch.device("cpu"))
+
+
+def metrics_of(directory: Path, process: Process, resumed_at: int) -> Metrics:
+    stage = small_stage("pretrain", directory.name, directory.parent, directory)
+    return Metrics.of_stage(stage, process, resumed_at)
 
 
 def updates(directory) -> list[int]:
@@ -22,21 +29,21 @@ def updates(directory) -> list[int]:
 @pytest.fixture
 def interrupted(tmp_path):
     """A run that came to update 4 and was cut off while it wrote a line."""
-    monitor = Monitor(tmp_path, FIRST, 0)
+    metrics = metrics_of(tmp_path, FIRST, 0)
     for update in range(1, 5):
-        monitor.write(update, 1, {"loss": 1.0 / update})
-    monitor.write(4, 1, {"val_top1": 25.0})
-    monitor.close()
+        metrics.write(update, 1, {"loss": 1.0 / update})
+    metrics.write(4, 1, {"val_top1": 25.0})
+    metrics.close()
     with open(tmp_path / "metrics.jsonl", "a") as handle:
         handle.write('{"update": 5, "epo')
     return tmp_path
 
 
 def test_a_resumed_run_drops_what_came_after_its_checkpoint(interrupted):
-    monitor = Monitor(interrupted, FIRST, 2)
+    metrics = metrics_of(interrupted, FIRST, 2)
     assert updates(interrupted) == [1, 2]
-    monitor.write(3, 1, {"loss": 0.3})
-    monitor.close()
+    metrics.write(3, 1, {"loss": 0.3})
+    metrics.close()
     assert updates(interrupted) == [1, 2, 3]
     points = EventAccumulator(str(interrupted / "tensorboard")).Reload()
     assert [(point.step, pytest.approx(point.value)) for point in points.Scalars("training/loss")] == [
@@ -46,37 +53,37 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(interrupted):
     ]
 
 
-@pytest.mark.parametrize("last", [Monitor.flush, Monitor.close])
+@pytest.mark.parametrize("last", [Metrics.flush, Metrics.close])
 def test_what_a_full_disk_did_not_take_is_written_once_there_is_room(tmp_path, monkeypatch, last):
-    monitor = Monitor(tmp_path, FIRST, 0)
-    monitor.write(1, 1, {"loss": 1.0})
+    metrics = metrics_of(tmp_path, FIRST, 0)
+    metrics.write(1, 1, {"loss": 1.0})
     with monkeypatch.context() as full:
-        full.setattr(monitor_module, "_append", lambda *_: open("/dev/full", "wb", buffering=0).write(b"x"))
-        monitor.write(2, 1, {"loss": 0.5})
+        full.setattr(writers, "append_text", lambda *_: open("/dev/full", "wb", buffering=0).write(b"x"))
+        metrics.write(2, 1, {"loss": 0.5})
     assert updates(tmp_path) == [1]
-    last(monitor)
+    last(metrics)
     assert updates(tmp_path) == [1, 2]
-    monitor.close()
+    metrics.close()
 
 
 def test_the_latest_numbers_survive_a_restart(interrupted):
-    monitor = Monitor(interrupted, FIRST, 4)
-    assert monitor.latest() == {"update": 4, "epoch": 1, "loss": 0.25, "val_top1": 25.0}
-    monitor.close()
+    metrics = metrics_of(interrupted, FIRST, 4)
+    assert metrics.latest() == {"update": 4, "epoch": 1, "loss": 0.25, "val_top1": 25.0}
+    metrics.close()
 
 
 def test_a_run_that_wrote_nothing_has_no_numbers(tmp_path):
-    monitor = Monitor(tmp_path, FIRST, 0)
-    assert monitor.latest() == {}
-    monitor.close()
+    metrics = metrics_of(tmp_path, FIRST, 0)
+    assert metrics.latest() == {}
+    metrics.close()
 
 
 def test_only_the_first_process_writes(tmp_path):
-    monitor = Monitor(tmp_path, SECOND, 0)
-    monitor.write(1, 1, {"loss": 1.0})
-    monitor.flush()
-    monitor.close()
-    assert monitor.latest() == {} and list(tmp_path.iterdir()) == []
+    metrics = metrics_of(tmp_path, SECOND, 0)
+    metrics.write(1, 1, {"loss": 1.0})
+    metrics.flush()
+    metrics.close()
+    assert metrics.latest() == {} and list(tmp_path.iterdir()) == []
 
 
 def test_progress_in_a_log_file_is_whole_lines(capsys):

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from launch.job.record import Attempt
 from mvd.data.synthetic_motion import generate_motion
-from mvd.train.checkpoint import complete_checkpoints, update_of
+from mvd.run_directory import RunDirectory, update_of
 from tests.chaos.damage import DAMAGES, damage
 from tests.conftest import write_teachers
 from tests.slurm.conftest import TINY, Site, end, stage_ids
@@ -145,7 +145,7 @@ class Run:
     @property
     def newest(self) -> int:
         """The update of the newest checkpoint; 0 where there is none."""
-        return max(map(update_of, complete_checkpoints(self.directory / "checkpoints")), default=0)
+        return max(map(update_of, RunDirectory(self.directory).complete_checkpoints()), default=0)
 
     def to_the_end(self, faults: int, endings: tuple[str, ...]) -> None:
         """One attempt after the other, each with a fault until there have been enough."""

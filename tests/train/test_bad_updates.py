@@ -12,12 +12,11 @@ from safetensors.torch import load_file
 
 from mvd.config.run_settings import Faults
 from mvd.data.annotations import load_annotations
-from mvd.distributed.faults import FAULTS
 from mvd.distributed.process import start_processes
 from mvd.files import write_json
 from mvd.run import run_stage
 from mvd.stage import Stage
-from mvd.train import bad_updates as health
+from mvd.train import bad_updates
 from mvd.train import engine as engine_module
 from mvd.train.bad_updates import NonFiniteLoss
 from mvd.train.loop import TrainingRun
@@ -33,7 +32,7 @@ JUMP = {"spike": (9,), "spike-back": (9,)}
 
 def run_all(folder: Path) -> None:
     engine_module.DS_CONFIGS = folder / "ds_configs"
-    health.AT_LEAST = 4
+    bad_updates.SPIKE_MINIMUM = 4
     process = start_processes()
     build = TrainingRun.__init__
     engines: list[tuple[str, weakref.ref]] = []
@@ -100,7 +99,7 @@ def weights(runs: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def faults(runs: Path, name: str) -> list[dict]:
-    return [json.loads(line) for line in (runs / name / FAULTS).read_text().splitlines()]
+    return [json.loads(line) for line in (runs / name / "faults.jsonl").read_text().splitlines()]
 
 
 def same(runs: Path, name: str, other: str) -> bool:

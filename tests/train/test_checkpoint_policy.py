@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from mvd.config.run_settings import Faults
-from mvd.distributed.faults import FAULTS, RunFailed
+from mvd.distributed.faults import RunFailed
 from mvd.distributed.process import start_processes
 from mvd.distributed.signals import Interrupted
 from mvd.files import write_json
@@ -99,7 +99,7 @@ def test_a_full_disk_costs_checkpoints_and_nothing_else(runs):
 
 def test_a_full_disk_is_shouted(runs):
     stage = Stage.from_yaml(runs / "full" / "stage.yaml")
-    faults = [json.loads(line) for line in (runs / "full" / FAULTS).read_text().splitlines()]
+    faults = [json.loads(line) for line in (runs / "full" / "faults.jsonl").read_text().splitlines()]
     assert [(fault["fault"], fault["update"]) for fault in faults] == [("save", 4), ("save", 6)]
     assert (
         "step-00000006 cannot be written" in faults[1]["message"] and "failure 2 of 5 in a row" in faults[1]["message"]
@@ -116,7 +116,7 @@ def test_a_disk_that_stays_full_ends_the_run(runs):
 
 
 def test_a_run_that_ends_while_the_disk_is_full_waits_for_room(runs):
-    faults = [json.loads(line) for line in (runs / "full at the end" / FAULTS).read_text().splitlines()]
+    faults = [json.loads(line) for line in (runs / "full at the end" / "faults.jsonl").read_text().splitlines()]
     assert [fault["update"] for fault in faults] == [UPDATES] * 3
     assert ["checkpoints" in fault["message"] for fault in faults] == [True, True, False]
     assert "weights.safetensors cannot be written" in faults[2]["message"]

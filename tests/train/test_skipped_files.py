@@ -10,14 +10,14 @@ from mvd.distributed.faults import RunFailed
 from mvd.distributed.process import start_processes
 from mvd.files import write_json
 from mvd.stage import Stage
-from mvd.train.skipped_files import QUARANTINE, SkippedFiles
+from mvd.train.skipped_files import SkippedFiles
 from tests.runs import small_stage, succeed, write_stage
 
 
 def count(folder: Path) -> None:
     """The second process's disk does not show yet what the first one wrote; then it meets two more files."""
     process = start_processes()
-    files = SkippedFiles(Stage.from_yaml(folder / str(process.rank) / "stage.yaml"), process, 10, {})
+    files = SkippedFiles(Stage.from_yaml(folder / str(process.rank) / "stage.yaml"), process, 10)
     before = files.share(1)
     files.found.update(["c.mp4", "d.mp4"] if process.rank == 1 else [])
     try:
@@ -32,7 +32,7 @@ def counted(tmp_path_factory) -> list[dict]:
     for rank in range(2):
         stage = small_stage("video_teacher", str(rank), folder, folder, faults=Faults(unreadable_share=0.3))
         write_stage(stage)
-    (folder / "0" / QUARANTINE).write_text("a.mp4\nb.mp4\n")
+    (folder / "0" / "unreadable.txt").write_text("a.mp4\nb.mp4\n")
     succeed(count, folder)
     return [json.loads((folder / f"counted-{rank}.json").read_text()) for rank in range(2)]
 
