@@ -167,7 +167,7 @@ def test_profile_from_the_environment(write_profile, monkeypatch):
         ("precision: fp16", r"precision is to be one of bf16, fp32 or null, not 'fp16'"),
         ("datasets: {k400: {train: x.csv}}", r"datasets.k400.root has no value"),
         ("teachers: {mae_vitz: /x}", r"teachers has no 'mae_vitz' \(nearest: mae_vit"),
-        ("sustained_tflops: 0", r"sustained_tflops is 0"),
+        ("sustained_tflops: 0", r"sustained_tflops must be a positive number, got 0"),
         ("- 1", r"holds no fields"),
         ("runs: [", r"cannot be read"),
     ],

@@ -18,13 +18,13 @@ from mvd import config
 from mvd.config.run_settings import DatasetPaths
 from mvd.distributed.process import start_processes
 from mvd.distributed.signals import Interrupted
-from mvd.evaluation import multiview as accuracy
+from mvd.evaluation import multiview
+from mvd.evaluation.validation import Validation
 from mvd.files import write_json
 from mvd.models import build_classifier
 from mvd.models.checkpoints import to_official
 from mvd.run import run_stage
 from mvd.stage import Stage
-from mvd.train import loop
 from mvd.train.loop import TrainingRun
 from tests.runs import UPDATES, numbers, read_result, small_stage, succeed, write_stage
 
@@ -36,8 +36,8 @@ STOPS = [3, 6, 7, 9]  # at 6, it is the validation that one of them is told to s
 def run_interrupted(folder: Path) -> None:
     """Runs a training stage and a test to their ends, through one attempt more than there are signals."""
     process = start_processes()
-    train_once, forward, stops = TrainingRun._one_update, accuracy._forward, []
-    look = loop.validate
+    train_once, forward, stops = TrainingRun._one_update, multiview._forward, []
+    look = Validation.run
 
     def train_signalled(run: TrainingRun, *arguments) -> None:
         number, ranks = SIGNALLED.get(run.update + 1, (None, ()))
@@ -48,7 +48,7 @@ def run_interrupted(folder: Path) -> None:
     def forward_signalled(*arguments):
         if process.rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        accuracy._forward = forward
+        multiview._forward = forward
         return forward(*arguments)
 
     def validate_signalled(*arguments):
@@ -56,7 +56,7 @@ def run_interrupted(folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGUSR2)
         return look(*arguments)
 
-    TrainingRun._one_update, accuracy._forward, loop.validate = train_signalled, forward_signalled, validate_signalled
+    TrainingRun._one_update, multiview._forward, Validation.run = train_signalled, forward_signalled, validate_signalled
     for name in ("finetune", "test"):
         stage = Stage.from_yaml(folder / name / "stage.yaml")
         for _ in range(len(STOPS) + 1):

@@ -11,6 +11,7 @@ from launch.job import attempts
 from launch.job.attempts import ATTEMPTS, FOLDERS, main
 from launch.job.record import Record, now, read_record, write_record
 from launch.slurm import client as slurm
+from mvd.run_directory import RunDirectory
 
 
 @pytest.fixture
@@ -20,13 +21,13 @@ def job(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     monkeypatch.setenv("SLURM_JOB_ID", "26")
     folder = tmp_path / "stage"
-    write_record(folder, Record("24_1", str(tmp_path), now(), 1, ["row"], []))
+    write_record(RunDirectory(folder), Record("24_1", str(tmp_path), now(), 1, ["row"], []))
     (tmp_path / FOLDERS).write_text(json.dumps([str(tmp_path / "other"), str(folder)]))
     requeued, excluded = [], []
     monkeypatch.setattr(slurm, "queue", lambda ids: {name: slurm.QueuedJob("RUNNING", "None", "1:00") for name in ids})
     monkeypatch.setattr(slurm, "requeue", lambda name: requeued.append(name) or "")
     monkeypatch.setattr(slurm, "exclude", lambda name, nodes: excluded.append((name, nodes)) or "")
-    monkeypatch.setattr(slurm, "cannot_exclude", lambda script, nodes: "" if nodes.count(",") < 2 else "too few")
+    monkeypatch.setattr(slurm, "exclusion_error", lambda script, nodes: "" if nodes.count(",") < 2 else "too few")
     return Job(tmp_path, folder, requeued, excluded)
 
 
@@ -43,12 +44,12 @@ class Job:
         if complete:
             (self.folder / "result.json").touch()
         if error:
-            (self.folder / attempts.ERROR).write_text(json.dumps({"lines": error, "final": error.startswith("error:")}))
+            (self.folder / "error.json").write_text(json.dumps({"lines": error, "final": error.startswith("error:")}))
         return main(["end", str(self.submission), str(code)])
 
     @property
     def record(self):
-        return read_record(self.folder)
+        return read_record(RunDirectory(self.folder))
 
 
 def test_a_complete_stage_ends_its_job(job):
@@ -111,15 +112,15 @@ def fault(job, hosts, hours=0):
     """Notes a fault of so many hours ago."""
     time = (datetime.now(UTC) - timedelta(hours=hours)).isoformat(timespec="seconds")
     entry = {"time": time, "fault": "hang", "update": 1, "hosts": hosts, "message": "it hangs"}
-    with open(job.folder / FAULTS, "a") as handle:
+    with open(job.folder / "faults.jsonl", "a") as handle:
         handle.write(json.dumps(entry) + "\n")
 
 
 def test_a_machine_that_a_fault_has_named_is_avoided_for_a_day(job):
-    write_record(job.folder, dataclasses.replace(job.record, exclude="bad[1-3]"))
+    write_record(RunDirectory(job.folder), dataclasses.replace(job.record, exclude="bad[1-3]"))
     fault(job, ["node4"], hours=25)
     fault(job, ["node2"], hours=23)
-    with open(job.folder / FAULTS, "a") as handle:
+    with open(job.folder / "faults.jsonl", "a") as handle:
         handle.write('{"time": "2026\n')  # the disk was full
     job.attempt(76, saved=1)
     assert job.excluded == [("24_1", "bad[1-3],node2")] and job.record.avoided == ["node2"]
@@ -151,7 +152,7 @@ def test_a_full_disk_is_named(job, monkeypatch, capsys):
         raise OSError(errno.ENOSPC, "No space left on device", "job.json")
 
     assert main(["begin", str(job.submission)]) == 0
-    (job.folder / attempts.ERROR).write_text('{"rank": 0, "li')
+    (job.folder / "error.json").write_text('{"rank": 0, "li')
     monkeypatch.setattr(attempts, "write_record", full)
     for verb in (["begin", str(job.submission)], ["end", str(job.submission), "1"]):
         assert main(verb) == 1

@@ -16,6 +16,7 @@ from launch.stage_state import duration, from_plan, from_runs, stage_states
 from launch.status import show
 from mvd.distributed.faults import record_fault
 from mvd.host import hostname
+from mvd.run_directory import RunDirectory
 
 ROW = "vitb_from_vitb_k400"
 NODES = build_graph(load_rows([ROW], []))
@@ -27,8 +28,8 @@ def runs(tmp_path, monkeypatch):
     """Run directories of a row, submitted as jobs 1, 2 and 3."""
     parents = {PRETRAIN: [], FINETUNE: [PRETRAIN], TEST: [FINETUNE]}
     for number, (stage, waits) in enumerate(parents.items(), start=1):
-        write_record(tmp_path / stage, Record(str(number), str(tmp_path), "2026-01-01", 4, [ROW], waits))
-    monkeypatch.setattr(slurm, "is_there", lambda: True)
+        write_record(RunDirectory(tmp_path / stage), Record(str(number), str(tmp_path), "2026-01-01", 4, [ROW], waits))
+    monkeypatch.setattr(slurm, "is_available", lambda: True)
     monkeypatch.setattr(slurm, "queue", lambda ids: {})
     monkeypatch.setattr(slurm, "ended", lambda ids: {})
     return tmp_path
@@ -39,10 +40,10 @@ def texts(runs):
 
 
 def change(runs, stage, **fields):
-    record = read_record(runs / stage)
+    record = read_record(RunDirectory(runs / stage))
     for name, value in fields.items():
         setattr(record, name, value)
-    write_record(runs / stage, record)
+    write_record(RunDirectory(runs / stage), record)
 
 
 def attempts(job, *saved, **last):
@@ -103,7 +104,7 @@ def test_what_is_done_and_what_was_never_submitted(runs):
 
 
 def test_a_local_run(runs, monkeypatch):
-    monkeypatch.setattr(slurm, "is_there", lambda: False)
+    monkeypatch.setattr(slurm, "is_available", lambda: False)
     mine = f"local-{os.getpid()}"
     change(runs, PRETRAIN, job_id=mine, attempts=[Attempt(mine, hostname(), "2026-01-01", 0)])
     assert texts(runs)[PRETRAIN] == f"running on {hostname()}: starting, 0 of 400 epochs"
@@ -118,7 +119,7 @@ def test_shards_are_one_line(runs, monkeypatch):
     (runs / TEST / "job.json").unlink()
     folders = [runs / TEST / "shards" / f"{number:04d}-of-0003" for number in range(3)]
     for number, folder in enumerate(folders):
-        write_record(folder, Record(f"3_{number}", str(runs), "2026-01-01", 1, [ROW], [FINETUNE]))
+        write_record(RunDirectory(folder), Record(f"3_{number}", str(runs), "2026-01-01", 1, [ROW], [FINETUNE]))
     (folders[0] / "result.json").write_text("{}")
     running = slurm.QueuedJob("RUNNING", "None", "0:10")
     monkeypatch.setattr(
@@ -134,7 +135,8 @@ def test_without_rows_the_runs_folder_says_what_there_is(launch, tmp_path):
         stage.directory.mkdir(parents=True)
         (stage.directory / "stage.yaml").write_text(stage.to_yaml())
     write_record(
-        runs / PRETRAIN, Record("local-999999999", "", "", 1, [ROW], [], [Attempt("local-999999999", "x", "", 0, "")])
+        RunDirectory(runs / PRETRAIN),
+        Record("local-999999999", "", "", 1, [ROW], [], [Attempt("local-999999999", "x", "", 0, "")]),
     )
     assert [(known.id, known.epochs, known.batch) for known in from_runs(runs)] == [
         (PRETRAIN, 400, 1024),
@@ -149,8 +151,8 @@ def test_without_rows_the_runs_folder_says_what_there_is(launch, tmp_path):
 
 def test_the_faults_of_stages_under_way_are_shown(runs, capsys):
     for update in (4, 6):
-        record_fault(runs / PRETRAIN, "save", f"step-{update} cannot be written", update)
-    record_fault(runs / FINETUNE, "hang", "rank 3 on node7 is silent")
+        record_fault(RunDirectory(runs / PRETRAIN), "save", f"step-{update} cannot be written", update)
+    record_fault(RunDirectory(runs / FINETUNE), "hang", "rank 3 on node7 is silent")
     (runs / FINETUNE / "result.json").write_text(json.dumps({"complete": True, "val_top1": 81.0}))
     show(Parser("status.py", "", "").read([ROW, f"cluster.runs={runs}"]))
     printed = capsys.readouterr().out

@@ -1,6 +1,7 @@
 """metrics.jsonl, TensorBoard events and the progress lines."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -86,15 +87,15 @@ def test_only_the_first_process_writes(tmp_path):
     assert metrics.latest() == {} and list(tmp_path.iterdir()) == []
 
 
-def test_progress_in_a_log_file_is_whole_lines(capsys):
+def test_progress_in_a_log_file_is_whole_lines(caplog):
+    caplog.set_level(logging.INFO, logger="mvd")
     progress = Progress("pretrain", 10, 4)
     progress.show(5, "epoch 1/2 loss 0.5000")
     progress.show(6, "too soon for another line")
     progress.show(10, "epoch 2/2 loss 0.2500")
     progress.close()
-    captured = capsys.readouterr()
-    lines = captured.out.splitlines()
-    assert len(lines) == 2 and captured.err == ""
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
     assert "pretrain" in lines[0] and "step 5/10, epoch 1/2 loss 0.5000" in lines[0] and "ETA" in lines[0]
     assert "100%" in lines[1] and "step 10/10" in lines[1]
 
