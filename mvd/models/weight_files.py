@@ -1,6 +1,5 @@
 """Files with weights, from anywhere: what is read can run no code, and what cannot be read ends in one sentence."""
 
-import argparse
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mvd.config import ConfigError
+from mvd.models.safe_types import safe_types
 
 # Where official files keep the state dict, depending on which of their programs wrote them.
 NESTING = ("model", "module")
@@ -34,7 +34,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(safe_types()):
             content = torch.load(path, map_location="cpu", weights_only=True)
         return find_state_dict(content, str(path))
     except (CheckpointError, MemoryError):

@@ -5,8 +5,11 @@ import io
 import os
 import pickle
 import tarfile
+import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -144,3 +147,47 @@ def test_absent_file_and_empty_state_are_refused(tmp_path):
         load_official(classifier(), tmp_path / "none.pth")
     with pytest.raises(CheckpointError, match="holds no weights"):
         load_official(classifier(), {"epoch": 3})
+
+
+def training_state(weights):
+    """What the official training programs pickle beside the weights, and what else is common there."""
+    group = {"lr": np.float64(1.5e-4), "weight_decay": np.float32(0.05), "betas": (0.9, 0.95), "params": [0]}
+    return {
+        "model": weights,
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [group]},
+        "epoch": np.int64(2),
+        "best": np.bool_(True),
+        "numpy_state": np.arange(4, dtype=np.uint32),
+        "shape": torch.Size([2, 3]),
+        "device": torch.device("cuda", 1),
+        "args": argparse.Namespace(lr=1e-3, output_dir=Path("runs/1")),
+    }
+
+
+def rename_modules(path, names):
+    """Rewrites the pickle of a checkpoint as if the classes in it had come from other modules."""
+    with zipfile.ZipFile(path) as archive:
+        members = {item: archive.read(item) for item in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for item, content in members.items():
+            if item.filename.endswith("data.pkl"):
+                for old, new in names.items():
+                    content = content.replace(f"c{old}\n".encode(), f"c{new}\n".encode())
+            archive.writestr(item, content)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {},
+        {"numpy._core.multiarray": "numpy.core.multiarray"},
+        {"pathlib": "pathlib._local"},
+        {"pathlib\nPosixPath": "pathlib\nWindowsPath"},
+    ],
+    ids=["as written here", "NumPy 1", "Python 3.13", "Windows"],
+)
+def test_what_training_code_saves_beside_the_weights_is_accepted(tmp_path, names):
+    weights = to_official(classifier())
+    torch.save(training_state(weights), tmp_path / "training.pth")
+    rename_modules(tmp_path / "training.pth", names)
+    assert load_official(classifier(), tmp_path / "training.pth").used == tuple(weights)

@@ -1,0 +1,49 @@
+"""Whether the data sets and teacher checkpoints of the profile are what they should be."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from launch.checks.finding import Finding, examine
+from launch.cluster import Cluster
+from mvd.config import DATASETS, SIZES, ConfigError, DatasetPaths
+from mvd.data.annotations import load_annotations
+from mvd.weight_shapes import check_encoder
+
+FIRST_FILES = 3  # of each list, which must exist
+
+
+def check_inputs(cluster: Cluster) -> Iterator[Finding]:
+    """One finding per data set and teacher that the profile sets."""
+    for name, paths in cluster.datasets.items():
+        known = DATASETS.get(name)
+        if known is None or not known.generated:
+            yield examine(f"datasets.{name}", lambda name=name, paths=paths: _check_dataset(name, paths))
+    sizes = {record.short_name: size for size, record in SIZES.items()}
+    for name, path in cluster.teachers.items():
+        size = sizes[name.partition("_")[2]]
+        yield examine(f"teachers.{name}", lambda path=path, size=size: f"{path}: {check_encoder(Path(path), size)}")
+
+
+def _check_dataset(name: str, paths: DatasetPaths) -> str:
+    """The lengths of its lists; for images, the number of class folders."""
+    root = Path(paths.root)
+    if not root.is_dir():
+        raise ConfigError(f"there is no folder {root}; correct datasets.{name}.root")
+    known = DATASETS.get(name)
+    if known is not None and known.media == "image":
+        classes = sum(path.is_dir() for path in (root / "train").iterdir())
+        if classes != known.classes:
+            raise ConfigError(f"{root / 'train'} has {classes} class folders, expected {known.classes}")
+        return f"{root}, {classes} class folders"
+    lengths = []
+    for split in ("train", "val", "test"):
+        if not (root / getattr(paths, split)).is_file():
+            continue
+        entries = load_annotations(paths, split, known.classes if known is not None else 1_000_000)
+        lengths.append(f"{len(entries):,} in {getattr(paths, split)}")
+        for entry in entries[:FIRST_FILES]:
+            if not Path(entry.path).is_file():
+                raise ConfigError(f"{root / getattr(paths, split)}: there is no file {entry.path}; correct the list")
+    if not lengths:
+        raise ConfigError(f"{root} has none of {paths.train}, {paths.val} and {paths.test}; prepare the data set there")
+    return f"{root}, {', '.join(lengths)}"
