@@ -1,0 +1,110 @@
+"""Whether this site's SLURM can run what the profile asks for."""
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from launch.checks.finding import Finding, examine
+from launch.cluster import Cluster
+from launch.slurm.client import SlurmClient
+from mvd.config import ConfigError
+
+NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "srun")
+
+
+def check_site(cluster: Cluster, client: SlurmClient) -> Iterator[Finding]:
+    """Clients, accounting, partition, limits and requeueing; only the first if there are no clients."""
+    missing = [name for name in NEEDED if shutil.which(name) is None]
+    yield examine("SLURM clients", lambda: _check_clients(missing, client))
+    if missing:
+        return
+    config = client.config()
+    yield examine("controller", lambda: _check_controller(config))
+    yield examine("accounting", lambda: _check_accounting(config))
+    yield examine("partition", lambda: _check_partition(cluster, client))
+    yield examine("requeue", lambda: _check_requeue(config))
+    yield examine("arrays", lambda: _check_arrays(config))
+
+
+def _check_clients(missing: Sequence[str], client: SlurmClient) -> str:
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} not found; run this on a login node, or load the site's SLURM module")
+    return f"{client.call(('sbatch', '--version')).out.strip()}: {', '.join(NEEDED)}"
+
+
+def _check_controller(config: dict[str, str]) -> str:
+    if not config:
+        raise ConfigError("scontrol show config does not answer; try again when the controller is back")
+    return f"cluster {config.get('ClusterName', '?')}, SLURM {config.get('SLURM_VERSION', '?')}"
+
+
+def _check_accounting(config: dict[str, str]) -> str:
+    if shutil.which("sacct") is None or config.get("AccountingStorageType", "(null)") in ("(null)", "none", ""):
+        return "none: jobs that vanish are explained by their logs alone"
+    return f"sacct, {config['AccountingStorageType']}"
+
+
+def _check_partition(cluster: Cluster, client: SlurmClient) -> str:
+    """State, time limit and node count of the profile's partition, or of the site's default."""
+    partitions = show(client, "partition")
+    name = cluster.slurm.partition
+    chosen = [p for p in partitions if p.get("PartitionName") == name or (name is None and p.get("Default") == "YES")]
+    known = ", ".join(p.get("PartitionName", "?") for p in partitions)
+    if not chosen:
+        what = f"slurm.partition={name} does not exist" if name else "the site has no default partition"
+        raise ConfigError(f"{what}; set slurm.partition to one of {known}")
+    partition = chosen[0]
+    title, limit = partition["PartitionName"], partition.get("MaxTime", "UNLIMITED")
+    if partition.get("State") != "UP":
+        raise ConfigError(f"{title} is {partition.get('State')}; set slurm.partition to another one of {known}")
+    if cluster.slurm.time_limit_hours > hours(limit):
+        raise ConfigError(
+            f"{title} allows {limit}, less than slurm.time_limit_hours={cluster.slurm.time_limit_hours:g}; lower it"
+        )
+    nodes = int(partition.get("TotalNodes", "0"))
+    most = partition.get("MaxNodes", "UNLIMITED")
+    allowed = min(nodes, int(most)) if most.isdigit() else nodes
+    if cluster.nodes > allowed:
+        raise ConfigError(f"{title} allows {allowed} nodes per job, less than nodes={cluster.nodes}; lower nodes")
+    return f"{title}: up, {nodes} nodes, at most {limit}"
+
+
+def _check_requeue(config: dict[str, str]) -> str:
+    """Jobs ask for --requeue themselves, which wins over JobRequeue; preemption must not cancel them."""
+    mode = config.get("PreemptMode", "OFF")
+    if "CANCEL" in mode:
+        return "jobs may be requeued, but preemption cancels them here: submit again after a preemption"
+    return f"jobs may be requeued; preemption: {mode.lower()}"
+
+
+def _check_arrays(config: dict[str, str]) -> str:
+    return f"at most {config.get('MaxArraySize', '?')} elements per array, {config.get('MaxJobCount', '?')} jobs"
+
+
+def check_test_submission(script: Path, client: SlurmClient) -> str:
+    """What `sbatch --test-only` says of a batch script; ConfigError if the site would refuse it."""
+    answer = client.call(("sbatch", "--test-only", str(script)))
+    if answer.code:
+        raise ConfigError(f"sbatch would refuse it: {answer.message}")
+    return " ".join(answer.error.split()).removeprefix("sbatch: ") or "accepted"
+
+
+def show(client: SlurmClient, what: str) -> list[dict[str, str]]:
+    """The records of `scontrol show`, each as field -> value."""
+    answer = client.call(("scontrol", "--oneliner", "show", what))
+    records = [dict(re.findall(r"(\w+)=(\S+)", line)) for line in answer.out.splitlines()]
+    return [record for record in records if record]
+
+
+def hours(limit: str) -> float:
+    """SLURM's time format (days-hours:minutes:seconds and its short forms) in hours; infinity for UNLIMITED."""
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", limit):
+        return float("inf")
+    days, _, clock = limit.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if days:
+        parts += [0] * (3 - len(parts))  # D-HH, D-HH:MM, D-HH:MM:SS
+    else:
+        parts = [0] * (3 - len(parts)) + parts if len(parts) != 1 else [0, parts[0], 0]  # MM:SS, HH:MM:SS, MM
+    return 24 * int(days or 0) + parts[0] + parts[1] / 60 + parts[2] / 3600
