@@ -17,7 +17,7 @@ from launch.checks.finding import Finding, examine
 from launch.checks.folders import check_runs_folder, file_system
 from launch.checks.inputs import check_inputs
 from launch.checks.site import check_site, check_test_submission
-from launch.checks.test_job import run_test_job
+from launch.checks.node_job import run_test_job
 from launch.cli.output import command, print_next
 from launch.cli.parser import Parser, Request, run_command
 from launch.cluster import Cluster
