@@ -22,13 +22,14 @@ from mvd.distributed.preflight import preflight
 from mvd.distributed.process import Process, exit_together, gather, mean_across_processes
 from mvd.distributed.signals import Interrupted, stop_requested
 from mvd.distributed.watchdog import heartbeat
-from mvd.evaluation.evaluator import Evaluator, build_evaluators
+from mvd.evaluation.evaluator import build_evaluators
 from mvd.monitoring.metrics import Metrics, peak_memory_gb
 from mvd.monitoring.progress import Progress
 from mvd.stage import Stage
 from mvd.train.bad_updates import BadUpdates, RollBack
 from mvd.train.checkpoint_policy import CheckpointPolicy
 from mvd.train.engine import build_engine, take_step
+from mvd.train.evaluations import Evaluations
 from mvd.train.optimizer import build_optimizer
 from mvd.train.sample_seeded_dropout import SampleSeededLayers
 from mvd.train.schedule import cosine_schedule
@@ -86,7 +87,7 @@ class TrainingRun:
         with exit_together():
             self.dataset = build_dataset(stage)
             self.dataset.timeout = ReadTimeout.of_run(stage.files.timed_out, how.faults.video_seconds)
-            self.evaluators = build_evaluators(stage, process)
+            evaluators = build_evaluators(stage, process)
             self.steps_per_epoch = steps_per_epoch(len(self.dataset), settings.global_batch)
         with exit_together():
             preflight(stage, process, check_samples(self.dataset.entries, how.reader))
@@ -104,22 +105,17 @@ class TrainingRun:
         self.bad_updates = BadUpdates(stage, process)
         self.skipped_files = SkippedFiles(stage, process, len(self.dataset))
         self.window = Window()
-        self.stateful: dict[str, Stateful] = {
-            "bad_updates": self.bad_updates,
-            "skipped_files": self.skipped_files,
-            "window": self.window,
-        }
         made_by = {"precision": how.precision, "training list": fingerprint(self.dataset.entries)}
         self.checkpoints = CheckpointPolicy(stage, process, self.steps_per_epoch, made_by)
         with exit_together():
             self.engine = build_engine(model, build_optimizer(model, settings), how.deepspeed, batch, how.precision)
             torch.manual_seed(recipe.seed * 1_000_003 + process.rank + 1)
-            restore(self.stateful, self.checkpoints.load(self.engine))
+            restore(self.stateful(), self.checkpoints.load(self.engine))
             self.update = self.checkpoints.newest
             self.batches = iter(train_loader(stage, self.dataset, process.rank, self.update))
         self.loading = LoaderStats()
         self.metrics = Metrics.of_stage(stage, process, self.update)
-        self.evaluated = {e.metric: gather(self.metrics.newest(e.metric))[0] for e in self.evaluators}
+        self.evaluations = Evaluations(evaluators, self.metrics, self.steps_per_epoch, self.total_updates)
         self.progress = Progress(stage.kind, self.total_updates, self.update) if process.is_first else None
         self.stopping = self.saving = False  # agreed by all processes
         self.waited = 0.0  # for the data of the update in progress, in seconds
@@ -128,6 +124,10 @@ class TrainingRun:
     def epoch(self) -> int:
         """The epoch in progress, counted from 0."""
         return self.update // self.steps_per_epoch
+
+    def stateful(self) -> dict[str, Stateful]:
+        """The parts of the run that a checkpoint includes; to add one, create it in `__init__` and list it here."""
+        return {"bad_updates": self.bad_updates, "skipped_files": self.skipped_files, "window": self.window}
 
     def to_the_end(self) -> None:
         """Runs the remaining updates with their checkpoints, validations and reports, and leaves the weights.
@@ -250,7 +250,7 @@ class TrainingRun:
         heartbeat("saving", self.update)
         self.skipped_files.share((self.update - 1) // self.steps_per_epoch + 1)
         self.metrics.flush()
-        saved = self.checkpoints.save(self.engine, self.update, collect(self.stateful))
+        saved = self.checkpoints.save(self.engine, self.update, collect(self.stateful()))
         if not saved:
             self.metrics.write(self.update, self.epoch + 1, {"failed_saves": self.checkpoints.failures})
         return saved
@@ -272,23 +272,11 @@ class TrainingRun:
         )
 
     def _evaluate_if_due(self) -> None:
-        """Runs the evaluators whose epoch it is, and all at the end; told to stop, leaves them to the next attempt."""
-        epoch, rest = divmod(self.update, self.steps_per_epoch)
-        for evaluator in self.evaluators:
-            due = epoch % evaluator.every_epochs == 0 or self.update == self.total_updates
-            if not rest and due and self.update > self.evaluated[evaluator.metric]:
-                self._evaluate(evaluator, epoch)
-
-    def _evaluate(self, evaluator: Evaluator, epoch: int) -> None:
-        numbers = evaluator.run(self.engine)
-        self.engine.train()
-        if numbers is None:
-            if self.checkpoints.newest < self.update:
-                self._save()
-            raise self._interrupted()
-        self.metrics.write(self.update, epoch, numbers)
-        self.metrics.flush()
-        self.evaluated[evaluator.metric] = self.update
+        if self.evaluations.run_due(self.engine, self.update):
+            return
+        if self.checkpoints.newest < self.update:
+            self._save()
+        raise self._interrupted()
 
     def close(self) -> None:
         """Ends the loader processes, the progress line, the writers and the engine."""
