@@ -83,7 +83,7 @@ def load_official(model: nn.Module, source: Mapping[str, Any] | str | Path) -> L
 
 
 def to_official(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of a network's weights on the CPU in official layout, with position tables where the official one has them."""
+    """A copy of a network's weights on the CPU in official layout, with the position tables it has."""
     return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in model.state_dict().items()}
 
 

@@ -47,7 +47,7 @@ class Student(VideoEncoder):
         Returns (image features, video features), each (B, masked, teacher's width), in token order.
 
         Raises:
-            ValueError: the clip has another shape than this network's, or the mask's rows differ in their masked tokens.
+            ValueError: the clip has another shape than this network's, or the mask's rows differ in count.
         """
         masked = count_masked(mask)
         order = visible_then_masked(mask)

@@ -131,7 +131,7 @@ class ErrorCollectingWriter(TorchCheckpointEngine):  # type: ignore[misc]  # unt
             OSError,
             RuntimeError,
             SafetensorError,
-        ) as error:  # torch and safetensors raise the last two if the disk is full
+        ) as error:  # the last two: a full disk in torch or safetensors
             lines = str(error).splitlines() or [type(error).__name__]
             self.failure = f"{hostname()}: {lines[0]}"
 

@@ -85,9 +85,7 @@ class CheckpointPolicy:
         if self.process.is_first:
             record_fault(self.stage.files, "save", message, update)
         if self.failures >= limit:
-            raise RunFailed(
-                f"{self.stage.id}: {message}; free some space, then start the stage again to resume from there"
-            )
+            raise RunFailed(f"{self.stage.id}: {message}; free some space, then start the stage again to resume")
 
     def _prune(self) -> None:
         if not self.process.is_first:

@@ -112,7 +112,7 @@ def take_step(engine: Engine) -> float:
 
 
 def full_state_dict(engine: Engine) -> dict[str, Tensor]:
-    """All weights in fp32 on the CPU of rank 0, {} on the others. Every rank must call it: ZeRO-3's shards are gathered."""
+    """All weights in fp32 on the CPU of rank 0, {} on the others; every rank must call it (ZeRO-3)."""
     state: dict[str, Tensor] = {}
     for name, weight in engine.module.state_dict(keep_vars=True).items():
         with deepspeed.zero.GatheredParameters([weight] if hasattr(weight, "ds_id") else []):

@@ -31,7 +31,7 @@ def load_resharded(engine: Engine, folder: Path, world_size: int, zero_stage: in
         write[engine.zero_optimization_stage()](engine, whole, step)
 
 
-def _open(folder: Path, name: str) -> dict[str, Any]:
+def _open(folder: Path, name: str) -> Any:
     (path,) = folder.glob(name)
     return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
 
