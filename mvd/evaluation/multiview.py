@@ -140,7 +140,7 @@ def _write_logits(
     unreadable: dict[int, str] = {}
     progress = _TestProgress(process, max(gather(len(loader))))
     batches = iter(loader)
-    # All processes advance video by video together; otherwise one might wait at the end longer than the watchdog allows.
+    # All processes advance video by video together; otherwise one could wait at the end until the watchdog acts.
     for turn in range(1, progress.turns + 1):
         heartbeat("testing videos", turn)
         stopped = any(gather(stop_requested()))

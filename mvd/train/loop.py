@@ -219,7 +219,7 @@ class TrainingRun:
         return means
 
     def _note_bad(self, number: int, losses: torch.Tensor, samples: list[list[int]], lossy: bool) -> None:
-        """Records a skipped update with the videos of its non-finite losses, or all its videos if only the gradient is."""
+        """Records a skipped update with the videos of its non-finite losses, or all if the gradient is at fault."""
         finite = losses.isfinite().all(dim=1).tolist()
         suspects = [part for part, fine in zip(samples, finite, strict=True) if not (lossy and fine)]
         videos = [self.dataset.entries[index].path for part in suspects for index in part]
@@ -267,7 +267,7 @@ class TrainingRun:
     def _interrupted(self) -> Interrupted:
         return Interrupted(
             f"{self.stage.id}: stopped by a signal after update {self.update} of {self.total_updates}; "
-            f"update {self.checkpoints.newest} is saved; start the stage again to resume from there",
+            f"update {self.checkpoints.newest} is saved; start it again to go on from there",
             self.checkpoints.newest,
         )
 

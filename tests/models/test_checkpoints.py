@@ -97,7 +97,7 @@ def test_a_full_bias_is_split_and_its_key_part_changes_nothing(key_bias):
     student, loaded = randomised(BUILDERS["student"]()), BUILDERS["student"]()
     report = load_official(loaded, with_full_biases(to_official(student), key_bias))
     assert_equal_states(loaded.state_dict(), student.state_dict())
-    assert ("the key part of 6 qkv biases is left out" in str(report)) == bool(key_bias)
+    assert ("the key part of 6 qkv biases is dropped" in str(report)) == bool(key_bias)
     assert "blocks.0.attn.qkv.bias" in report.used and report.missing == ()
     attention = student.blocks[0].attn.double()
     tokens = torch.randn(2, 7, SIZES["tiny"].encoder.width, dtype=torch.float64)
