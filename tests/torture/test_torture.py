@@ -183,9 +183,9 @@ def test_weights_of_the_safe_format_can_be_broken_too(tmp_path):
 
 SETTINGS = [
     ("name=x; touch /tmp/y", "row name 'x; touch /tmp/y' is used in folder names: .* use only letters"),
-    ("name=../../elsewhere", "use only letters, "),
-    ("name=$(id)", "use only letters, "),
-    ("name=-rf", "use only letters, "),
+    ("name=../../elsewhere", "use only letters"),
+    ("name=$(id)", "use only letters"),
+    ("name=-rf", "use only letters"),
     ("finetune.sed=1", "no key 'sed'"),
     ("finetune.seed=-1", "seed must be 0 or more, got -1"),
     ("pretrain.seed=-5", "seed must be 0 or more, got -5"),
@@ -222,7 +222,7 @@ def test_settings(setting, message):
 
 CLUSTERS = [
     ("gpus: 8", "has no key 'gpus'"),
-    ("nodes: -1", "nodes is -1"),
+    ("nodes: -1", "nodes must be a positive number, got -1"),
     ("nodes: many", "nodes must be an integer"),
     ("workers: -1", "workers must be 0 .* got -1"),
     ("checkpoint_every: 0", "checkpoint_every must be a positive number, got 0"),
