@@ -1,4 +1,4 @@
-"""Solves micro-batch x accumulation x processes = global batch. Free of torch."""
+"""Solves micro-batch x accumulation x processes = global batch. Must not import torch."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from mvd.config import ConfigError, Finetune, TrainRecipe
 
 @dataclass(frozen=True)
 class Batch:
-    """How an update's samples are shared out; the product of the three is the global batch."""
+    """How the samples of an update are divided; the product of the three is the global batch."""
 
     micro_batch: int
     accumulation: int
@@ -22,19 +22,19 @@ class Batch:
 
 
 def working_world_sizes(recipe: TrainRecipe) -> list[int]:
-    """The process counts over which the recipe's global batch splits, ascending."""
+    """The numbers of processes that divide the recipe's global batch, ascending."""
     units = recipe.optimization.global_batch // _unit(recipe)
     return [count for count in range(1, units + 1) if units % count == 0]
 
 
 def solve_batch(recipe: TrainRecipe, world_size: int, micro_batch: int | None = None) -> Batch:
-    """The largest micro-batch, up to the given or else the official one, that makes the global batch exactly.
+    """The largest micro-batch, up to the given one or else the official one, that gives the exact global batch.
 
-    A fine-tuning micro-batch holds whole pairs of videos, since the two members of a pair are mixed with each other;
-    so any even share of the global batch works, whatever the mixing group.
+    A fine-tuning micro-batch consists of whole pairs of videos, since the two of a pair are mixed with each other; any
+    even share of the global batch works, whatever the mixing group.
 
     Raises:
-        ConfigError: no micro-batch works; names the nearest process counts that do.
+        ConfigError: there is none; the message has the nearest numbers of processes that work.
     """
     total, unit = recipe.optimization.global_batch, _unit(recipe)
     ceiling = micro_batch or recipe.optimization.micro_batch
@@ -53,5 +53,5 @@ def solve_batch(recipe: TrainRecipe, world_size: int, micro_batch: int | None = 
 
 
 def _unit(recipe: TrainRecipe) -> int:
-    """Samples that one process must take together."""
+    """Number of samples that must be on the same process."""
     return 2 if isinstance(recipe, Finetune) else 1

@@ -1,4 +1,4 @@
-"""Reading and writing files; a reader never sees half of a written one."""
+"""Reading and writing files; writes are atomic."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary neighbour, flushes it to the disk and renames it into place."""
+    """Calls `write` with a temporary file in the same folder, syncs it to disk and renames it to `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -22,7 +22,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename last through a power cut."""
+    """Makes a rename survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -45,8 +45,8 @@ def sha256(path: Path) -> str:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file, [] if there is none; a line that a full disk has cut off is left out."""
-    found = []
+    """The objects of a .jsonl file, [] if it does not exist; truncated lines, as of a full disk, are ignored."""
+    found: list[dict[str, Any]] = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             found.append(json.loads(line))
@@ -56,7 +56,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Appends all of a text or, if that fails, nothing of it."""
+    """Appends the whole text, or nothing if that fails."""
     with open(path, "ab") as handle:
         size = handle.tell()
         try:

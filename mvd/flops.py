@@ -1,7 +1,7 @@
-"""What a stage costs, from the geometry of its networks. Free of torch.
+"""Floating-point operations of a stage, from the sizes of its networks. Must not import torch.
 
-Counts the multiply-adds (x 2) of linear layers and attention; training is three forward passes (one more with
-activation checkpointing is not counted, nor are decoding, validation and waiting).
+Counts the multiply-adds (x 2) of linear layers and attention. A training step counts as three forward passes; the
+fourth of activation checkpointing is not counted, so the numbers are those of model FLOPs utilisation (MFU).
 """
 
 from math import prod
@@ -27,7 +27,7 @@ def tflop_per_sample(recipe: Recipe) -> float:
 
 
 def total_tflop(recipe: Recipe) -> float:
-    """TFLOP of a whole stage on the data set's own number of samples."""
+    """TFLOP of a whole stage, for the data set's number of samples."""
     dataset = dataset_of(recipe)
     if isinstance(recipe, Test):
         return tflop_per_sample(recipe) * dataset.val_samples
@@ -38,7 +38,7 @@ def total_tflop(recipe: Recipe) -> float:
 
 
 def gpu_hours(recipe: Recipe, sustained_tflops: float) -> float:
-    """Hours of one GPU that sustains that many TFLOP/s, start to end of the stage."""
+    """GPU hours of a whole stage at this many TFLOP/s per GPU."""
     return total_tflop(recipe) / sustained_tflops / 3600
 
 

@@ -1,4 +1,4 @@
-"""The files of a run directory: their names, and how those that several rooms share are read and written.
+"""The files of a run directory: their names, and how those that several packages share are read and written.
 
 Must not import torch: the launcher reads run directories too.
 """
@@ -12,12 +12,12 @@ from typing import Any
 from mvd.config import ConfigError
 from mvd.files import append_text, read_json_lines, write_json
 
-MANIFEST = "manifest.json"  # of a checkpoint, which counts only with it
+MANIFEST = "manifest.json"  # written last: a checkpoint without it is incomplete
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """A stage's folder, or that of one shard of a test; all the state there is of it."""
+    """The folder of a stage, or of one shard of a test. It has all the state of the stage."""
 
     path: Path
 
@@ -63,7 +63,7 @@ class RunDirectory:
 
     @property
     def timed_out(self) -> Path:
-        """Files whose reading timed out, each with the number of attempts it has ended (mvd.data.video.read_timeout)."""
+        """Files that timed out, each with the number of attempts it has ended (mvd.data.video.read_timeout)."""
         return self.path / "hanging.txt"
 
     @property
@@ -73,7 +73,7 @@ class RunDirectory:
 
     @property
     def result(self) -> Path:
-        """Written last, when the stage is complete."""
+        """The result; written last, when the stage is complete."""
         return self.path / "result.json"
 
     @property
@@ -83,11 +83,11 @@ class RunDirectory:
 
     @property
     def error(self) -> Path:
-        """What the first failing process of the current attempt recorded (launch.job.stage_job)."""
+        """The error of the first process that failed in the current attempt (launch.job.stage_job)."""
         return self.path / "error.json"
 
     def logits(self, rank: int) -> Path:
-        """The logits that one process of a test has computed (mvd.evaluation.logits)."""
+        """The logits of one process of a test (mvd.evaluation.logits)."""
         return self.path / "logits" / f"rank-{rank:04d}.npz"
 
     def shard(self, shard: int, shards: int) -> "RunDirectory":
@@ -96,11 +96,11 @@ class RunDirectory:
 
     @property
     def whole(self) -> "RunDirectory":
-        """The stage's folder, of a shard's folder too."""
+        """The folder of the whole stage, if this is a shard's; otherwise this one."""
         return RunDirectory(self.path.parents[1]) if self.path.parent.name == "shards" else self
 
     def job_files(self) -> list["RunDirectory"]:
-        """The folders with the job.json of the newest submission: this one, or one per shard; this one if there is none."""
+        """The folders with the newest submission's job.json: this one or one per shard; this one if there is none."""
         groups = {"": [self]} if self.job.exists() else {}
         for path in sorted(self.path.glob(f"shards/*/{self.job.name}")):
             groups.setdefault(path.parent.name.rpartition("-")[2], []).append(RunDirectory(path.parent))
@@ -115,7 +115,7 @@ class RunDirectory:
         return sorted(path.parent for path in self.checkpoints.glob(f"step-*/{MANIFEST}"))
 
     def progress(self) -> int:
-        """How much is saved: the newest checkpoint's update, or the size of a test's logits in bytes."""
+        """A number that grows with saved work: the newest checkpoint's update, or a test's logits in bytes."""
         updates = [update_of(folder) for folder in self.complete_checkpoints()]
         return max(updates, default=0) + sum(path.stat().st_size for path in self.path.glob("logits/*.npz"))
 

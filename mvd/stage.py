@@ -1,4 +1,4 @@
-"""A stage: one recipe, what it starts from and how it is executed; and its file, stage.yaml.
+"""A stage: a recipe, its inputs and its execution; and its file, stage.yaml.
 
 Must not import torch: that keeps the launcher's start-up fast.
 """
@@ -17,11 +17,11 @@ from mvd.run_directory import RunDirectory
 
 @dataclass(frozen=True, kw_only=True)
 class Execution(RunSettings):
-    """How and where a stage runs: everything that must not change its result.
+    """How and where a stage runs: everything that does not change its result.
 
-    micro_batch: samples (videos in fine-tuning) of one process and forward pass. deepspeed: a file of ds_configs/.
-    runs: the folder of all run directories. shards: jobs of `world_size` processes each that a test is split over, of
-    which this is number `shard`.
+    micro_batch: samples (videos in fine-tuning) per process and forward pass. deepspeed: name of a file in ds_configs/.
+    runs: the folder of all run directories. shards: number of jobs of `world_size` processes each that share a test;
+    shard: the index of this one.
     """
 
     world_size: int = 1
@@ -37,10 +37,10 @@ class Execution(RunSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One node of a plan, complete: what `mvd.run.run_stage` needs and nothing else.
+    """One node of a plan: all that `mvd.run.run_stage` needs.
 
     inputs: role (image_teacher, video_teacher, pretrain, finetune) -> file with its weights.
-    digests: role -> sha256 of an input that was given as a file, as its content was when the stage got its id.
+    digests: role -> SHA-256 of an input that was given as a file, from when the stage's id was computed.
     """
 
     kind: Kind
@@ -54,7 +54,9 @@ class Stage:
         expected = RECIPES[self.kind]
         if not isinstance(self.recipe, expected):
             given = type(self.recipe).__name__
-            raise ConfigError(f"stage {self.id}: a {self.kind} takes a {expected.__name__} recipe, not {given}")
+            raise ConfigError(
+                f"stage {self.id}: the recipe of a {self.kind} must be a {expected.__name__}, got {given}"
+            )
 
     @property
     def directory(self) -> Path:
@@ -68,7 +70,7 @@ class Stage:
 
     @property
     def job_files(self) -> RunDirectory:
-        """The files of one job of the stage: the run directory's, or those of a shard's folder in it."""
+        """The files of one job of the stage: those of the run directory, or of a shard's folder in it."""
         how = self.execution
         return self.files.shard(how.shard, how.shards) if how.shards > 1 else self.files
 
@@ -87,21 +89,26 @@ class Stage:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "Stage":
-        """Reads stage.yaml back, typed; ConfigError where a field is unknown, missing or of a wrong type."""
+        """Reads stage.yaml.
+
+        Raises:
+            ConfigError: a field is unknown, missing or of the wrong type.
+        """
         try:
-            raw = OmegaConf.merge({"digests": {}}, OmegaConf.load(path))  # older files have none
+            raw = OmegaConf.merge({"digests": {}}, OmegaConf.load(path))  # older files have no digests
             odd = sorted(set(raw) ^ {f.name for f in dataclasses.fields(cls)})
             if odd:
                 raise ValueError(f"{', '.join(odd)} is unknown or missing")
             recipe_type = RECIPES[raw.kind]
             recipe = OmegaConf.to_object(merge_typed(OmegaConf.structured(recipe_type), raw.recipe))
-            execution = OmegaConf.to_object(merge_typed(OmegaConf.structured(Execution), raw.execution))
-            inputs, digests = OmegaConf.to_container(raw.inputs), OmegaConf.to_container(raw.digests)
+            execution: Any = OmegaConf.to_object(merge_typed(OmegaConf.structured(Execution), raw.execution))
+            inputs: Any = OmegaConf.to_container(raw.inputs)
+            digests: Any = OmegaConf.to_container(raw.digests)
             return cls(kind=raw.kind, id=raw.id, recipe=recipe, inputs=inputs, digests=digests, execution=execution)
         except ConfigError:
             raise
         except Exception as error:
             first_line = str(error).splitlines()[0]
             raise ConfigError(
-                f"{path} is not a stage this version can run: {first_line}; submit the row again"
+                f"{path} is not a stage that this version can run: {first_line}; submit the row again"
             ) from error

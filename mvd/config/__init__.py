@@ -1,7 +1,8 @@
-"""Settings: recipes, rows, data sets, sizes, and how a run behaves. Imports neither torch nor anything else of mvd."""
+"""Settings: recipes, rows, data sets, sizes, run settings. Must import neither torch nor other packages of mvd."""
 
 from mvd.config.datasets import DATASETS, Dataset, Sampling
 from mvd.config.errors import ConfigError
+from mvd.config.optimization import Optimization
 from mvd.config.recipes import (
     KINDS,
     RECIPES,
@@ -10,7 +11,6 @@ from mvd.config.recipes import (
     ImageTeacher,
     Kind,
     Mixing,
-    Optimization,
     Pretrain,
     Recipe,
     Test,

@@ -1,4 +1,4 @@
-"""What the harness knows of each data set: one record each."""
+"""The data sets, one record each. A new public data set is one record here."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,15 +12,15 @@ Sampling = Literal["dense", "segment"]
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Facts of a data set. A row file declares one for its own data and passes it to its recipes as `own_dataset`.
+    """A data set. A row file declares one for its own data and passes it to its recipes as `own_dataset`.
 
     media: kind of files. classes: number of classes. train_samples, val_samples: lengths of the lists (for the
     paper's data sets, the number of samples that the paper used).
 
-    The remaining fields are what the rows of `experiments/` and the launcher take from here; a recipe states its own
-    values. sampling: how a clip's frames are chosen in fine-tuning and testing. test_clips: clips per test video.
-    mirrored_is_same_class: false where a label depends on left and right. generated: written by
-    mvd.data.synthetic_motion when it is first needed.
+    The remaining fields are defaults for the rows of `experiments/` and for the launcher; a recipe has its own values.
+    sampling: how the frames of a clip are chosen in fine-tuning and testing. test_clips: clips per test video.
+    mirrored_is_same_class: False if labels depend on left and right. generated: created by mvd.data.synthetic_motion
+    when it is first needed.
     """
 
     media: Media = "video"
@@ -41,7 +41,7 @@ class Dataset:
         check(self.test_clips > 0, f"test_clips must be at least 1, got {self.test_clips}")
 
     def supplies(self, media: Media) -> bool:
-        """Whether a stage can train on these files: an image stage takes one random frame of each generated video."""
+        """Whether a stage of this media can use the data set; an image stage can use frames of generated videos."""
         return self.media == media or (media == "image" and self.generated)
 
 

@@ -1,12 +1,12 @@
-"""The error for settings and inputs that a person must correct."""
+"""The error for invalid settings and inputs."""
 
 
 class ConfigError(ValueError):
-    """A setting or an input that cannot work: one sentence saying what is wrong, where, and how to fix it."""
+    """An invalid setting or input; one sentence: what is wrong, where, and how to fix it."""
 
 
 def check(condition: bool, message: str) -> None:
-    """Raises ConfigError with this message unless the condition holds."""
+    """Raises ConfigError with this message if the condition is false."""
     if not condition:
         raise ConfigError(message)
 

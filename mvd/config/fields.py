@@ -2,13 +2,13 @@
 
 from typing import Any
 
-NOT_HASHED = {"hashed": False}  # field(metadata=...): says how a stage runs, never what it computes
+NOT_HASHED = {"hashed": False}  # metadata of a field that changes how a stage runs, but not its result
 
 
 def since(default: Any) -> dict[str, Any]:
-    """Metadata of a field that was added after run directories existed: left out of the hash while it equals `default`.
+    """Metadata of a field that was added when run directories existed: hashed only if its value is not `default`.
 
-    `default` is what every earlier run did, so their ids stay as they are; it must never be changed afterwards, even
-    if the field's own default is.
+    `default` is the value that describes all earlier runs, whose ids therefore do not change. It must never be changed,
+    even if the field's own default is.
     """
     return {"since": default}

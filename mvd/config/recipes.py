@@ -1,17 +1,17 @@
-"""The recipes: every setting of each kind of stage, as frozen dataclasses that refuse invalid combinations.
+"""The recipes: all settings of each kind of stage that affect its result; invalid combinations are rejected.
 
-A recipe says what is computed and knows no cluster (mvd.stage says how it is run). Must not import torch: that keeps
-the launcher's start-up fast.
+A recipe does not depend on the cluster; how it is executed is in mvd.stage. Must not import torch: that keeps the
+launcher's start-up fast.
 """
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from mvd.config.datasets import DATASETS, Dataset, Media, Sampling
-from mvd.config.errors import check
+from mvd.config.errors import check, check_positive
 from mvd.config.fields import NOT_HASHED, since
+from mvd.config.optimization import Optimization
 from mvd.config.sizes import SIZES
 
 Kind = Literal["image_teacher", "video_teacher", "pretrain", "finetune", "test"]
@@ -36,7 +36,7 @@ def _check_mask(ratio: float, field_name: str) -> None:
 
 
 def _check_dataset(recipe: "Recipe", section: str) -> None:
-    """Refuses a name that is neither known nor declared, and videos where images are needed or the reverse."""
+    """Rejects a data set that is neither known nor declared, or that has the wrong media for the recipe."""
     name, own = recipe.dataset, recipe.own_dataset
     media: Media = "image" if isinstance(recipe, ImageTeacher) else "video"
     if own is None:
@@ -54,66 +54,13 @@ def _check_dataset(recipe: "Recipe", section: str) -> None:
     )
     check(
         media in (own.media, "image"),
-        f"{section}.own_dataset must hold videos, got media={own.media!r} for {name}; declare a data set of videos",
+        f"{section}.own_dataset must have media='video', got media={own.media!r} for {name}; use a data set of videos",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimization:
-    """AdamW under a cosine schedule with linear warmup from 0.
-
-    Learning rates are stated per 256 samples of the global batch, as the paper does; samples are images, clips or,
-    in fine-tuning, videos (not their augmented copies). The schedule is laid out over `schedule_epochs`, of which
-    `epochs` are run: the official release lays out 401 and uses the checkpoint after 400.
-    """
-
-    global_batch: int
-    epochs: int
-    schedule_epochs: int | None = None
-    warmup_epochs: float
-    base_lr: float
-    min_lr: float
-    betas: tuple[float, float]
-    weight_decay: float = 0.05
-    eps: float = 1e-8
-    layer_decay: float | None = None
-    micro_batch: int = field(metadata=NOT_HASHED)  # the official samples per GPU and step: the batch solver's ceiling
-
-    def __post_init__(self) -> None:
-        check(self.global_batch > 0, f"global_batch is {self.global_batch}; give a positive number of samples")
-        check(self.micro_batch > 0, f"micro_batch is {self.micro_batch}; give a positive number of samples")
-        check(self.epochs > 0, f"epochs is {self.epochs}; give a positive number")
-        check(
-            self.laid_out_epochs >= self.epochs,
-            f"schedule_epochs is {self.schedule_epochs}, shorter than epochs={self.epochs}; make it at least that",
-        )
-        check(
-            0 <= self.warmup_epochs <= self.laid_out_epochs,
-            f"warmup_epochs is {self.warmup_epochs}; keep it between 0 and the {self.laid_out_epochs} of the schedule",
-        )
-        check(0 < self.base_lr < math.inf, f"base_lr is {self.base_lr}; give a positive learning rate")
-        check(0 <= self.min_lr < math.inf, f"min_lr is {self.min_lr}; give 0 or a positive number")
-        check(
-            self.layer_decay is None or 0 < self.layer_decay <= 1,
-            f"layer_decay is {self.layer_decay}; keep it in (0, 1], or null for none",
-        )
-
-    @property
-    def laid_out_epochs(self) -> int:
-        return self.epochs if self.schedule_epochs is None else self.schedule_epochs
-
-    @property
-    def peak_lr(self) -> float:
-        return self.base_lr * self.global_batch / 256
-
-    @property
-    def floor_lr(self) -> float:
-        return self.min_lr * self.global_batch / 256
-
-
-@dataclass(frozen=True, kw_only=True)
 class ImageTeacher:
-    """A masked autoencoder of images (MAE): how the image teacher is trained."""
+    """Training of the image teacher: a masked autoencoder of images (MAE)."""
 
     size: str
     dataset: str = "imagenet"
@@ -137,7 +84,7 @@ class ImageTeacher:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoTeacher:
-    """A masked autoencoder of clips (VideoMAE): how the video teacher is trained."""
+    """Training of the video teacher: a masked autoencoder of clips (VideoMAE)."""
 
     size: str
     dataset: str = "k400"
@@ -153,7 +100,7 @@ class VideoTeacher:
         _check_size(self.size, "video_teacher.size")
         _check_dataset(self, "video_teacher")
         _check_mask(self.mask_ratio, "video_teacher.mask_ratio")
-        check(self.stride > 0, f"video_teacher.stride is {self.stride}; give a positive number of frames")
+        check_positive("video_teacher.stride", self.stride)
 
     @property
     def name(self) -> str:
@@ -164,7 +111,7 @@ class VideoTeacher:
 class Pretrain:
     """Masked feature distillation of a student from an image and a video teacher of one size (paper, section 3).
 
-    weights: a file with the student's weights, which is taken instead of running this stage.
+    weights: a file with the student's weights, to use instead of running this stage.
     """
 
     student: str
@@ -185,12 +132,12 @@ class Pretrain:
         _check_size(self.teacher, "pretrain.teacher")
         _check_dataset(self, "pretrain")
         _check_mask(self.mask_ratio, "pretrain.mask_ratio")
-        check(self.stride > 0, f"pretrain.stride is {self.stride}; give a positive number of frames")
+        check_positive("pretrain.stride", self.stride)
         student, teacher = SIZES[self.student], SIZES[self.teacher]
         check(
             student.clip == teacher.clip,
-            f"pretrain: student and teacher must take the same clips, got {student.clip} for {self.student} and "
-            f"{teacher.clip} for {self.teacher}; choose sizes with the same clip",
+            f"pretrain.student and pretrain.teacher must be sizes with the same clip, got {student.clip} for "
+            f"{self.student} and {teacher.clip} for {self.teacher}",
         )
 
     @property
@@ -200,10 +147,10 @@ class Pretrain:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What each training sample of fine-tuning goes through, in this order.
+    """Augmentations of a fine-tuning sample, in this order.
 
-    auto: a timm RandAugment policy, or null for none. crop_scale and crop_ratio: random resized crop. flip and
-    erase: probabilities. samples: augmented copies of each decoded clip (repeated augmentation).
+    auto: a timm RandAugment policy, or null for none. crop_scale, crop_ratio: of the random resized crop. flip, erase:
+    probabilities. samples: augmented copies of each decoded clip (repeated augmentation).
     """
 
     auto: str | None = "rand-m7-n4-mstd0.5-inc1"
@@ -214,17 +161,23 @@ class Augmentation:
     samples: int = 2
 
     def __post_init__(self) -> None:
-        check(0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, f"crop_scale {self.crop_scale} is not within (0, 1]")
-        check(0 <= self.flip <= 1 and 0 <= self.erase <= 1, "flip and erase are probabilities; keep them in [0, 1]")
-        check(self.samples >= 1, f"samples is {self.samples}; each video gives at least one")
+        check(
+            0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
+            f"augmentation.crop_scale must be an ascending range within (0, 1], got {self.crop_scale}",
+        )
+        for name in ("flip", "erase"):
+            value = getattr(self, name)
+            check(0 <= value <= 1, f"augmentation.{name} must be a probability between 0 and 1, got {value}")
+        check(self.samples >= 1, f"augmentation.samples must be at least 1, got {self.samples}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """Mixup and CutMix (one of the two for every group) with label smoothing.
+    """Mixup and CutMix (one of the two per group) with label smoothing.
 
-    group: videos mixed with one draw, the official videos per GPU and step. cutmix_axes: "official" cuts time and
-    height, as the released code does (QUIRKS 1); "spatial" cuts height and width, for people's own data.
+    mixup, cutmix: parameters of the beta distributions. switch: probability of CutMix. group: number of videos mixed
+    with the same draw, officially the videos per GPU and step. cutmix_axes: "official" cuts time and height, as the
+    released code does (QUIRKS 1); "spatial" cuts height and width, for own data.
     """
 
     mixup: float = 0.8
@@ -237,16 +190,16 @@ class Mixing:
     def __post_init__(self) -> None:
         check(
             self.group >= 2 and self.group % 2 == 0,
-            f"mixing.group is {self.group}; a video is mixed with another one, so give an even number of videos",
+            f"mixing.group must be an even number of videos, since they are mixed in pairs, got {self.group}",
         )
-        check(0 <= self.smoothing < 1, f"mixing.smoothing is {self.smoothing}; keep it in [0, 1)")
+        check(0 <= self.smoothing < 1, f"mixing.smoothing must be at least 0 and below 1, got {self.smoothing}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune:
-    """Supervised fine-tuning of a pre-trained encoder (or of random weights, where a row has no pretrain).
+    """Supervised fine-tuning of a pre-trained encoder, or of random weights if the row has no pretrain.
 
-    weights: a file with the classifier's weights, which is taken instead of running this stage.
+    weights: a file with the classifier's weights, to use instead of running this stage.
     """
 
     size: str
@@ -269,18 +222,19 @@ class Finetune:
         _check_dataset(self, "finetune")
         check(
             self.optimization.global_batch % self.mixing.group == 0,
-            f"finetune: a global batch of {self.optimization.global_batch} videos does not hold whole mixing groups "
-            f"of {self.mixing.group}; change one of the two",
+            "finetune.optimization.global_batch must be a multiple of finetune.mixing.group, got "
+            f"{self.optimization.global_batch} and {self.mixing.group}",
         )
         check(
             dataset_of(self).mirrored_is_same_class or self.augmentation.flip == 0,
-            f"finetune.augmentation.flip must be 0 for {self.dataset}, whose labels tell left from right",
+            f"finetune.augmentation.flip must be 0 for {self.dataset}, whose labels depend on left and right, got "
+            f"{self.augmentation.flip}",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Test:
-    """Multi-view testing: clips x crops views of each video, softmax, mean, top-1 and top-5."""
+    """Multi-view test: clips x crops views of each video, softmax, mean, top-1 and top-5."""
 
     size: str
     dataset: str
@@ -293,7 +247,8 @@ class Test:
     def __post_init__(self) -> None:
         _check_size(self.size, "test.size")
         _check_dataset(self, "test")
-        check(self.clips > 0 and self.crops > 0, "test: clips and crops are counts of views; give positive numbers")
+        for name in ("clips", "crops"):
+            check_positive(f"test.{name}", getattr(self, name))
 
 
 TrainRecipe = ImageTeacher | VideoTeacher | Pretrain | Finetune

@@ -1,4 +1,4 @@
-"""A row of a table: its stages and the accuracy that the paper reports for it."""
+"""A row of the paper's tables: its stages and its target accuracy."""
 
 import re
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from mvd.config.recipes import Finetune, ImageTeacher, Pretrain, Test, VideoTeac
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The accuracy a row is to reach, in percent, and who says so."""
+    """The accuracy expected of a row, in percent, and where the number is from."""
 
     top1: float
     top5: float | None = None
@@ -19,9 +19,9 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of a table: its stages and the accuracy it is to reach.
+    """One row: its stages and its target accuracy.
 
-    teachers: "checkpoint" takes the files that cluster.yaml names; "train" runs the two teacher stages first.
+    teachers: "checkpoint" uses the teacher files given in cluster.yaml; "train" runs the two teacher stages first.
     """
 
     name: str
@@ -36,15 +36,16 @@ class Row:
     def __post_init__(self) -> None:
         check(
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name) is not None,
-            f"a row is called {self.name!r}; its folders are named after it, so use letters, digits, _, . and -",
+            f"row name {self.name!r} is used in folder names: start with a letter or digit, and use only letters, "
+            "digits, _, . and -",
         )
-        check(self.test is None or self.finetune is not None, f"row {self.name}: a test needs a finetune to test")
+        check(self.test is None or self.finetune is not None, f"row {self.name}: a test needs a finetune; add one")
         if self.pretrain is not None:
             for role in ("image_teacher", "video_teacher"):
                 teacher = getattr(self, role)
                 check(
                     teacher is not None and teacher.size == self.pretrain.teacher,
-                    f"row {self.name}: pretrain.teacher is {self.pretrain.teacher!r}; give an {role} of that size",
+                    f"row {self.name}: pretrain.teacher is {self.pretrain.teacher!r}; add an {role} of that size",
                 )
         if self.pretrain is not None and self.finetune is not None:
             check(

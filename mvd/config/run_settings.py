@@ -1,4 +1,4 @@
-"""How a run behaves, whatever it computes: settings that the cluster profile and a stage's execution share."""
+"""Settings of a run that do not change its result: shared by the cluster profile and a stage's execution."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ Reader = Literal["pyav", "decord"]
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetPaths:
-    """Where a data set is: its root folder, and its annotation files, relative to the root or absolute."""
+    """Paths of a data set: its root folder, and its annotation files, relative to the root or absolute."""
 
     root: str
     train: str = "train.csv"
@@ -47,12 +47,12 @@ class Faults:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What a person can set in the cluster profile about every run; a stage's execution carries the same fields.
+    """Settings of all runs in the cluster profile; each becomes a field of a stage's execution too.
 
-    reader: decoder of videos. workers: loader processes of one training process, 0 to load in that process.
-    checkpoint_every: updates between checkpoints; checkpoint_minutes: minutes between them; null for never.
-    keep_checkpoints: how many of the newest are kept; keep_every_epochs: which are kept for good, null for none.
-    validate_every: epochs between validations. log_every: updates between reports.
+    reader: video decoder. workers: loader processes per training process; 0 loads in the training process.
+    checkpoint_every: updates between checkpoints; checkpoint_minutes: minutes between them; null turns either off.
+    keep_checkpoints: number of newest checkpoints to keep; keep_every_epochs: interval of those kept permanently, null
+    for none. validate_every: epochs between validations. log_every: updates between reports.
     """
 
     reader: Reader = "pyav"

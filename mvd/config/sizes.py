@@ -1,6 +1,6 @@
-"""The geometry of every network: one record per size. A new size is one record here.
+"""The model sizes, one record each. A new size is one record here.
 
-Must not import torch: the launcher plans with it.
+Must not import torch: that keeps the launcher's start-up fast.
 """
 
 from dataclasses import dataclass, field
@@ -21,8 +21,8 @@ class Transformer:
     def __post_init__(self) -> None:
         check(
             min(self.width, self.depth, self.heads) > 0 and self.width % self.heads == 0,
-            f"a transformer's width must be a multiple of its heads, got width={self.width}, depth={self.depth}, "
-            f"heads={self.heads}",
+            "width, depth and heads of a transformer must be positive and width a multiple of heads, got "
+            f"width={self.width}, depth={self.depth}, heads={self.heads}",
         )
         check(self.mlp_width > 0, f"mlp_ratio must be positive, got {self.mlp_ratio}")
 
@@ -81,13 +81,13 @@ class ImageShape:
 class Size:
     """One model size in all its roles.
 
-    short_name: the size in names of runs, teacher checkpoints and timm models.
-    encoder: the ViT itself, in every role.
-    clip: input of the student, the classifier and the video teacher.
-    image: input of the image teacher while it teaches; its grid must equal the clip's.
-    image_training: input of the image teacher while it is trained itself.
-    decoder: either branch of a distilled student of this size.
-    image_decoder, video_decoder: the decoders with which teachers of this size are trained (MAE, VideoMAE).
+    short_name: the size in the names of rows and teachers.
+    encoder: the ViT, in every role.
+    clip: input of student, classifier and video teacher.
+    image: input of the image teacher in distillation; its token grid must equal the clip's.
+    image_training: input of the image teacher in its own training.
+    decoder: each of the two decoders of a student of this size.
+    image_decoder, video_decoder: the decoders that train teachers of this size (MAE, VideoMAE).
     """
 
     short_name: str = field(metadata=NOT_HASHED)

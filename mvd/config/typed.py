@@ -1,4 +1,4 @@
-"""Applies `key=value` settings to frozen dataclasses: typed by OmegaConf, refused with the nearest key otherwise."""
+"""Applies `key=value` settings to frozen dataclasses: OmegaConf checks types, an unknown key gives the nearest one."""
 
 import dataclasses
 import difflib
@@ -17,7 +17,7 @@ Settings = TypeVar("Settings")
 
 @dataclass(frozen=True)
 class Override:
-    """One setting: where it goes, what it is, and how to name it in an error (as the user wrote it)."""
+    """One setting: its path of keys, its value, and its text as the user wrote it, for errors."""
 
     path: tuple[str, ...]
     value: Any
@@ -25,15 +25,15 @@ class Override:
 
     @property
     def layer(self) -> dict[str, Any]:
-        layer = self.value
+        layer: Any = self.value
         for key in reversed(self.path):
             layer = {key: layer}
-        return layer
+        return dict(layer)
 
 
 def merge_typed(base: Any, *layers: Any) -> Any:
-    """Merges OmegaConf layers into a structured base, whose types check them (frozen dataclasses start read-only)."""
-    OmegaConf.set_readonly(base, False)
+    """Merges OmegaConf layers into a structured base, whose types check them."""
+    OmegaConf.set_readonly(base, False)  # that of a frozen dataclass is read-only
     return OmegaConf.merge(base, *layers)
 
 
@@ -41,7 +41,7 @@ def parse_override(text: str) -> Override:
     """`pretrain.optimization.epochs=2`: dots lead into sections, the value is YAML.
 
     Raises:
-        ConfigError: an empty key or a value that is no YAML.
+        ConfigError: a key is empty, or the value is not valid YAML.
     """
     key, _, value = text.partition("=")
     path = tuple(key.split("."))
@@ -49,16 +49,16 @@ def parse_override(text: str) -> Override:
         raise ConfigError(f"{text}: the key is not complete; write it as section.field=value")
     try:
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
-    except Exception as error:  # whatever PyYAML's scanner raises
+    except Exception as error:  # PyYAML raises many kinds
         raise ConfigError(f"{text}: the value cannot be read as YAML; put quotes around it") from error
     return Override(path, parsed["value"], text)  # type: ignore[index,call-overload]
 
 
 def apply_overrides(settings: Settings, overrides: Iterable[Override]) -> Settings:
-    """A copy of a settings dataclass with the overrides merged in, in order; its own checks run once at the end.
+    """A copy of a settings dataclass with the overrides merged in order; the dataclass validates the result.
 
     Raises:
-        ConfigError: an unknown key, a value of a wrong type, or a combination that cannot work.
+        ConfigError: an unknown key, a value of the wrong type, or an invalid combination.
     """
     merged = OmegaConf.structured(settings)
     for override in overrides:
@@ -74,10 +74,10 @@ def apply_overrides(settings: Settings, overrides: Iterable[Override]) -> Settin
 
 
 def check_keys(settings_type: type, override: Override) -> Any:
-    """Follows an override's keys through the dataclasses and returns the type that its value should have.
+    """Follows an override's keys through the dataclasses and returns the type of its value.
 
     Raises:
-        ConfigError: a key that does not exist; names the nearest one and all of that level.
+        ConfigError: a key does not exist; the message has the nearest one and all of that level.
     """
     hint: Any = settings_type
     for position, key in enumerate(override.path):
@@ -87,7 +87,7 @@ def check_keys(settings_type: type, override: Override) -> Any:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` (nearest: a, b)`: up to three similar names, or else the least different one."""
+    """` (nearest: a, b)`: up to three similar names, or else the most similar one."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or difflib.get_close_matches(name, names, 1, 0.0)
     return f" (nearest: {', '.join(close)})"
@@ -126,11 +126,11 @@ def _wrong_type(override: Override, expected: Any, error: OmegaConfBaseException
         for key in full_key[len(path) :]:
             value, expected = value[key], _step_into(expected, key, ".".join(path), override.text)
         path = full_key
-    return f"{override.text}: {'.'.join(path)} is to be {_describe(expected)}, not {value!r}"
+    return f"{override.text}: {'.'.join(path)} must be {_describe(expected)}, got {value!r}"
 
 
 def _describe(hint: Any) -> str:
-    names = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+    names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
     inner = _without_none(hint)
     if inner is not hint:
         return f"{_describe(inner)} or null"
@@ -139,9 +139,9 @@ def _describe(hint: Any) -> str:
     if get_origin(inner) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(inner))
     if get_origin(inner) is list:
-        return "a list of texts"
+        return "a list of strings"
     if get_origin(inner) is tuple:
         return f"a list of {len(get_args(inner))} numbers"
     if dataclasses.is_dataclass(inner):
         return "a section with the keys " + ", ".join(f.name for f in dataclasses.fields(inner))
-    return "a section of names"
+    return "a mapping"

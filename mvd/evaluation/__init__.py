@@ -1,4 +1,4 @@
-"""Evaluation: validation during fine-tuning, and the multi-view test that a row is judged by. Never imports mvd.train."""
+"""Validation during fine-tuning, and the multi-view test that gives a row's accuracy. Must not import mvd.train."""
 
 from mvd.evaluation.merging import Merged, merge_views
 from mvd.evaluation.views_of_file import test_views

@@ -1,4 +1,4 @@
-"""What a training run evaluates every few epochs: the extension point, and the list of what there is."""
+"""Evaluation of the network every few epochs of training: the extension point, and the evaluators there are."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -11,21 +11,21 @@ from mvd.stage import Stage
 
 
 class Evaluator(Protocol):
-    """Measures the network in training, on all processes together, and changes nothing of the training.
+    """Evaluates the network on all processes together, without changing the training.
 
-    name: for messages. every_epochs: the interval; it also runs after the last update. metric: one of the numbers that
-    `run` returns, by which a resumed run sees whether the evaluation is still to be made.
+    every_epochs: the interval; it also runs after the last update. metric: one of the names that `run` returns, by
+    which a resumed run finds out whether the evaluation was completed. TensorBoard shows a name with a slash, such as
+    `validation/knn_top1`, in that section.
     """
 
-    name: str
     every_epochs: int
     metric: str
 
     def run(self, network: nn.Module) -> dict[str, float] | None:
-        """The numbers for the curves, the same on every process; None if a signal has asked one of them to stop.
+        """Name -> value for the curves, the same on every process; None if a signal has asked one of them to stop.
 
-        network: DeepSpeed's engine, or any module that is called as the stage's network is. Under ZeRO-3 every process
-        must make the same number of forward passes. The caller restores training mode.
+        network: DeepSpeed's engine, called like the stage's network. Under ZeRO-3 every process must make the same
+        number of forward passes. The caller restores training mode.
         """
         ...
 
@@ -34,7 +34,7 @@ def build_evaluators(stage: Stage, process: Process) -> Sequence[Evaluator]:
     """The evaluators of a training stage; to add one, append it here.
 
     Raises:
-        ConfigError: its data cannot be found; possibly on some processes only.
+        ConfigError: the data of an evaluator cannot be found; possibly on some processes only.
     """
     from mvd.evaluation.validation import Validation  # imports this module's protocol
 

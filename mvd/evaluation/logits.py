@@ -1,4 +1,4 @@
-"""The logits that a test's processes leave, one file each."""
+"""The files with the logits of a test, one per process."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from mvd.files import write_atomically
 
 
 class Logits(NamedTuple):
-    """float32 logits (N, V, C) of N videos, their places in the list of test videos and their labels, (N,) each."""
+    """float32 logits (N, V, C) of N videos, their indices in the list of test videos and their labels, (N,) each."""
 
     logits: NDArray[np.float32]
     indices: NDArray[np.int64]
@@ -21,21 +21,21 @@ class Logits(NamedTuple):
 
     @classmethod
     def none(cls, views: int, classes: int) -> "Logits":
-        """Those of no video."""
+        """The logits of no videos."""
         return cls(np.zeros((0, views, classes), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
 
     def where(self, wanted: NDArray[np.bool_]) -> "Logits":
-        """Those of some of the videos; wanted: (N,)."""
+        """The logits of some of the videos; wanted: (N,)."""
         return Logits(self.logits[wanted], self.indices[wanted], self.labels[wanted])
 
 
 def concatenate(parts: Sequence[Logits]) -> Logits:
-    """All videos of all parts."""
+    """The logits of all videos of all parts."""
     return Logits(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def save_logits(path: Path, logits: Logits, entries: Sequence[Entry]) -> None:
-    """Writes a process's logits, with a digest of the list of test videos that they belong to."""
+    """Writes a process's logits, with a digest of the list of test videos."""
 
     def write(temporary: Path) -> None:
         arrays: dict[str, Any] = logits._asdict()
@@ -46,7 +46,7 @@ def save_logits(path: Path, logits: Logits, entries: Sequence[Entry]) -> None:
 
 
 def read_logits(path: Path, entries: Sequence[Entry]) -> Logits | None:
-    """What a process has left for this list of videos, or None."""
+    """The logits that a process wrote for this list of videos, or None."""
     if not path.exists():
         return None
     with np.load(path) as content:

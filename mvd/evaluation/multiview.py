@@ -1,4 +1,4 @@
-"""The multi-view test of a classifier, by which a row is judged; in one job, or split over several (shards)."""
+"""The multi-view test of a classifier, which gives a row's accuracy; in one job or split over several (shards)."""
 
 import logging
 import math
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from mvd.config import SIZES, ConfigError, Precision, dataset_of
@@ -34,20 +35,20 @@ from mvd.stage import Stage
 
 logger = logging.getLogger(__name__)
 
-ALWAYS_TOLERATED = 10  # unreadable test videos, whatever the share: so few need not be the disk's fault
+ALWAYS_TOLERATED = 10  # unreadable test videos, whatever their share: so few do not indicate a disk problem
 
 
 def run_test(stage: Stage, process: Process) -> dict[str, Any]:
-    """The multi-view test: every video decoded once by one process, softmax per view, mean, top-1 and top-5.
+    """The multi-view test: each video is decoded once by one process; softmax per view, mean, top-1 and top-5.
 
-    Unreadable videos are listed with the reason and count as wrong. Leaves each process's logits in
-    `logits/rank-<n>.npz` of the job's directory; returns what result.json says of the test, or of this shard of it.
+    Unreadable videos are logged with the reason and count as wrong. Each process writes its logits to
+    `logits/rank-<n>.npz` in the job's directory. Returns the content of result.json for the test or this shard of it.
 
     Raises:
-        ConfigError: something the user gave cannot work.
-        RunFailed: more videos cannot be read than the profile puts up with; raised on every process.
+        ConfigError: an invalid setting or input.
+        RunFailed: more videos cannot be read than faults.unreadable_share allows; raised on every process.
         HostFault: a machine failed the checks before the start; raised on every process.
-        Interrupted: a signal asked for it, between two videos, whose logits are kept; raised on every process.
+        Interrupted: stopped by a signal between two videos; the logits so far are kept. Raised on every process.
     """
     started = time.monotonic()
     with exit_together():
@@ -58,7 +59,7 @@ def run_test(stage: Stage, process: Process) -> dict[str, Any]:
         model = _load_classifier(stage).to(process.device)
     unreadable, stopped = _write_logits(model, stage, entries, process)
     if stopped:
-        raise Interrupted(f"{stage.id}: stopped by a signal; start it again to test the other videos", update=0)
+        raise Interrupted(f"{stage.id}: stopped by a signal; start it again to test the remaining videos", update=0)
     unread = report_unreadable(entries, unreadable)
     _stop_at_too_many(stage, unread, math.ceil(len(entries) / stage.execution.shards), process)
     if not process.is_first:
@@ -70,9 +71,9 @@ def run_test(stage: Stage, process: Process) -> dict[str, Any]:
 
 
 def merge_shards(stage: Stage) -> None:
-    """Writes the result.json of a test that is split, once all its shards are complete.
+    """Writes the result.json of a test in shards if all shards are complete.
 
-    Every shard calls it at its end, so the last one finds the others' results.
+    Every shard calls it at its end, so the last one finds all results.
 
     Raises:
         ConfigError: the list of test videos has changed since a shard read it.
@@ -80,7 +81,7 @@ def merge_shards(stage: Stage) -> None:
     shards = [part.job_files for part in stage.in_shards()]
     for files in shards:
         if not files.result.exists() and files.path.is_dir():
-            # A network disk may remember that there was none; a change to the folder makes it look again.
+            # NFS may have cached that the file does not exist; a change of the folder invalidates the cache.
             tempfile.NamedTemporaryFile(dir=files.path).close()
     results = [files.read_result() for files in shards]
     complete = [result for result in results if result is not None]
@@ -93,7 +94,7 @@ def merge_shards(stage: Stage) -> None:
 
 
 def _load_classifier(stage: Stage) -> nn.Module:
-    """The fine-tuned network; ConfigError where its file is not that of one, head included."""
+    """The fine-tuned network; ConfigError if the file is not one of a whole classifier with its head."""
     model = build_classifier(stage.recipe.size, num_classes=dataset_of(stage.recipe).classes)
     report = load_weights(model, stage.inputs["finetune"])
     if report.missing:
@@ -103,13 +104,13 @@ def _load_classifier(stage: Stage) -> nn.Module:
 
 
 def _stop_at_too_many(stage: Stage, unread: int, videos: int, process: Process) -> None:
-    """Gives no result where so many of the job's videos could not be read that it must be the disk, not they."""
+    """Raises RunFailed if so many of the job's videos are unreadable that the disk is the likely cause."""
     limit = stage.execution.faults.unreadable_share
     if unread <= max(limit * videos, ALWAYS_TOLERATED):
         return
     message = (
-        f"{stage.id}: {unread} of {videos} test videos cannot be read, more than the share of "
-        f"faults.unreadable_share={limit:g}; they are named above; mend that, then start it again to test only those"
+        f"{stage.id}: {unread} of {videos} test videos cannot be read, more than faults.unreadable_share={limit:g} "
+        "allows; they are listed above; fix that, then start the stage again to test only those"
     )
     if process.is_first:
         record_fault(stage.files, "unreadable", message)
@@ -120,9 +121,9 @@ def _stop_at_too_many(stage: Stage, unread: int, videos: int, process: Process) 
 def _write_logits(
     model: nn.Module, stage: Stage, entries: list[Entry], process: Process
 ) -> tuple[dict[int, str], bool]:
-    """Runs this process's share of the videos, except for those that an earlier attempt has left in its file.
+    """Tests this process's share of the videos, except for those already in its file from an earlier attempt.
 
-    Returns index -> reason of those that could not be read, and whether a signal has ended it early on all processes.
+    Returns index -> reason of the unreadable videos, and whether a signal has stopped all processes early.
     """
     recipe, how = stage.recipe, stage.execution
     path = stage.job_files.logits(process.rank)
@@ -135,16 +136,17 @@ def _write_logits(
     known = read_logits(path, entries) or none
     known = known.where(known.indices % processes == rank)  # all, unless the number of processes has changed
     loader = view_loader(dataset, rank, processes, workers=how.workers, done=set(known.indices.tolist()))
-    parts, unreadable, stopped = [known], {}, False
+    parts, stopped = [known], False
+    unreadable: dict[int, str] = {}
     progress = _TestProgress(process, max(gather(len(loader))))
     batches = iter(loader)
-    # All processes go from video to video together, so that none waits at the end for one with more videos left.
+    # All processes advance video by video together; otherwise one could wait at the end until the watchdog acts.
     for turn in range(1, progress.turns + 1):
         heartbeat("testing videos", turn)
         stopped = any(gather(stop_requested()))
         if stopped:
             break
-        batch = next(batches, {"unreadable": {}, "views": []})
+        batch: dict[str, Any] = next(batches, {"unreadable": {}, "views": []})
         unreadable |= batch["unreadable"]
         if batch["views"]:
             pixels = batch["views"][0].cut(process.device)
@@ -175,15 +177,16 @@ class _TestProgress:
 
 def _forward(
     model: nn.Module, views: torch.Tensor, at_once: int, precision: Precision, device: torch.device
-) -> np.ndarray:
+) -> NDArray[np.float32]:
     """uint8 views (V, 3, T, S, S) on the device -> float32 logits (V, classes)."""
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        parts = [model(normalise(part)) for part in views.split(at_once)]
-    return torch.cat(parts).float().cpu().numpy()
+        parts = [model(normalise(part)) for part in torch.split(views, at_once)]
+    logits: NDArray[np.float32] = torch.cat(parts).float().cpu().numpy()
+    return logits
 
 
 def _accuracy(stage: Stage, entries: list[Entry], world_size: int) -> dict[str, Any]:
-    """Top-1 and top-5 in percent of all videos, those that could not be read included, from all jobs' logits."""
+    """Top-1 and top-5 in percent of all videos, unreadable ones included, from the logits of all jobs."""
     files = [part.job_files.logits(rank) for part in stage.in_shards() for rank in range(world_size)]
     parts = [part for path in files if (part := read_logits(path, entries))]
     if len(parts) < len(files):
@@ -202,7 +205,7 @@ def _accuracy(stage: Stage, entries: list[Entry], world_size: int) -> dict[str, 
 
 
 def _write_curves(stage: Stage, numbers: Mapping[str, float]) -> None:
-    """One point, in place of what an earlier attempt may have left."""
+    """One point, which replaces that of an earlier attempt."""
     metrics = Metrics.of_stage(stage, Process(0, 1, torch.device("cpu")), resumed_at=-1)
     metrics.write(0, 0, numbers)
     metrics.close()

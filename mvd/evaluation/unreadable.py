@@ -1,4 +1,4 @@
-"""Videos that an evaluation could not read."""
+"""Reports the videos that an evaluation could not read."""
 
 import logging
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 def report_unreadable(entries: Sequence[Entry], reasons: dict[int, str]) -> int:
-    """Logs what any process could not read, and returns how many videos that are; all processes call it together.
+    """Logs the videos that any process could not read and returns their number; all processes call it together.
 
     reasons: index into `entries` -> why this process could not read it.
     """

@@ -1,6 +1,7 @@
 """Validation during fine-tuning: one centre view of each video."""
 
 import math
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,12 +20,11 @@ from mvd.stage import Stage
 
 
 class Validation:
-    """Top-1 in percent on the validation videos, one centre view each: repeatable, but not the test protocol.
+    """Top-1 in percent on the validation videos, one centre view each: deterministic, but not the test protocol.
 
-    Unreadable videos are named and count as wrong. An Evaluator (mvd.evaluation.evaluator).
+    Unreadable videos are logged and count as wrong. An Evaluator (mvd.evaluation.evaluator).
     """
 
-    name = "validation"
     metric = "val_top1"
 
     def __init__(self, stage: Stage, process: Process) -> None:
@@ -51,7 +51,7 @@ class Validation:
             heartbeat("validating videos", done * videos)
             if any(gather(stop_requested())):
                 return None
-            batch = next(loader, {"unreadable": {}, "views": []})
+            batch: dict[str, Any] = next(loader, {"unreadable": {}, "views": []})
             unreadable |= batch["unreadable"]
             pixels = [views.cut(process.device) for views in batch["views"]] or [blank.to(process.device)]
             logits = network(normalise(torch.cat(pixels)))

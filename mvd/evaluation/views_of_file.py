@@ -32,4 +32,4 @@ def test_views(
     return normalise(views.cut())
 
 
-test_views.__test__ = False  # type: ignore[attr-defined]  # pytest takes it for a test by its name
+test_views.__test__ = False  # type: ignore[attr-defined]  # its name looks like a test to pytest

@@ -1,4 +1,4 @@
-"""The networks of masked video distillation, by size; importing them registers the classifiers with timm."""
+"""The networks of masked video distillation, by size; importing this package registers the classifiers with timm."""
 
 from mvd.models.autoencoders import build_image_autoencoder, build_video_autoencoder
 from mvd.models.classifier import build_classifier

@@ -1,4 +1,4 @@
-"""The masked autoencoders with which teachers are trained; parameters are named as MAE and VideoMAE name them."""
+"""The masked autoencoders that train the teachers; parameter names are those of MAE and VideoMAE."""
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class ImageAutoencoder(ImageEncoder):
         self.decoder_norm = layer_norm(inner)
         self.decoder_pred = nn.Linear(inner, 3 * image.patch_size**2)
         self.apply(init_transformer)
-        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))  # MAE treats it as the linear map it is
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))  # as MAE: initialised like a linear layer
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -40,7 +40,8 @@ class ImageAutoencoder(ImageEncoder):
         class_token = tokens[:, :1] + positions[:, :1]
         patches = append_mask_tokens(tokens[:, 1:], self.mask_token, positions[:, 1:], order)
         tokens = self.decoder_blocks(torch.cat([class_token, patches], dim=1))
-        return self.decoder_pred(self.decoder_norm(tokens[:, -masked:]))
+        pixels: Tensor = self.decoder_pred(self.decoder_norm(tokens[:, -masked:]))
+        return pixels
 
 
 class VideoAutoencoder(nn.Module):
@@ -69,14 +70,15 @@ class VideoAutoencoder(nn.Module):
         order = visible_then_masked(mask)
         tokens = self.encoder.norm(self.encoder.features(video, order[:, :-masked]))
         tokens = append_mask_tokens(self.encoder_to_decoder(tokens), self.mask_token, self.pos_embed, order)
-        return self.decoder(tokens, masked)
+        pixels: Tensor = self.decoder(tokens, masked)
+        return pixels
 
 
 def build_image_autoencoder(name: str) -> ImageAutoencoder:
-    """The autoencoder that trains an image teacher of a named size (mvd.config.sizes); weights from torch's random state."""
+    """The MAE of an image teacher of this size (mvd.config.sizes), randomly initialised."""
     return ImageAutoencoder(size(name))
 
 
 def build_video_autoencoder(name: str, *, activation_checkpointing: bool = False) -> VideoAutoencoder:
-    """The autoencoder that trains a video teacher of a named size (mvd.config.sizes); weights from torch's random state."""
+    """The VideoMAE of a video teacher of this size (mvd.config.sizes), randomly initialised."""
     return VideoAutoencoder(size(name), activation_checkpointing=activation_checkpointing)

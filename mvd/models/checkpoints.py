@@ -1,7 +1,7 @@
-"""Weights in the layout of the official releases: MVD's, MAE's and VideoMAE's files, and ours, which are the same.
+"""Loads and writes weights in the layout of the official releases of MVD, MAE and VideoMAE, which is ours too.
 
-The networks name their parameters as the official ones do, so loading is a matter of finding the state dict, of
-prefixes, of the two ways to keep an attention's biases, and of saying exactly what does not fit.
+Parameter names are the official ones. What remains is finding the state dict, prefixes, the two layouts of attention
+biases, and an exact report of what does not fit.
 """
 
 import logging
@@ -19,16 +19,16 @@ from mvd.models.weight_files import CheckpointError, find_state_dict, read_weigh
 
 logger = logging.getLogger(__name__)
 
-PREFIXES = ("encoder.", "backbone.")  # under which some files keep the encoder
+PREFIXES = ("encoder.", "backbone.")  # of the encoder in some files
 CLASSIFIER_HEAD = ("fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias")
-TABLE_TOLERANCE = 1e-3  # what half precision loses of a position table
+TABLE_TOLERANCE = 1e-3  # rounding of a position table in half precision
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a checkpoint: its keys that were used and ignored, the model's that stay freshly initialised.
+    """The checkpoint's keys that were used and ignored, and the model's that keep their initial weights (missing).
 
-    notes: what differs from what was expected and is harmless, each as a sentence's part.
+    notes: harmless differences, each part of a sentence.
     """
 
     used: tuple[str, ...]
@@ -37,7 +37,7 @@ class LoadReport:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """One line for the user; ignored keys of one part are counted together."""
+        """One line; ignored keys are counted by their first component."""
         parts = Counter(plain_key(key).partition(".")[0] for key in self.ignored)
         ignored = ", ".join(part if count == 1 else f"{part} ({count})" for part, count in parts.items())
         lines = [f"{len(self.used)} keys used", f"{len(self.ignored)} ignored" + (f": {ignored}" if ignored else "")]
@@ -48,7 +48,7 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class Found:
-    """A weight as a checkpoint has it, and the keys that it was made from."""
+    """A weight found in a checkpoint, and the keys that it comes from."""
 
     keys: tuple[str, ...]
     weight: Tensor
@@ -57,12 +57,12 @@ class Found:
 def load_official(model: nn.Module, source: Mapping[str, Any] | str | Path) -> LoadReport:
     """Copies weights in official layout into a network built by mvd.models.
 
-    source: a state dict, possibly nested under `model` or `module`, or a .pth or .safetensors file with one. The
-    fixed position tables are never taken from it (QUIRKS 28). A classifier takes the encoder of a pre-trained
-    student or video teacher and keeps its own fresh fc_norm and head, unless the source has them too.
+    source: a state dict, possibly nested under `model` or `module`, or a .pth or .safetensors file with one. Fixed
+    position tables are never loaded (QUIRKS 28). A classifier can load the encoder of a pre-trained student or video
+    teacher; its fc_norm and head then keep their initial weights.
 
     Raises:
-        CheckpointError: the file cannot be read or is not safe, or a needed key is missing or of a wrong shape.
+        CheckpointError: the file cannot be read or is not safe, or a required key is missing or has another shape.
     """
     origin = "the state dict" if isinstance(source, Mapping) else str(source)
     entries = find_state_dict(source, origin) if isinstance(source, Mapping) else read_weights(Path(source))
@@ -83,13 +83,13 @@ def load_official(model: nn.Module, source: Mapping[str, Any] | str | Path) -> L
 
 
 def to_official(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of a network's weights on the CPU, in official layout, position tables included where that has them."""
+    """A copy of a network's weights on the CPU in official layout, with the position tables it has."""
     return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in model.state_dict().items()}
 
 
 def find_weights(names: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> dict[str, Found]:
-    """Those of a network's weights that a checkpoint has, whatever its prefixes and its layout of attention biases."""
-    key_of = {plain_key(key): key for key in entries} | {key: key for key in entries}  # an exact name goes first
+    """The weights of a network that a checkpoint has, under any prefix and in either layout of attention biases."""
+    key_of = {plain_key(key): key for key in entries} | {key: key for key in entries}  # an exact match wins
 
     def find(name: str) -> Found | None:
         key = key_of.get(name) or key_of.get(plain_key(name))
@@ -100,7 +100,7 @@ def find_weights(names: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> 
 
 
 def plain_key(key: str) -> str:
-    """A key without the prefix that says which part of a larger network it was."""
+    """A key without the prefixes of an encoder in a larger network."""
     for prefix in PREFIXES:
         key = key.removeprefix(prefix)
     return key
@@ -111,17 +111,17 @@ def is_position_table(name: str) -> bool:
 
 
 def _from_other_biases(name: str, find: Callable[[str], Found | None]) -> Found | None:
-    """An attention bias out of the other layout: `q_bias` and `v_bias`, or a `qkv.bias` whose key part does nothing.
+    """An attention bias from the other layout: `q_bias` and `v_bias`, or one `qkv.bias`.
 
-    A key bias adds the same to all of a query's scores, which softmax does not see.
+    The key part of a `qkv.bias` has no effect: it adds the same value to all scores of a query before the softmax.
     """
     attention, _, last = name.rpartition(".")
     if last in ("q_bias", "v_bias"):
         full = find(f"{attention}.qkv.bias")
         if full is None or full.weight.ndim != 1 or len(full.weight) % 3:
             return None
-        query, _, value = full.weight.chunk(3)
-        return Found(full.keys, query if last == "q_bias" else value)
+        query_part, _, value_part = full.weight.chunk(3)
+        return Found(full.keys, query_part if last == "q_bias" else value_part)
     if name.endswith(".qkv.bias"):
         attention = name.removesuffix(".qkv.bias")
         query, value = find(f"{attention}.q_bias"), find(f"{attention}.v_bias")
@@ -132,17 +132,17 @@ def _from_other_biases(name: str, find: Callable[[str], Found | None]) -> Found 
 
 
 def _misfit(given: Found, wanted: Tensor) -> list[str]:
-    """What is wrong with a weight that a checkpoint has, if anything."""
+    """Problems of a weight from a checkpoint."""
     keys = " and ".join(given.keys)
     if given.weight.shape != wanted.shape:
         return [f"{keys} is {tuple(given.weight.shape)} instead of {tuple(wanted.shape)}"]
     if not given.weight.is_floating_point():
-        return [f"{keys} holds {given.weight.dtype} instead of floating-point numbers"]
+        return [f"{keys} has dtype {given.weight.dtype} instead of a floating-point type"]
     return []
 
 
 def _other_tables(model: nn.Module, entries: Mapping[str, Tensor]) -> list[str]:
-    """Position tables of a checkpoint that are not the model's own, such as those of another resolution."""
+    """Notes on position tables of a checkpoint that differ from the model's, such as those of another resolution."""
     tables = dict([*model.named_parameters(), *model.named_buffers()])
     notes = []
     for key, given in entries.items():
@@ -150,17 +150,17 @@ def _other_tables(model: nn.Module, entries: Mapping[str, Tensor]) -> list[str]:
         if own is None or own.is_meta:
             continue
         same = given.shape == own.shape and torch.allclose(given.to(own), own, atol=TABLE_TOLERANCE)
-        notes += [] if same else [f"its {key} is another table than the fixed one, which stays"]
+        notes += [] if same else [f"its {key} differs from the fixed table and is ignored"]
     return notes
 
 
 def _key_biases(found: Mapping[str, Found], entries: Mapping[str, Tensor]) -> list[str]:
-    """Whether biases of keys, which change nothing, were left out."""
+    """A note if key biases that are not zero were dropped, which changes nothing."""
     full = [given.keys[0] for name, given in found.items() if name.endswith(".q_bias")]
     dropped = [key for key in full if key.endswith(".qkv.bias") and entries[key].chunk(3)[1].count_nonzero()]
     if not dropped:
         return []
-    return [f"the key part of {len(dropped)} qkv biases is left out, since attention does not see it"]
+    return [f"the key part of {len(dropped)} qkv biases is dropped, since it has no effect on attention"]
 
 
 def _sum_up(problems: list[str], limit: int = 8) -> str:
@@ -172,7 +172,7 @@ def _sum_up(problems: list[str], limit: int = 8) -> str:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
-    """Loads a file in official layout, and logs in one line what was used and ignored.
+    """Loads a file in official layout and logs in one line which keys were used and ignored.
 
     Raises:
         CheckpointError: the file does not fit, cannot be read or is not safe.

@@ -1,4 +1,4 @@
-"""The classifier that a pre-trained encoder is fine-tuned as."""
+"""The classifier: a pre-trained encoder with a head, for fine-tuning and testing."""
 
 import torch
 from timm.layers import trunc_normal_
@@ -24,15 +24,17 @@ class Classifier(VideoEncoder):
         self.fc_norm = layer_norm(width)
         self.head_dropout = nn.Dropout(head_dropout)
         self.apply(_init_linear)
-        self.head = new_head(width, num_classes)
+        self.head: nn.Module = new_head(width, num_classes)
 
     def pooled(self, video: Tensor) -> Tensor:
         """Clips (B, 3, T, S, S), normalised -> the mean token after the norm, (B, width)."""
-        return self.fc_norm(self.features(video).mean(dim=1))
+        pooled: Tensor = self.fc_norm(self.features(video).mean(dim=1))
+        return pooled
 
     def forward(self, video: Tensor) -> Tensor:
         """Clips (B, 3, T, S, S), normalised -> logits (B, classes)."""
-        return self.head(self.head_dropout(self.pooled(video)))
+        logits: Tensor = self.head(self.head_dropout(self.pooled(video)))
+        return logits
 
 
 def build_classifier(
@@ -43,7 +45,7 @@ def build_classifier(
     head_dropout: float = 0.0,
     activation_checkpointing: bool = False,
 ) -> Classifier:
-    """A classifier of a named size (mvd.config.sizes); weights drawn from torch's random state."""
+    """A classifier of this size (mvd.config.sizes), randomly initialised from torch's global generator."""
     return Classifier(
         size(name),
         num_classes,
@@ -54,7 +56,7 @@ def build_classifier(
 
 
 def new_head(width: int, num_classes: int) -> nn.Linear:
-    """A linear head that starts close to zero: a thousandth of the other layers' initial weights."""
+    """A linear head with initial weights of 0.001 times those of the other layers."""
     head = nn.Linear(width, num_classes)
     _init_linear(head)
     with torch.no_grad():

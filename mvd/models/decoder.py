@@ -1,4 +1,4 @@
-"""The decoder that the student's two branches and VideoMAE share."""
+"""The decoder of the student's two branches and of VideoMAE."""
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,13 @@ class Decoder(nn.Module):
         self.head = nn.Linear(shape.width, outputs)
 
     def forward(self, tokens: Tensor, masked: int) -> Tensor:
-        """Tokens (B, N, width), the `masked` last of which are to be predicted -> (B, masked, outputs)."""
-        return self.head(self.norm(self.blocks(tokens)[:, -masked:]))
+        """Tokens (B, N, width), of which the last `masked` are the masked ones -> predictions (B, masked, outputs)."""
+        outputs: Tensor = self.head(self.norm(self.blocks(tokens)[:, -masked:]))
+        return outputs
 
 
 def mask_token(width: int) -> nn.Parameter:
-    """A mask token cut off at one standard deviation, +-0.02, as the official initialisation has it (QUIRKS 24)."""
+    """A mask token from a normal distribution truncated at one standard deviation, +-0.02 (QUIRKS 24)."""
     return nn.Parameter(trunc_normal_(torch.empty(1, 1, width), std=0.02, a=-0.02, b=0.02))
 
 

@@ -1,8 +1,8 @@
-"""What the networks share: embeddings, stacks of transformer blocks, and the two trunks.
+"""Shared by all networks: patch and tubelet embeddings, transformer blocks, and the image and video encoders.
 
-Under bf16 autocast the matrix products run in bf16, while the position tables, being float32, keep the sum that runs
-through the blocks in float32, as in the official mixed-precision pre-training. A bf16 sum would double the error of
-a ViT-B video teacher's features (1.0 % instead of 0.5 % of their standard deviation, random weights).
+Under bf16 autocast, matrix products run in bf16, and the float32 position tables keep the residual stream in float32,
+as in the official mixed-precision pre-training. A bf16 residual stream would double the error of a ViT-B video
+teacher's features (1.0 % instead of 0.5 % of their standard deviation, random weights).
 """
 
 from functools import partial
@@ -25,12 +25,12 @@ ImageBlock = vision_transformer.Block  # a bias for query, key and value, as MAE
 
 
 def fixed(table: Tensor) -> nn.Parameter:
-    """A position table that is never trained but is part of the state dict, as some official models keep theirs."""
+    """A position table that is not trained but is in the state dict, as in some official models."""
     return nn.Parameter(table, requires_grad=False)
 
 
 class TubeletEmbedding(nn.Module):
-    """Linear embedding of tubelets; its weight is kept as the Conv3d that official checkpoints hold."""
+    """Linear embedding of tubelets; its weight has the shape of official checkpoints, a Conv3d's."""
 
     def __init__(self, clip: ClipShape, width: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class TubeletEmbedding(nn.Module):
         """
         expected = (3, self.clip.frames, self.clip.image_size, self.clip.image_size)
         if video.shape[1:] != expected:
-            raise ValueError(f"a batch of clips is {tuple(video.shape)}; this network takes (batch, *{expected})")
+            raise ValueError(f"clips must have the shape (batch, *{expected}), got {tuple(video.shape)}")
         tubelets = cut_tubelets(video, self.clip.tubelet, self.clip.patch_size).flatten(2)
         if visible is not None:  # before the projection, so that masked tokens cost nothing
             tubelets = take(tubelets, visible)
@@ -67,7 +67,7 @@ class Blocks(nn.ModuleList):
         drop_path: float = 0.0,
         activation_checkpointing: bool = False,
     ) -> None:
-        mlp_ratio = (shape.mlp_width + 0.5) / shape.width  # timm rounds width x ratio down
+        mlp_ratio = (shape.mlp_width + 0.5) / shape.width  # timm truncates width x ratio
         build = partial(block, shape.width, shape.heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=layer_norm)
         super().__init__(build(drop_path=rate) for rate in calculate_drop_path_rates(drop_path, shape.depth))
         self.activation_checkpointing = activation_checkpointing
@@ -82,9 +82,9 @@ class Blocks(nn.ModuleList):
 
 
 class VideoEncoder(nn.Module):
-    """The trunk of student, classifier and video teacher. The norm is left to the owner: not all of them apply it.
+    """The encoder of student, classifier and video teacher. Subclasses apply the final norm, if they do.
 
-    positions: the table (1, N, width), a frozen parameter or a buffer, as the official state dict wants it.
+    positions: the table (1, N, width), a frozen parameter if the official state dict has it, or else a buffer.
     """
 
     def __init__(
@@ -105,15 +105,16 @@ class VideoEncoder(nn.Module):
     def features(self, video: Tensor, visible: Tensor | None = None) -> Tensor:
         """The last block's tokens of a clip (B, 3, T, S, S), without the norm: (B, N, width).
 
-        With `visible` (B, K), token indices, only these are looked at: (B, K, width).
+        With `visible` (B, K), token indices, only these tokens are encoded: (B, K, width).
         """
-        tokens = self.patch_embed(video, visible)
+        tokens: Tensor = self.patch_embed(video, visible)
         positions = self.pos_embed if visible is None else F.embedding(visible, self.pos_embed[0])
-        return self.blocks(tokens + positions)
+        tokens = self.blocks(tokens + positions)
+        return tokens
 
 
 class ImageEncoder(nn.Module):
-    """MAE's encoder, the trunk of the image teacher: a class token before the patches, full qkv biases."""
+    """MAE's encoder, that of the image teacher: a class token before the patches, full qkv biases."""
 
     def __init__(self, shape: Transformer, image: ImageShape) -> None:
         super().__init__()
@@ -126,13 +127,14 @@ class ImageEncoder(nn.Module):
     def features(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
         """The last block's tokens of images (B, 3, S, S), without the norm: (B, 1 + N, width), class token first.
 
-        With `visible` (B, K), patch indices, only these patches are looked at: (B, 1 + K, width).
+        With `visible` (B, K), patch indices, only these patches are encoded: (B, 1 + K, width).
         """
-        tokens = self.patch_embed(images) + self.pos_embed[:, 1:]
+        tokens: Tensor = self.patch_embed(images) + self.pos_embed[:, 1:]
         if visible is not None:
             tokens = take(tokens, visible)
         class_token = self.cls_token + self.pos_embed[:, :1]
-        return self.blocks(torch.cat([class_token.expand(len(tokens), -1, -1), tokens], dim=1))
+        tokens = self.blocks(torch.cat([class_token.expand(len(tokens), -1, -1), tokens], dim=1))
+        return tokens
 
 
 def init_transformer(module: nn.Module) -> None:

@@ -1,11 +1,11 @@
-"""Fixed position tables, computed in float64 and returned as float32, shaped (1, tokens, width)."""
+"""Fixed position tables: computed in float64, returned as float32 of shape (1, tokens, width)."""
 
 import torch
 from torch import Tensor
 
 
 def sincos_2d(width: int, side: int, *, class_token: bool = False) -> Tensor:
-    """The image teacher's table over a square grid in (h, w) order, as MAE has it.
+    """The image teacher's table over a square grid in (h, w) order (MAE).
 
     The first half of the channels encodes the column, the second half the row (QUIRKS 29). With `class_token`, a row
     of zeros comes first.
@@ -36,7 +36,7 @@ def sincos_3d(width: int, slices: int, side: int) -> Tensor:
 
 
 def sinusoid_1d(width: int, tokens: int) -> Tensor:
-    """The video teacher's table over flattened tokens, as VideoMAE has it: even channels sines, odd ones cosines."""
+    """The video teacher's table over flattened tokens, as in VideoMAE: sines in even channels, cosines in odd ones."""
     channel = torch.arange(width)
     exponent = (channel - channel % 2).double() / width
     angle = torch.arange(tokens).double()[:, None] / 10000**exponent
@@ -56,4 +56,4 @@ def _sines_then_cosines(width: int, positions: Tensor) -> Tensor:
 
 def _check_width(width: int, unit: int) -> None:
     if width % unit:
-        raise ValueError(f"a width of {width} has no sine-cosine position table; use a multiple of {unit}")
+        raise ValueError(f"the width of a sine-cosine position table must be a multiple of {unit}, got {width}")

@@ -1,7 +1,7 @@
 """The classifiers as timm models: `timm.create_model("mvd_vit_base_patch16_224", num_classes=400, ...)`.
 
-For people who want a trained network without this harness. Weights come from official files and from
-`python -m mvd.export`, as `checkpoint_path=FILE`; there are none to download.
+For use of a trained network outside this harness. `checkpoint_path=FILE` loads official files and those of
+`python -m mvd.export`; there are no weights to download.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ __all__ = ["RegisteredClassifier"]
 
 
 class RegisteredClassifier(Classifier):
-    """A classifier with the methods that timm's users expect; it takes whole clips, (B, 3, 16, 224, 224)."""
+    """A classifier with timm's model interface; its input is a clip, (B, 3, 16, 224, 224)."""
 
     def __init__(
         self,
@@ -34,8 +34,8 @@ class RegisteredClassifier(Classifier):
     ) -> None:
         if in_chans != 3 or global_pool != "avg":
             raise ValueError(
-                f"in_chans={in_chans}, global_pool={global_pool!r}: an MVD classifier takes 3 channels and the mean of "
-                "all tokens; leave both out"
+                f"in_chans must be 3 and global_pool 'avg', got in_chans={in_chans}, global_pool={global_pool!r}; "
+                "leave both out"
             )
         super().__init__(
             own, max(num_classes, 1), drop_path=drop_path_rate, head_dropout=drop_rate, activation_checkpointing=False
@@ -51,9 +51,12 @@ class RegisteredClassifier(Classifier):
         return self.features(video)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens (B, N, width) -> logits (B, classes), or with `pre_logits` what the head takes, (B, width)."""
-        pooled = self.head_dropout(self.fc_norm(tokens.mean(dim=1)))
-        return pooled if pre_logits else self.head(pooled)
+        """Tokens (B, N, width) -> logits (B, classes), or with `pre_logits` the head's input, (B, width)."""
+        pooled: Tensor = self.head_dropout(self.fc_norm(tokens.mean(dim=1)))
+        if pre_logits:
+            return pooled
+        logits: Tensor = self.head(pooled)
+        return logits
 
     def get_classifier(self) -> nn.Module:
         return self.head
@@ -61,30 +64,28 @@ class RegisteredClassifier(Classifier):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh head for another number of classes; 0 takes the head away, so that the model returns features."""
         if global_pool not in (None, "avg"):
-            raise ValueError(
-                f"global_pool={global_pool!r}: an MVD classifier takes the mean of all tokens; leave it out"
-            )
+            raise ValueError(f"global_pool must be 'avg' (the mean of all tokens), got {global_pool!r}; leave it out")
         self.num_classes = num_classes
         device = self.fc_norm.weight.device
         self.head = new_head(self.embed_dim, num_classes).to(device) if num_classes else nn.Identity()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
+        """Activation checkpointing: recompute each block in the backward pass instead of keeping its activations."""
         self.blocks.activation_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's way to tell a parameter's layer from its name, for layer-wise learning rates."""
+        """timm's patterns that map parameter names to layers, for layer-wise learning rates."""
         return {"stem": r"^pos_embed|^patch_embed", "blocks": r"^blocks\.(\d+)"}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """torch's, for files in official layout too; timm applies no filter to `checkpoint_path` itself."""
+        """As torch's, but accepts official layouts too, since timm applies no filter to `checkpoint_path`."""
         return super().load_state_dict(checkpoint_filter_fn(state_dict, self), strict, assign)
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """A checkpoint's content in the model's own names, without position tables, which are built in (QUIRKS 28).
+    """A checkpoint's weights under the model's names, without position tables, which are fixed (QUIRKS 28).
 
-    Keys that the model has no use for stay in, so that a strict load names them.
+    Keys that the model does not have are kept, so that a strict load reports them.
     """
     entries = find_state_dict(state_dict, "the checkpoint")
     found = find_weights(model.state_dict(), entries)
@@ -115,7 +116,7 @@ def _settings(size_name: str) -> dict[str, Any]:
     return {
         "num_classes": 400,
         "input_size": (3, image_size, image_size),
-        "fixed_input_size": False,  # a size is part of the name, not an argument
+        "fixed_input_size": False,  # the size is part of the model's name
         "interpolation": "bilinear",
         "crop_pct": 1.0,
         "mean": IMAGENET_DEFAULT_MEAN,
@@ -129,7 +130,7 @@ default_cfgs = generate_default_cfgs({timm_name(name): _settings(name) for name 
 
 
 def _entry_point(size_name: str) -> Callable[..., RegisteredClassifier]:
-    """The function that timm.create_model calls for a size; timm knows it by its name."""
+    """The function that timm.create_model calls for a size; timm registers it by its __name__."""
 
     def create(pretrained: bool = False, **kwargs: Any) -> RegisteredClassifier:
         return _create(size_name, pretrained, **kwargs)

@@ -1,4 +1,4 @@
-"""The student: a video ViT that sees a tenth of a clip and predicts both teachers' features of the rest."""
+"""The student: a video ViT that encodes the visible tokens and predicts both teachers' features of the masked ones."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from mvd.models.tokens import count_masked, visible_then_masked
 
 
 class Student(VideoEncoder):
-    """Encoder and an image and a video branch of one shape (paper, section 3); parameters are named officially."""
+    """An encoder with an image and a video decoder of the same shape (paper, section 3); official parameter names."""
 
     def __init__(self, own: Size, teacher: Size, *, drop_path: float, activation_checkpointing: bool) -> None:
         clip, width, inner = own.clip, own.encoder.width, own.decoder.width
@@ -47,7 +47,7 @@ class Student(VideoEncoder):
         Returns (image features, video features), each (B, masked, teacher's width), in token order.
 
         Raises:
-            ValueError: the clip has another shape than this network's, or the rows of the mask differ in count.
+            ValueError: the clip has another shape than this network's, or the mask's rows differ in count.
         """
         masked = count_masked(mask)
         order = visible_then_masked(mask)
@@ -60,5 +60,5 @@ class Student(VideoEncoder):
 def build_student(
     name: str, *, teacher: str, drop_path: float = 0.0, activation_checkpointing: bool = False
 ) -> Student:
-    """A student of a named size (mvd.config.sizes) for teachers of another; weights drawn from torch's random state."""
+    """A student of this size (mvd.config.sizes) for teachers of another, randomly initialised."""
     return Student(size(name), size(teacher), drop_path=drop_path, activation_checkpointing=activation_checkpointing)

@@ -8,7 +8,7 @@ from mvd.models.positions import sinusoid_1d
 
 
 class ImageTeacher(ImageEncoder):
-    """An MAE encoder at the resolution at which it teaches."""
+    """An MAE encoder at the resolution used for distillation."""
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames (B, 3, S, S), normalised -> patch features (B, positions, width)."""
@@ -16,7 +16,7 @@ class ImageTeacher(ImageEncoder):
 
 
 class VideoTeacher(nn.Module):
-    """A VideoMAE encoder over all frames; official files hold it under `encoder.`."""
+    """A VideoMAE encoder over all tokens; official files have the prefix `encoder.`."""
 
     def __init__(self, own: Size) -> None:
         super().__init__()
@@ -28,17 +28,17 @@ class VideoTeacher(nn.Module):
 
 
 def video_teacher_encoder(own: Size, *, activation_checkpointing: bool = False) -> VideoEncoder:
-    """VideoMAE's encoder: one sinusoid over all flattened tokens, unlike the student's table (QUIRKS 28)."""
+    """VideoMAE's encoder: a 1-D sinusoidal table over flattened tokens, unlike the student's (QUIRKS 28)."""
     positions = nn.Buffer(sinusoid_1d(own.encoder.width, own.clip.tokens), persistent=False)
     return VideoEncoder(own.encoder, own.clip, positions, activation_checkpointing=activation_checkpointing)
 
 
 def build_image_teacher(name: str) -> ImageTeacher:
-    """A frozen image teacher of a named size (mvd.config.sizes), still to be loaded."""
+    """A frozen, randomly initialised image teacher of this size (mvd.config.sizes); load its weights next."""
     own = size(name)
     return ImageTeacher(own.encoder, own.image).requires_grad_(False).eval()
 
 
 def build_video_teacher(name: str) -> VideoTeacher:
-    """A frozen video teacher of a named size (mvd.config.sizes), still to be loaded."""
+    """A frozen, randomly initialised video teacher of this size (mvd.config.sizes); load its weights next."""
     return VideoTeacher(size(name)).requires_grad_(False).eval()

@@ -26,12 +26,12 @@ def visible_then_masked(mask: Tensor) -> Tensor:
 
 
 def count_masked(mask: Tensor) -> int:
-    """How many tokens each row of a mask (B, N) hides; the one value a masked forward pass fetches from the device.
+    """The number of masked tokens per row of a mask (B, N); a masked forward pass's only device-to-host sync.
 
     Raises:
-        ValueError: the rows hide different numbers of tokens, or all or none of them.
+        ValueError: the rows differ in their number of masked tokens, or all or no tokens are masked.
     """
-    counts = set(mask.sum(dim=1).tolist())
+    counts: set[int] = set(mask.sum(dim=1).tolist())
     if len(counts) != 1 or not 0 < (count := counts.pop()) < mask.shape[1]:
         raise ValueError(
             "every clip of a batch must have the same number of masked tokens, and at least one masked and one "

@@ -1,4 +1,4 @@
-"""Files with weights, from anywhere: what is read can run no code, and what cannot be read ends in one sentence."""
+"""Reads weight files from untrusted sources: loading runs no code, and an unreadable file gives a clear error."""
 
 import pickle
 from collections.abc import Mapping
@@ -12,25 +12,25 @@ from torch import Tensor
 from mvd.config import ConfigError
 from mvd.models.safe_types import safe_types
 
-# Where official files keep the state dict, depending on which of their programs wrote them.
+# Keys under which official files have the state dict; it depends on the program that wrote them.
 NESTING = ("model", "module")
 
 
 class CheckpointError(ConfigError):
-    """Weights that cannot be used: one sentence that says what, where, and the mend."""
+    """Weights that cannot be used; one sentence: what is wrong, where, and how to fix it."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict of a .safetensors file, or of a pickle that holds tensors, plain containers and a Namespace.
+    """The state dict of a .safetensors file, or of a pickle of tensors, plain containers and argparse.Namespace.
 
-    Official files are such pickles: they keep their arguments, an argparse.Namespace, beside the weights. One that
-    asks for anything more is refused before any of it is run.
+    Official files are such pickles: besides the weights they contain their arguments, a Namespace. A pickle with any
+    other class is refused before it is executed.
 
     Raises:
-        CheckpointError: there is no such file, or it is damaged, unsafe or without weights.
+        CheckpointError: the file does not exist, is damaged or unsafe, or has no weights.
     """
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint file {path}; name an existing .pth or .safetensors file")
+        raise CheckpointError(f"there is no checkpoint file {path}; give an existing .pth or .safetensors file")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -39,20 +39,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return find_state_dict(content, str(path))
     except (CheckpointError, MemoryError):
         raise
-    except Exception as error:  # a hostile or damaged file can make the readers raise anything
+    except Exception as error:  # malicious or damaged files can cause any exception
         if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
             raise CheckpointError(
-                f"{path} is not a plain checkpoint: it holds more than tensors and settings, which could run code when "
-                "loaded, or is no checkpoint at all; convert it to .safetensors where it comes from"
+                f"{path} is not a plain checkpoint: it contains objects other than tensors and settings, which could "
+                "run code when loaded, or it is no checkpoint; if you trust its source, convert it to .safetensors"
             ) from error
-        raise CheckpointError(f"{path} is damaged or no checkpoint at all; fetch or write it again") from error
+        raise CheckpointError(f"{path} is damaged or not a checkpoint; download or write it again") from error
 
 
 def find_state_dict(content: Any, origin: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's content, which may be nested; `origin` names it in an error.
+    """The tensors of a checkpoint's content, which may be nested; `origin` is its name in errors.
 
     Raises:
-        CheckpointError: there are none.
+        CheckpointError: there are no tensors.
     """
     for entry in NESTING:
         if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):

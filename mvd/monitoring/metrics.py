@@ -1,13 +1,16 @@
-"""A run's numbers, handed to all of its writers (mvd.monitoring.writers)."""
+"""A run's metrics, passed on to all of its writers (mvd.monitoring.writers)."""
 
 import logging
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mvd.distributed.process import Process
+from mvd.identity import identity
 from mvd.monitoring.writers import Writer, build_writers
 from mvd.run_directory import RunDirectory
 from mvd.stage import Stage
@@ -18,8 +21,8 @@ logger = logging.getLogger(__name__)
 class Metrics:
     """Writes on the first process only; on the others every method does nothing.
 
-    A resumed run drops what was written after its checkpoint, so that no curve shows an update twice. A disk that is
-    full or read-only does not stop a run: the failure is logged, and writing is tried again at the next call.
+    A resumed run drops what was written after its checkpoint, so that no curve has an update twice. A full or
+    read-only disk does not stop a run: the failure is logged, and writing is tried again at the next call.
     """
 
     def __init__(self, files: RunDirectory, writers: Sequence[Writer]) -> None:
@@ -30,26 +33,41 @@ class Metrics:
 
     @classmethod
     def of_stage(cls, stage: Stage, process: Process, resumed_at: int) -> "Metrics":
-        """The metrics of a stage that goes on after update `resumed_at`."""
-        return cls(stage.files, build_writers(stage, resumed_at) if process.is_first else [])
+        """The metrics of a stage that continues after update `resumed_at`, with its settings as text and as values."""
+        metrics = cls(stage.files, build_writers(stage, resumed_at) if process.is_first else [])
+        metrics.text(max(resumed_at, 0), "stage", f"```yaml\n{stage.to_yaml()}```")
+        metrics.hyperparameters({"kind": stage.kind, **_flat(identity(stage.recipe))})
+        return metrics
 
     def write(self, update: int, epoch: int, values: Mapping[str, float]) -> None:
         """Adds one record; `epoch` counts from 1 and is the one that `update` belongs to."""
         self._each(lambda writer: writer.scalars(update, epoch, values))
 
+    def image(self, update: int, name: str, pixels: NDArray[np.uint8]) -> None:
+        """Adds an image; pixels: (H, W, 3), RGB."""
+        self._each(lambda writer: writer.image(update, name, pixels))
+
+    def text(self, update: int, name: str, markdown: str) -> None:
+        """Adds a text."""
+        self._each(lambda writer: writer.text(update, name, markdown))
+
+    def hyperparameters(self, values: Mapping[str, str | float | bool]) -> None:
+        """Records the settings of the run, by which a tool can compare it with others."""
+        self._each(lambda writer: writer.hyperparameters(values))
+
     def latest(self) -> dict[str, float]:
-        """Each number's last value, from earlier attempts too; {} on the other processes."""
+        """The last value of each metric, from earlier attempts too; {} on the other processes."""
         values: dict[str, float] = {}
         for record in self._records():
             values |= record
         return values
 
     def newest(self, name: str) -> int:
-        """The last update that has this number; 0 if none has, and on the other processes."""
+        """The last update with this metric; 0 if there is none, and on the other processes."""
         return max((record["update"] for record in self._records() if name in record), default=0)
 
     def flush(self) -> None:
-        """Flush buffered metrics."""
+        """Flushes buffered metrics."""
         self._each(lambda writer: writer.flush())
 
     def close(self) -> None:
@@ -79,12 +97,24 @@ class _Tolerant:
             self.failing = False
         except OSError as error:
             if not self.failing:
-                logger.error("FAULT (log): %s cannot be written: %s", self.files.path, error)
+                name = type(self.writer).__name__
+                logger.error("FAULT (log): %s cannot write the metrics of %s: %s", name, self.files.path, error)
             self.is_open, self.failing = False, True
 
 
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool]:
+    """Nested settings as one level, with names such as `optimization.base_lr`."""
+    values: dict[str, str | float | bool] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            values |= _flat(value, f"{prefix}{name}.")
+        else:
+            values[f"{prefix}{name}"] = value if isinstance(value, str | float | bool) else str(value)
+    return values
+
+
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory this process has held: on the GPU, or else in RAM, in GB (10^9 bytes)."""
+    """Peak memory of this process: of the GPU, or else of RAM, in GB (10^9 bytes)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: the extension point, and the writers there are."""
+"""Where a run's metrics go: the extension point, and the writers there are."""
 
 import json
 from collections.abc import Mapping
@@ -8,11 +8,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from mvd.files import append_text, read_json_lines, write_text
 from mvd.stage import Stage
 
-SECTIONS = {  # TensorBoard's headings and what is under them; the rest, above all the losses, is under "training"
+SECTIONS = {  # TensorBoard's sections of metrics without one in their name; the rest, such as losses, is "training"
     "schedule": ("epochs_done", "lr", "weight_decay"),
     "validation": ("val_top1", "val_unreadable"),
     "speed": ("samples_per_second", "data_wait_share", "decode_ms", "loader_queue", "memory_gb"),
@@ -21,10 +22,10 @@ SECTIONS = {  # TensorBoard's headings and what is under them; the rest, above a
 
 
 class Writer(Protocol):
-    """Takes the numbers, pictures and texts of a run, on its first process only; x is the update.
+    """Receives the metrics, images and texts of a run, on its first process only; the x axis is the update.
 
-    Any method but the constructor may raise OSError (a full or read-only disk): the caller logs it, goes on, and calls
-    `open` again before the next write. A writer that has no use for a kind of content ignores it.
+    Any method except the constructor may raise OSError (a full or read-only disk): the caller logs it, continues, and
+    calls `open` again before the next write. A writer ignores the kinds of content that it does not support.
     """
 
     def open(self) -> None:
@@ -47,7 +48,7 @@ class Writer(Protocol):
 
 
 def build_writers(stage: Stage, resumed_at: int) -> list[Writer]:
-    """The writers of a run; to add one, append it here. What was written after update `resumed_at` is dropped."""
+    """The writers of a run; to add one, append it here. Records after update `resumed_at` are dropped."""
     return [JsonLines(stage.files.metrics, resumed_at), TensorBoard(stage.files.tensorboard, resumed_at)]
 
 
@@ -85,7 +86,7 @@ class JsonLines:
 
 
 class TensorBoard:
-    """TensorBoard events, under the headings of SECTIONS."""
+    """TensorBoard events."""
 
     def __init__(self, folder: Path, resumed_at: int) -> None:
         self.folder = folder
@@ -93,7 +94,7 @@ class TensorBoard:
 
     def open(self) -> None:
         self.events = SummaryWriter(str(self.folder), purge_step=self.purge_step)
-        self.purge_step = None  # after a failure, whose thread has ended, it goes on where it was
+        self.purge_step = None  # reopened after a failure, it continues without purging
 
     def scalars(self, update: int, epoch: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -106,7 +107,9 @@ class TensorBoard:
         self.events.add_text(name, markdown, update)
 
     def hyperparameters(self, values: Mapping[str, str | float | bool]) -> None:
-        self.events.add_hparams(dict(values), {}, run_name=".")
+        # SummaryWriter.add_hparams would open a second event file, after which TensorBoard stops reading the first.
+        for summary in hparams(dict(values), {}):  # type: ignore[no-untyped-call]
+            self.events._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 
     def flush(self) -> None:
         self.events.flush()
@@ -116,6 +119,8 @@ class TensorBoard:
 
 
 def tag(name: str) -> str:
-    """What TensorBoard calls a number, for instance `speed/memory_gb`."""
+    """TensorBoard's name of a metric, for instance `speed/memory_gb`; a name with a slash has its section already."""
+    if "/" in name:
+        return name
     section = next((section for section, names in SECTIONS.items() if name in names), "training")
     return f"{section}/{name}"

@@ -1,7 +1,7 @@
-"""Updates that must not be made: losses and gradients that are not finite, and losses that jump.
+"""Bad updates: non-finite losses or gradients, and loss spikes.
 
-Such an update is left out on all processes: the weights stay, schedule and data go on. Where several follow each
-other the run returns to its last good checkpoint once and then leaves these batches out; skipped.json remembers them.
+All processes skip a non-finite update: the weights stay as they are, schedule and data continue. After several in a
+row the run returns to its last good checkpoint, once, and skips these updates from there; skipped.json lists them.
 """
 
 import json
@@ -16,17 +16,17 @@ from mvd.distributed.process import Process, gather
 from mvd.files import write_json
 from mvd.stage import Stage
 
-SPIKE_WINDOW = 100  # latest losses, whose median a spike is measured against
-SPIKE_MINIMUM = 20  # losses without which there is no median
+SPIKE_WINDOW = 100  # number of latest losses, whose median a spike is compared with
+SPIKE_MINIMUM = 20  # number of losses from which on spikes are detected
 NAMES_SHOWN = 8
 
 
 class NonFiniteLoss(RunFailed):
-    """Losses or gradients stay infinite or NaN, from the last good checkpoint on too."""
+    """Losses or gradients are non-finite again after the return to the last good checkpoint."""
 
 
 class RollBack(Exception):
-    """The run is to start again from its newest checkpoint; raised on every process."""
+    """The run must start again from its newest checkpoint; raised on every process."""
 
 
 class BadUpdates:
@@ -38,7 +38,7 @@ class BadUpdates:
         record = json.loads(self.path.read_text()) if process.is_first and self.path.exists() else {}
         self.record: dict[str, Any] = gather(record)[0] or {"skipped": [], "rollbacks": []}
         self.in_a_row: list[int] = []
-        self.skipped: list[int] = []  # all updates that were not made
+        self.skipped: list[int] = []  # all updates that were skipped
         self.losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
 
     def state_dict(self) -> dict[str, Any]:
@@ -49,24 +49,25 @@ class BadUpdates:
         self.skipped = list(state["left_out"])
 
     def skips(self, update: int) -> bool:
-        """Whether an earlier rollback says that this update is not to be made."""
+        """Whether this update is skipped because of an earlier rollback."""
         skipped = update in self.record["skipped"]
         if skipped:
             self.skipped.append(update)
         return skipped
 
     def record_bad(self, update: int, what: str, videos: list[str], checkpoint: int) -> None:
-        """Names an update that was left out; `videos` are those of this process that may be the cause.
+        """Records a skipped update.
 
-        checkpoint: the update of the newest good checkpoint.
+        what: "loss" or "gradient". videos: those of this process that may be the cause. checkpoint: the update of
+        the newest good checkpoint.
 
         Raises:
-            RollBack: too many in a row.
-            NonFiniteLoss: the same once more, after that.
+            RollBack: faults.bad_updates in a row.
+            NonFiniteLoss: the same again, after a rollback to the same checkpoint.
         """
         culprits = [(rank, names) for rank, names in enumerate(gather(videos)) if names]
-        named = "; ".join(f"rank {rank}: {_listed(names)}" for rank, names in culprits)
-        message = f"the {what} is not finite at update {update} ({named}); the update is left out"
+        listed = "; ".join(f"rank {rank}: {_listed(names)}" for rank, names in culprits)
+        message = f"the {what} is not finite at update {update} ({listed}); the update is skipped"
         if self.process.is_first:
             record_fault(self.stage.files, "non-finite", message, update)
         self.in_a_row.append(update)
@@ -76,10 +77,10 @@ class BadUpdates:
             self._roll_back(self.in_a_row, reason, checkpoint)
 
     def record_good(self, update: int, loss: float, checkpoint: int) -> dict[str, float]:
-        """Takes the loss of an update; returns {"loss_spike": times the median} where it jumped.
+        """Records the loss of an update; returns {"loss_spike": loss / median} if it is a spike, else {}.
 
         Raises:
-            RollBack: it jumped, and the profile wants such batches left out.
+            RollBack: it is a spike, and faults.spike_rollback is set.
         """
         self.in_a_row = []
         faults = self.stage.execution.faults
@@ -91,7 +92,7 @@ class BadUpdates:
             message = f"the loss of update {update}, {loss:.4g}, is {loss / median:.1f} times the median of the last"
             record_fault(self.stage.files, "spike", f"{message} {len(self.losses) - 1}", update)
         if faults.spike_rollback and checkpoint not in self._returned_to():
-            self._roll_back([update], "the loss jumped", checkpoint)
+            self._roll_back([update], "the loss spiked", checkpoint)
         return {"loss_spike": loss / median}
 
     def _returned_to(self) -> list[int]:
@@ -101,15 +102,15 @@ class BadUpdates:
         where = f"checkpoint of update {checkpoint}" if checkpoint else "start"
         if checkpoint in self._returned_to():
             raise NonFiniteLoss(
-                f"{self.stage.id}: {reason}, the last of them update {updates[-1]}, and once before after the same "
-                f"{where}; look at the inputs named in {self.stage.files.faults}, or lower the learning rate"
+                f"{self.stage.id}: {reason}, the last of them update {updates[-1]}, again after a return to the "
+                f"{where}; check the inputs listed in {self.stage.files.faults}, or lower the learning rate"
             )
         self.record["skipped"] += updates
         self.record["rollbacks"].append({"at": updates[-1], "to": checkpoint, "reason": reason})
         if self.process.is_first:
             write_json(self.path, self.record)
             skipped = ", ".join(str(update) for update in updates)
-            message = f"{reason}; going back to the {where}, and leaving out update {skipped} from there"
+            message = f"{reason}; returning to the {where} and skipping update {skipped} from there"
             record_fault(self.stage.files, "rollback", message, updates[-1])
         raise RollBack(reason)
 

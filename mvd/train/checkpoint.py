@@ -1,8 +1,9 @@
-"""Checkpoints, which count only with their manifest, written last.
+"""Checkpoints: a folder is one only if it has a manifest, which is written last.
 
-A checkpoint is a folder `step-<update>` of DeepSpeed's files, one `rng-<rank>.pt` a process, and `manifest.json`
-with the size and sha256 of each. DeepSpeed's own `latest` file is not used: nothing makes it wait for all ranks.
-The update says where in the schedule and in the data a run is, since both follow from it; there is no loss scale.
+A checkpoint is a folder `step-<update>` with DeepSpeed's files, one `rng-<rank>.pt` per process, `state.pt` if a part
+of the run has tensors of its own (mvd.train.stateful), and `manifest.json` with the size and SHA-256 of each file.
+DeepSpeed's `latest` file is not used: it may be written before all ranks have finished. Schedule and data order follow
+from the update, so nothing else is saved of them; there is no loss scale.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,18 +31,20 @@ from mvd.host import hostname
 from mvd.run_directory import MANIFEST, RunDirectory, checkpoint_name
 from mvd.train.engine import Engine, full_state_dict
 from mvd.train.reshard import load_resharded
+from mvd.train.stateful import States, split_tensors
 
 logger = logging.getLogger(__name__)
 
-DAMAGED = "manifest.damaged.json"  # what the manifest becomes where the checkpoint is not what it says
+DAMAGED = "manifest.damaged.json"  # what the manifest of a damaged checkpoint is renamed to
+STATE = "state.pt"
 
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """What a checkpoint said: its update (0 where there was none) and the state that was saved with it."""
+    """The update of the checkpoint that was loaded, 0 if there was none, and the states saved with it."""
 
     update: int
-    state: dict[str, Any]
+    state: Mapping[str, Any]
 
 
 class SaveError(RuntimeError):
@@ -49,44 +52,46 @@ class SaveError(RuntimeError):
 
 
 def save_checkpoint(
-    engine: Engine, files: RunDirectory, update: int, process: Process, made_by: dict[str, Any], state: dict[str, Any]
+    engine: Engine, files: RunDirectory, update: int, process: Process, made_by: dict[str, Any], state: States
 ) -> None:
-    """Saves weights, optimizer and every rank's random state as `step-<update>`; all ranks call it together.
+    """Saves weights, optimizer, each rank's random state and the parts' states; all ranks call it together.
 
-    made_by: what a run must have in common with the checkpoint to go on from it. state: what else the run wants back,
-    as JSON. Until the manifest is renamed into place the folder does not count.
+    made_by: settings that a run must share with the checkpoint to resume from it. state: see mvd.train.stateful.
 
     Raises:
-        CannotSave: the disk is full, read-only or gone; the older checkpoints are as they were.
+        SaveError: the disk is full, read-only or gone; older checkpoints are untouched.
     """
     target = files.checkpoints / checkpoint_name(update)
     writer = ErrorCollectingWriter()
     if process.is_first:
         with writer.collecting_errors():
-            shutil.rmtree(target, ignore_errors=True)  # a save that was cut off
+            shutil.rmtree(target, ignore_errors=True)  # left by an interrupted save
             target.mkdir(parents=True)
     _abandon_if_any_failed(writer, target, process)
     engine.checkpoint_engine = writer
-    engine._copy_recovery_script = lambda *_: None  # a write that could fail on one rank while the others wait
+    engine._copy_recovery_script = lambda *_: None  # its write may fail on one rank while the others wait
     engine.save_checkpoint(str(target.parent), tag=target.name, save_latest=False)
     writer.save(_random_state(), str(target / f"rng-{process.rank}.pt"))
+    values, tensors = split_tensors(state)
+    if process.is_first and tensors:
+        writer.save(tensors, str(target / STATE))
     _abandon_if_any_failed(writer, target, process)
     found: list[Path] = []
     entries: dict[str, dict[str, Any]] = {}
     with writer.collecting_errors():
         found = _content(target)
-    content = sorted(set().union(*gather(found)))  # a network disk shows others' files late
+    content = sorted(set().union(*gather(found)))  # on a network disk other hosts' files appear late
     with writer.collecting_errors():
         entries = _describe(target, _share(content, process))
-    files = {name: entry for part in gather(entries) for name, entry in part.items()}
-    if process.is_first and len(files) == len(content):
+    described = {name: entry for part in gather(entries) for name, entry in part.items()}
+    if process.is_first and len(described) == len(content):
         manifest = {
             "update": update,
             "world_size": process.world_size,
             "zero_stage": engine.zero_optimization_stage(),
             "made_by": made_by,
-            "state": state,
-            "files": files,
+            "state": values,
+            "files": described,
         }
         with writer.collecting_errors():
             write_json(target / MANIFEST, {**manifest, "sha256": _own_digest(manifest)})
@@ -97,7 +102,7 @@ def save_weights(engine: Engine, path: Path, process: Process, metadata: dict[st
     """Writes all weights in fp32 and the official layout as one .safetensors file; all ranks call it together.
 
     Raises:
-        CannotSave: as above.
+        SaveError: the disk is full, read-only or gone.
     """
     state = full_state_dict(engine)
     writer = ErrorCollectingWriter()
@@ -107,11 +112,8 @@ def save_weights(engine: Engine, path: Path, process: Process, metadata: dict[st
     _abandon_if_any_failed(writer, path, process)
 
 
-class ErrorCollectingWriter(TorchCheckpointEngine):
-    """Writes DeepSpeed's files to the disk itself, and notes a failure instead of raising it.
-
-    A rank that raised in the middle of a save would leave the others waiting for it.
-    """
+class ErrorCollectingWriter(TorchCheckpointEngine):  # type: ignore[misc]  # untyped
+    """Writes DeepSpeed's files and keeps an error instead of raising it: the other ranks would wait for this one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +127,11 @@ class ErrorCollectingWriter(TorchCheckpointEngine):
     def collecting_errors(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError, SafetensorError) as error:  # the last two: how libraries say that it is full
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # the last two: a full disk in torch or safetensors
             lines = str(error).splitlines() or [type(error).__name__]
             self.failure = f"{hostname()}: {lines[0]}"
 
@@ -142,14 +148,14 @@ def _abandon_if_any_failed(writer: ErrorCollectingWriter, target: Path, process:
 def load_newest_checkpoint(
     engine: Engine, files: RunDirectory, process: Process, made_by: dict[str, Any]
 ) -> LoadedCheckpoint:
-    """Restores the newest good checkpoint on all ranks; update 0 where there is none.
+    """Restores the newest good checkpoint on all ranks; update 0 if there is none.
 
-    Every rank verifies its share of the files and all agree; a damaged checkpoint is named, no longer counts, and the
-    one before it is tried. One of another number of processes or another ZeRO stage is converted on the way.
+    Every rank verifies its share of the files. If any rank finds damage, the checkpoint is reported and disabled on
+    all, and the one before is tried. A checkpoint of another number of processes or another ZeRO stage is converted.
 
     Raises:
-        ConfigError: the newest good one was made by another kind of run than `made_by` says.
-        HostFault: a disk does not give a file that is there, which says nothing against the checkpoint.
+        ConfigError: the newest good checkpoint was made with other settings than `made_by`.
+        HostFault: reading failed with an I/O error, which is no evidence of a corrupt checkpoint.
     """
     candidates = gather(files.complete_checkpoints())[0]
     for candidate in reversed(candidates):
@@ -157,30 +163,39 @@ def load_newest_checkpoint(
         if manifest is None or damaged:
             if process.is_first:
                 (candidate / MANIFEST).rename(candidate / DAMAGED)
-                logger.warning(f"checkpoint {candidate} is damaged ({', '.join(damaged)}); trying the one before")
+                logger.warning("checkpoint %s is damaged (%s); trying the one before", candidate, ", ".join(damaged))
             continue
         _check_made_by(candidate, manifest["made_by"], made_by)
-        logger.info(f"resuming after update {manifest['update']} from {candidate}")
+        logger.info("resuming after update %d from %s", manifest["update"], candidate)
         _load(engine, candidate, manifest, process)
-        return LoadedCheckpoint(manifest["update"], manifest["state"])
+        return LoadedCheckpoint(manifest["update"], _load_state(candidate, manifest))
     if candidates and process.is_first:
-        logger.warning(f"no good checkpoint is left in {files.checkpoints}; starting from update 0")
+        logger.warning("no good checkpoint is left in %s; starting from update 0", files.checkpoints)
     return LoadedCheckpoint(0, {})
 
 
 def _load(engine: Engine, folder: Path, manifest: dict[str, Any], process: Process) -> None:
     saved = (manifest["world_size"], manifest["zero_stage"])
     if saved != (process.world_size, engine.zero_optimization_stage()):
+        running = (process.world_size, engine.zero_optimization_stage())
         logger.info(
-            f"it was saved by {saved[0]} processes with ZeRO stage {saved[1]}; {process.world_size} with stage "
-            f"{engine.zero_optimization_stage()} go on from it"
+            "resharding: saved by %d processes with ZeRO stage %d, loaded by %d with stage %d", *saved, *running
         )
         load_resharded(engine, folder, *saved)
         return
     loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
     if loaded is None:
-        raise ConfigError(f"DeepSpeed could not read {folder}; remove that folder to go on from the one before")
+        raise ConfigError(f"DeepSpeed could not read {folder}; remove that folder to resume from the one before")
     _restore_random_state(torch.load(folder / f"rng-{process.rank}.pt", weights_only=False))
+
+
+def _load_state(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The states of the run's parts, values and tensors together."""
+    states: dict[str, Any] = dict(manifest["state"])
+    if STATE in manifest["files"]:
+        for part, tensors in torch.load(folder / STATE, map_location="cpu", weights_only=True).items():
+            states[part] = states[part] | tensors
+    return states
 
 
 def _check_made_by(folder: Path, saved: dict[str, Any], running: dict[str, Any]) -> None:
@@ -188,13 +203,14 @@ def _check_made_by(folder: Path, saved: dict[str, Any], running: dict[str, Any])
         if saved.get(name, value) != value:
             raise ConfigError(
                 f"{folder} was made with {name} {saved[name]} and this run has {name} {value}, which would change the "
-                f"result; go on with {saved[name]}, or remove {folder.parent} to start again"
+                f"result; continue with {saved[name]}, or remove {folder.parent} to start from scratch"
             )
 
 
 def _verify(folder: Path, process: Process) -> tuple[dict[str, Any] | None, list[str]]:
-    """The manifest, None where it is damaged itself, and the names of damaged files; all ranks find the same."""
-    manifest, damaged, failure = None, [MANIFEST], None
+    """The manifest, None if it is damaged, and the names of damaged files; the same on all ranks."""
+    manifest: dict[str, Any] | None = None
+    damaged, failure = [MANIFEST], None
     try:
         manifest = _read_manifest(folder)
         if manifest is not None:
@@ -204,14 +220,14 @@ def _verify(folder: Path, process: Process) -> tuple[dict[str, Any] | None, list
     found = gather((manifest, damaged, failure))
     failures = sorted({failure for *_, failure in found if failure is not None})
     if failures:
-        raise HostFault(f"{folder} cannot be read ({'; '.join(failures)}); start it again once the disk answers")
+        raise HostFault(f"{folder} cannot be read ({'; '.join(failures)}); start the stage again once the disk works")
     return found[0][0], sorted({name for _, names, _ in found for name in names})
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest, or None where it is damaged itself."""
+    """The manifest, or None if it is damaged."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
         intact = manifest.pop("sha256") == _own_digest(manifest) and checkpoint_name(manifest["update"]) == folder.name
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
@@ -227,7 +243,7 @@ def _content(folder: Path) -> list[Path]:
 
 
 def _share(paths: list[Path], process: Process) -> list[Path]:
-    """This rank's part of the files to read: checksums of large models should not wait for one process."""
+    """This rank's part of the files, since one process alone would take long to hash those of a large model."""
     return paths[process.rank :: process.world_size]
 
 

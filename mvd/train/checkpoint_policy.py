@@ -1,8 +1,8 @@
-"""When checkpoints are saved, which are kept, and what becomes of a save that fails."""
+"""When checkpoints are saved, which are kept, and how failed saves are handled."""
 
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from mvd.run_directory import update_of
 from mvd.stage import Stage
 from mvd.train.checkpoint import SaveError, load_newest_checkpoint, save_checkpoint, save_weights
 from mvd.train.engine import Engine
+from mvd.train.stateful import States
 
 
 class CheckpointPolicy:
-    """A run's checkpoints. All processes have one and call its methods together, but for `wanted`."""
+    """A run's checkpoints. All processes call its methods together, except for `wanted`."""
 
     def __init__(self, stage: Stage, process: Process, steps_per_epoch: int, made_by: dict[str, Any]) -> None:
         self.stage, self.process, self.made_by = stage, process, made_by
@@ -28,28 +29,28 @@ class CheckpointPolicy:
         self.saved_at = time.monotonic()
         self.seconds = 0.0  # of all saves of this attempt
 
-    def load(self, engine: Engine) -> dict[str, Any]:
-        """Restores the newest good checkpoint; returns the state saved with it, {} where there is none."""
+    def load(self, engine: Engine) -> Mapping[str, Any]:
+        """Restores the newest good checkpoint; returns the states saved with it, {} if there is none."""
         loaded = load_newest_checkpoint(engine, self.files, self.process, self.made_by)
         self.newest = loaded.update
         return loaded.state
 
     def wanted(self) -> bool:
-        """Whether this process wants a save whatever the update: it was asked for one, or it is time."""
+        """Whether this process wants a save now: by a signal, or because checkpoint_minutes are over."""
         minutes = self.stage.execution.checkpoint_minutes
         late = minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
         return take_save_request() or (late and self.process.is_first)
 
     def due(self, update: int) -> bool:
-        """Whether the profile wants a save after this update."""
+        """Whether the settings require a save after this update."""
         every = [n for n in (self.stage.execution.checkpoint_every, self.kept_every) if n is not None]
         return any(update % n == 0 for n in every)
 
-    def save(self, engine: Engine, update: int, state: dict[str, Any]) -> bool:
-        """Saves, and prunes what need not be kept; returns False where the disk would not take it.
+    def save(self, engine: Engine, update: int, state: States) -> bool:
+        """Saves a checkpoint and deletes old ones; returns False if writing failed.
 
         Raises:
-            RunFailed: it was the last of the failures in a row that the profile puts up with.
+            RunFailed: writing failed faults.save_failures times in a row.
         """
         started = time.monotonic()
         saved = self._try(
@@ -63,7 +64,7 @@ class CheckpointPolicy:
         return saved
 
     def save_weights(self, engine: Engine, path: Path, update: int) -> bool:
-        """Leaves the weights as a file of their own; returns and raises as `save` does."""
+        """Writes the final weights to a file; returns and raises as `save` does."""
         metadata = {"format": "pt", "stage": self.stage.id, "updates": str(update)}
         return self._try(update, lambda: save_weights(engine, path, self.process, metadata))
 
@@ -84,7 +85,7 @@ class CheckpointPolicy:
         if self.process.is_first:
             record_fault(self.stage.files, "save", message, update)
         if self.failures >= limit:
-            raise RunFailed(f"{self.stage.id}: {message}; make room, then start it again to go on from there")
+            raise RunFailed(f"{self.stage.id}: {message}; free some space, then start the stage again to resume")
 
     def _prune(self) -> None:
         if not self.process.is_first:
@@ -96,6 +97,6 @@ class CheckpointPolicy:
 
 
 def kept_updates(updates: Iterable[int], last: int, every: int | None) -> set[int]:
-    """The last few, and those at every so many updates."""
+    """The `last` newest updates, and the multiples of `every`."""
     ascending = sorted(updates)
     return {*ascending[-last:], *(update for update in ascending if every and update % every == 0)}

@@ -3,20 +3,41 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import deepspeed  # noqa: E402
+import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed import DeepSpeedEngine as Engine  # noqa: E402
-from torch import nn
+from torch import Tensor, nn
 
 from mvd.batch import Batch
 from mvd.config import ConfigError, Precision
 
+if TYPE_CHECKING:
+
+    class Engine(nn.Module):
+        """The part of DeepSpeedEngine that the harness uses; DeepSpeed itself has no type hints."""
+
+        module: nn.Module
+        optimizer: Any  # ours at ZeRO stage 0, DeepSpeed's wrapper of it above
+        checkpoint_engine: Any
+        _copy_recovery_script: Any
+
+        def backward(self, loss: Tensor) -> Tensor: ...
+        def step(self) -> None: ...
+        def zero_optimization_stage(self) -> int: ...
+        def get_global_grad_norm(self) -> float: ...
+        def save_checkpoint(self, save_dir: str, tag: str, save_latest: bool) -> bool: ...
+        def load_checkpoint(self, load_dir: str, tag: str) -> tuple[str | None, dict[str, Any]]: ...
+        def destroy(self) -> None: ...
+else:
+    from deepspeed import DeepSpeedEngine as Engine
+
+__all__ = ["Engine", "build_engine", "full_state_dict", "load_deepspeed_config", "take_step"]
+
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 
-# These belong to the row; a ds_configs file that sets them would change a result behind the recipe's back.
+# Settings of the recipe: in a file of ds_configs/ they would change the result without changing the stage id.
 ROW_KEYS = {
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
@@ -31,25 +52,32 @@ ROW_KEYS = {
 
 
 def load_deepspeed_config(name: str) -> dict[str, Any]:
-    """ds_configs/<name>.json; ConfigError where there is none, or where it sets what belongs to the row."""
+    """The content of ds_configs/<name>.json.
+
+    Raises:
+        ConfigError: there is no such file, it is not JSON, or it sets what the recipe decides.
+    """
     path = DS_CONFIGS / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in DS_CONFIGS.glob("*.json")))
         raise ConfigError(f"no DeepSpeed configuration is called {name!r}; use one of {known}")
     try:
-        config = json.loads(path.read_text())
+        config: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error}); mend it") from error
+        raise ConfigError(f"{path} is not valid JSON ({error}); fix it") from error
     forbidden = sorted(ROW_KEYS & config.keys())
     if forbidden:
-        raise ConfigError(f"{path} sets {', '.join(forbidden)}, which belongs to the row; remove it from the file")
+        raise ConfigError(f"{path} sets {', '.join(forbidden)}, which the recipe decides; remove it from the file")
     return config
 
 
 def build_engine(
     model: nn.Module, optimizer: torch.optim.Optimizer, config_name: str, batch: Batch, precision: Precision
 ) -> Engine:
-    """Wraps the model and its own optimizer (DeepSpeed would compile one); bf16 means autocast over fp32 weights."""
+    """Wraps a model and a torch optimizer (DeepSpeed's own optimizers compile C++ extensions when they are built).
+
+    precision: "bf16" runs forward and backward passes under autocast; weights, gradients and optimizer stay fp32.
+    """
     config = load_deepspeed_config(config_name) | {
         "train_micro_batch_size_per_gpu": batch.micro_batch,
         "gradient_accumulation_steps": batch.accumulation,
@@ -58,32 +86,34 @@ def build_engine(
         "torch_autocast": {
             "enabled": precision == "bf16",
             "dtype": "bfloat16",
-            "lower_precision_safe_modules": [],  # else gradients are summed across GPUs in bf16
+            "lower_precision_safe_modules": [],  # otherwise gradients are reduced in bf16
         },
     }
+    engine: Engine
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     return engine
 
 
 def take_step(engine: Engine) -> float:
-    """Applies the accumulated gradient and returns its 2-norm over all parameters.
+    """Makes an optimizer step with the accumulated gradient and returns the gradient's L2 norm over all parameters.
 
-    A gradient that is not finite is dropped instead, on every process, and NaN returned. ZeRO computes the norm and
-    does so itself; stage 0 does not, and there every process holds the whole gradient.
+    If the gradient is not finite, every process skips the step and returns NaN. ZeRO does both itself; at stage 0,
+    where every process has the whole gradient, it is done here.
     """
-    norm = None
+    norm: float | None = None
     if engine.zero_optimization_stage() == 0:
-        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
-        if not torch.isfinite(norm):
-            engine.module.zero_grad(set_to_none=True)  # the optimizer passes over what has no gradient
+        norm = float(nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
+        if not math.isfinite(norm):
+            engine.module.zero_grad(set_to_none=True)  # the optimizer ignores parameters without a gradient
     engine.step()
-    norm = float(engine.get_global_grad_norm() if norm is None else norm)
-    return norm if 0 <= norm < math.inf else math.nan  # ZeRO says inf or -1
+    if norm is None:
+        norm = float(engine.get_global_grad_norm())
+    return norm if 0 <= norm < math.inf else math.nan  # ZeRO returns inf or -1 for a gradient that is not finite
 
 
-def full_state_dict(engine: Engine) -> dict[str, torch.Tensor]:
-    """All weights in fp32 on the CPU of rank 0, empty elsewhere; gathers ZeRO-3's shards, so every rank calls it."""
-    state = {}
+def full_state_dict(engine: Engine) -> dict[str, Tensor]:
+    """All weights in fp32 on the CPU of rank 0, {} on the others; every rank must call it (ZeRO-3)."""
+    state: dict[str, Tensor] = {}
     for name, weight in engine.module.state_dict(keep_vars=True).items():
         with deepspeed.zero.GatheredParameters([weight] if hasattr(weight, "ds_id") else []):
             if dist.get_rank() == 0:

@@ -1,10 +1,10 @@
-"""The training loop of all four training kinds: from a stage to its weights."""
+"""The training loop of all training stages."""
 
 import contextlib
 import gc
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,13 +22,14 @@ from mvd.distributed.preflight import preflight
 from mvd.distributed.process import Process, exit_together, gather, mean_across_processes
 from mvd.distributed.signals import Interrupted, stop_requested
 from mvd.distributed.watchdog import heartbeat
-from mvd.evaluation.evaluator import Evaluator, build_evaluators
+from mvd.evaluation.evaluator import build_evaluators
 from mvd.monitoring.metrics import Metrics, peak_memory_gb
 from mvd.monitoring.progress import Progress
 from mvd.stage import Stage
 from mvd.train.bad_updates import BadUpdates, RollBack
 from mvd.train.checkpoint_policy import CheckpointPolicy
 from mvd.train.engine import build_engine, take_step
+from mvd.train.evaluations import Evaluations
 from mvd.train.optimizer import build_optimizer
 from mvd.train.sample_seeded_dropout import SampleSeededLayers
 from mvd.train.schedule import cosine_schedule
@@ -39,23 +40,23 @@ from mvd.train.window import Window
 
 
 def train(stage: Stage, process: Process) -> dict[str, Any]:
-    """Trains a stage from its newest checkpoint, or its start, to its end; returns what result.json says of it.
+    """Trains a stage from its newest checkpoint, if there is one, to its end; returns the content of result.json.
 
-    Leaves `weights.safetensors`, metrics, events and checkpoints in the run directory.
+    Writes `weights.safetensors`, metrics, events and checkpoints to the run directory.
 
     Raises:
         ConfigError: an invalid setting or input.
-        RunFailed: training diverged, or what it needs is gone; raised on every process.
+        RunFailed: training diverged, or its data or disk is unusable; raised on every process.
         HostFault: a machine failed the checks before the start; raised on every process.
-        Interrupted: a signal asked for it, and the last update is saved; raised on every process.
+        Interrupted: stopped by a signal; the last update is saved. Raised on every process.
     """
     started = time.monotonic()
     while True:
         with contextlib.suppress(RollBack):
             return {**_train_from_newest(stage, process), "wall_seconds": time.monotonic() - started}
-        gc.collect()  # two engines would not fit into a GPU; the exception, which is gone here, held the first one
+        gc.collect()  # frees the first engine, which the exception referenced: two would not fit on a GPU
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # else the checks before the start find the GPU taken
+            torch.cuda.empty_cache()  # otherwise the checks before the start find the GPU's memory in use
 
 
 def _train_from_newest(stage: Stage, process: Process) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def _train_from_newest(stage: Stage, process: Process) -> dict[str, Any]:
 
 
 class TrainingRun:
-    """A stage in training: its engine, its place in the schedule and what it has to report."""
+    """A stage in training: its engine, its update in schedule and data, and its metrics."""
 
     def __init__(self, stage: Stage, process: Process) -> None:
         self.stage, self.process = stage, process
@@ -86,7 +87,7 @@ class TrainingRun:
         with exit_together():
             self.dataset = build_dataset(stage)
             self.dataset.timeout = ReadTimeout.of_run(stage.files.timed_out, how.faults.video_seconds)
-            self.evaluators = build_evaluators(stage, process)
+            evaluators = build_evaluators(stage, process)
             self.steps_per_epoch = steps_per_epoch(len(self.dataset), settings.global_batch)
         with exit_together():
             preflight(stage, process, check_samples(self.dataset.entries, how.reader))
@@ -104,40 +105,39 @@ class TrainingRun:
         self.bad_updates = BadUpdates(stage, process)
         self.skipped_files = SkippedFiles(stage, process, len(self.dataset))
         self.window = Window()
-        self.stateful: dict[str, Stateful] = {
-            "bad_updates": self.bad_updates,
-            "skipped_files": self.skipped_files,
-            "window": self.window,
-        }
         made_by = {"precision": how.precision, "training list": fingerprint(self.dataset.entries)}
         self.checkpoints = CheckpointPolicy(stage, process, self.steps_per_epoch, made_by)
         with exit_together():
             self.engine = build_engine(model, build_optimizer(model, settings), how.deepspeed, batch, how.precision)
             torch.manual_seed(recipe.seed * 1_000_003 + process.rank + 1)
-            restore(self.stateful, self.checkpoints.load(self.engine))
+            restore(self.stateful(), self.checkpoints.load(self.engine))
             self.update = self.checkpoints.newest
-            self.batches = iter(train_loader(stage, self.dataset, process.rank, self.update))
+            self.batches: Iterator[dict[str, Any]] = iter(train_loader(stage, self.dataset, process.rank, self.update))
         self.loading = LoaderStats()
         self.metrics = Metrics.of_stage(stage, process, self.update)
-        self.evaluated = {e.metric: gather(self.metrics.newest(e.metric))[0] for e in self.evaluators}
+        self.evaluations = Evaluations(evaluators, self.metrics, self.steps_per_epoch, self.total_updates)
         self.progress = Progress(stage.kind, self.total_updates, self.update) if process.is_first else None
-        self.stopping = self.saving = False  # agreed by all processes
-        self.waited = 0.0  # for the data of the update in progress, in seconds
+        self.stopping = self.saving = False  # the same on all processes
+        self.waited = 0.0  # seconds that the update in progress has waited for data
 
     @property
     def epoch(self) -> int:
         """The epoch in progress, counted from 0."""
         return self.update // self.steps_per_epoch
 
+    def stateful(self) -> dict[str, Stateful]:
+        """The parts of the run that a checkpoint includes; to add one, create it in `__init__` and list it here."""
+        return {"bad_updates": self.bad_updates, "skipped_files": self.skipped_files, "window": self.window}
+
     def to_the_end(self) -> None:
-        """Runs the remaining updates with their checkpoints, validations and reports, and leaves the weights.
+        """Runs the remaining updates with checkpoints, evaluations and reports, then writes the weights.
 
         Raises:
             RunFailed, Interrupted: see `train`.
-            RollBack: the run is to be started again from its newest checkpoint.
+            RollBack: the run must start again from its newest checkpoint.
         """
         how = self.stage.execution
-        self._evaluate_if_due()  # the last attempt may have ended before it did
+        self._evaluate_if_due()  # the last attempt may have ended during an evaluation
         self.engine.train()
         while self.update < self.total_updates:
             learning_rate = float(self.learning_rates[self.update])
@@ -156,7 +156,7 @@ class TrainingRun:
         self._save_at_the_end(lambda: self.checkpoints.save_weights(self.engine, self.stage.files.weights, self.update))
 
     def _one_update(self, learning_rate: float) -> None:
-        """One optimizer step over `accumulation` micro-batches, unless their losses or gradient are not finite."""
+        """One optimizer step over `accumulation` micro-batches; skipped if the loss or the gradient is not finite."""
         started, self.waited = time.monotonic(), 0.0
         number, accumulation = self.update + 1, self.stage.execution.accumulation
         if self.bad_updates.skips(number):
@@ -172,7 +172,7 @@ class TrainingRun:
             samples.append(raw["indices"].tolist())
             heartbeat("in forward and backward", number)
             if step:
-                self.engine.step()  # inside an update this only counts the micro-batch
+                self.engine.step()  # within an update it only counts the micro-batch
             batch = prepare(raw, self.stage.recipe, self.process.device)
             self.seeded_layers.draw(raw["layer_seeds"], self.process.device)
             named = self.task.losses(self.engine, batch)
@@ -181,7 +181,7 @@ class TrainingRun:
             if step == accumulation - 1:
                 means = self._agree(torch.stack(losses))
                 if not all(map(math.isfinite, means)):
-                    loss = loss * math.nan  # so that every ZeRO stage leaves its update out
+                    loss = loss * math.nan  # makes every rank skip the step, at every ZeRO stage
             self.engine.backward(loss)
         heartbeat("updating weights", number)
         norm = take_step(self.engine)
@@ -195,10 +195,10 @@ class TrainingRun:
             self._note_bad(number, torch.stack(losses), samples, lossy=not all(map(math.isfinite, means)))
 
     def _next_batch(self) -> dict[str, Any]:
-        """The loader's next micro-batch; notes the wait for it and the files that others replaced in it."""
+        """The loader's next micro-batch; records the time it took and the files that could not be read."""
         heartbeat("reading videos", self.update + 1)
         asked = time.monotonic()
-        raw = next(self.batches)
+        raw: dict[str, Any] = next(self.batches)
         self.waited += time.monotonic() - asked
         if "failed" in raw:
             raise ConfigError(f"{self.stage.id}: {raw['failed']}; check the data set's root")
@@ -207,9 +207,9 @@ class TrainingRun:
         return raw
 
     def _agree(self, losses: torch.Tensor) -> list[float]:
-        """Means over the micro-batches (micro-batches, names) of all ranks.
+        """Means over the micro-batches of all ranks; losses: (micro-batches, names).
 
-        Whether any rank was asked to stop, or wants a checkpoint, comes to all with them.
+        The same all-reduce tells every rank whether any was asked to stop or wants a checkpoint.
         """
         heartbeat("waiting for the others' losses", self.update + 1)
         asked = losses.new_tensor([stop_requested(), self.checkpoints.wanted()])
@@ -219,14 +219,14 @@ class TrainingRun:
         return means
 
     def _note_bad(self, number: int, losses: torch.Tensor, samples: list[list[int]], lossy: bool) -> None:
-        """Names the videos behind a loss that is not finite; a gradient tells nothing of them, so all are named."""
+        """Records a skipped update with the videos of its non-finite losses, or all if the gradient is at fault."""
         finite = losses.isfinite().all(dim=1).tolist()
         suspects = [part for part, fine in zip(samples, finite, strict=True) if not (lossy and fine)]
         videos = [self.dataset.entries[index].path for part in suspects for index in part]
         self.bad_updates.record_bad(number, "loss" if lossy else "gradient", videos, self.checkpoints.newest)
 
     def _report(self, learning_rate: float) -> None:
-        """Log the metrics accumulated since the last report."""
+        """Logs the metrics accumulated since the last report."""
         settings, epoch = self.stage.recipe.optimization, (self.update - 1) // self.steps_per_epoch + 1
         replaced = self.skipped_files.share(epoch)
         values = {"lr": learning_rate, "weight_decay": settings.weight_decay, **replaced}
@@ -244,22 +244,22 @@ class TrainingRun:
             self.progress.show(self.update, f"epoch {epoch}/{settings.epochs} {losses}{rate}")
 
     def _save(self) -> bool:
-        """Saves a checkpoint, but never of weights that may be what makes updates fail; returns whether it did."""
+        """Saves a checkpoint, except during a series of bad updates, which the weights may cause; returns if it did."""
         if self.bad_updates.in_a_row and self.update < self.total_updates:
             return False
         heartbeat("saving", self.update)
         self.skipped_files.share((self.update - 1) // self.steps_per_epoch + 1)
         self.metrics.flush()
-        saved = self.checkpoints.save(self.engine, self.update, collect(self.stateful))
+        saved = self.checkpoints.save(self.engine, self.update, collect(self.stateful()))
         if not saved:
             self.metrics.write(self.update, self.epoch + 1, {"failed_saves": self.checkpoints.failures})
         return saved
 
     def _save_at_the_end(self, save: Callable[[], bool]) -> None:
-        """Retry a save that must not be lost until the disk accepts it."""
+        """Retries the save until the disk accepts it."""
         while not save():
             for _ in range(math.ceil(self.stage.execution.faults.save_again_seconds)):
-                heartbeat("waiting for room on the disk", self.update)
+                heartbeat("waiting for disk space", self.update)
                 time.sleep(1)
                 if any(gather(stop_requested())):
                     raise self._interrupted()
@@ -272,23 +272,11 @@ class TrainingRun:
         )
 
     def _evaluate_if_due(self) -> None:
-        """Runs the evaluators whose epoch it is, and all at the end; told to stop, leaves them to the next attempt."""
-        epoch, rest = divmod(self.update, self.steps_per_epoch)
-        for evaluator in self.evaluators:
-            due = epoch % evaluator.every_epochs == 0 or self.update == self.total_updates
-            if not rest and due and self.update > self.evaluated[evaluator.metric]:
-                self._evaluate(evaluator, epoch)
-
-    def _evaluate(self, evaluator: Evaluator, epoch: int) -> None:
-        numbers = evaluator.run(self.engine)
-        self.engine.train()
-        if numbers is None:
-            if self.checkpoints.newest < self.update:
-                self._save()
-            raise self._interrupted()
-        self.metrics.write(self.update, epoch, numbers)
-        self.metrics.flush()
-        self.evaluated[evaluator.metric] = self.update
+        if self.evaluations.run_due(self.engine, self.update):
+            return
+        if self.checkpoints.newest < self.update:
+            self._save()
+        raise self._interrupted()
 
     def close(self) -> None:
         """Ends the loader processes, the progress line, the writers and the engine."""

@@ -1,7 +1,7 @@
 """The losses of the four training stages.
 
-Each takes the network as anything that can be called, such as DeepSpeed's engine, and returns float32 scalars whatever
-precision the forward pass ran in.
+The network is any callable, such as DeepSpeed's engine. Losses are float32 scalars in any precision of the forward
+pass.
 """
 
 import math
@@ -28,7 +28,7 @@ class Targets(NamedTuple):
 
 
 class DistillationLoss(NamedTuple):
-    """The minimised sum and its two equally weighted parts, each a scalar."""
+    """The sum that is minimised and its two parts, which have equal weights; scalars."""
 
     total: Tensor
     image: Tensor
@@ -48,12 +48,12 @@ def distillation_targets(
 ) -> Targets:
     """Both teachers' features at the masked tokens, not normalised (QUIRKS 26).
 
-    video: (B, 3, T, S, S), normalised, for the video teacher. image_video: the same clip at the image teacher's size,
-    of which it takes the first of every `tubelet` frames (QUIRKS 27). mask: (B, N) bool, True = masked;
-    masked: their number in each row.
+    video: (B, 3, T, S, S), normalised, for the video teacher. image_video: the same clip at the image teacher's size;
+    the image teacher takes the first of every `tubelet` frames (QUIRKS 27). mask: (B, N) bool, True = masked.
+    masked: number of masked tokens per row.
 
     Raises:
-        ValueError: the teachers' tokens are not those of the mask.
+        ValueError: mask and teachers differ in their number of tokens.
     """
     order = visible_then_masked(mask)[:, -masked:]
     frames = image_video[:, :, ::tubelet].transpose(1, 2)
@@ -62,8 +62,9 @@ def distillation_targets(
     clip = video_teacher(video)
     if not image.shape[1] == clip.shape[1] == mask.shape[1]:
         raise ValueError(
-            f"the mask has {mask.shape[1]} tokens, but the image teacher gives {image.shape[1]} and the video teacher "
-            f"{clip.shape[1]} for clips of {video.shape[2]} frames; check tubelet={tubelet}"
+            f"mask and teachers must have the same tokens, got {mask.shape[1]} in the mask, {image.shape[1]} from the "
+            f"image teacher and {clip.shape[1]} from the video teacher for clips of {video.shape[2]} frames; "
+            f"check tubelet={tubelet}"
         )
     return Targets(take(image, order), take(clip, order))
 
@@ -87,7 +88,7 @@ def distillation_loss(
     *,
     tubelet: int = ClipShape.tubelet,
 ) -> DistillationLoss:
-    """`feature_loss` of the student on `distillation_targets`; the arguments are theirs."""
+    """`feature_loss` of a student for `distillation_targets`; see there for the arguments."""
     predictions = student(video, mask)
     masked = predictions[0].shape[1]
     targets = distillation_targets(image_teacher, video_teacher, video, image_video, mask, masked, tubelet=tubelet)
@@ -95,7 +96,7 @@ def distillation_loss(
 
 
 def image_reconstruction_loss(model: MaskedModel, images: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error on the masked patches' pixels, each patch normalised by its mean and variance (MAE).
+    """Mean squared error on the pixels of masked patches, each normalised by its mean and variance (MAE).
 
     images: (B, 3, S, S), normalised. mask: (B, N) bool, True = masked.
     """
@@ -110,20 +111,20 @@ def image_reconstruction_loss(model: MaskedModel, images: Tensor, mask: Tensor) 
 def video_reconstruction_loss(
     model: MaskedModel, video: Tensor, mask: Tensor, *, tubelet: int = ClipShape.tubelet
 ) -> Tensor:
-    """Mean squared error on the masked tubelets' pixels, each channel of each normalised by itself (VideoMAE).
+    """Mean squared error on the pixels of masked tubelets, normalised per tubelet and channel (VideoMAE).
 
-    Like VideoMAE, it first undoes the ImageNet normalisation; that only matters for the 1e-6 which is added to a
-    channel's (unbiased) standard deviation. video: (B, 3, T, S, S), normalised. mask: (B, N) bool, True = masked.
+    As in VideoMAE, the ImageNet normalisation is undone first; that matters only because of the 1e-6 that is added to
+    the (unbiased) standard deviation. video: (B, 3, T, S, S), normalised. mask: (B, N) bool, True = masked.
 
     Raises:
-        ValueError: the network's tokens are not tubelets of that many frames.
+        ValueError: the network predicts tubelets of another size.
     """
     predicted = model(video, mask).float()
     patch_size = video.shape[-1] // math.isqrt(mask.shape[1] // (video.shape[2] // tubelet))
     if predicted.shape[-1] != 3 * tubelet * patch_size**2:
         raise ValueError(
-            f"the network predicts {predicted.shape[-1]} values per token, but tubelets of {tubelet} x {patch_size} x "
-            f"{patch_size} pixels have {3 * tubelet * patch_size**2}; check tubelet={tubelet}"
+            f"the network must predict {3 * tubelet * patch_size**2} values per token for tubelets of {tubelet} x "
+            f"{patch_size} x {patch_size} pixels, got {predicted.shape[-1]}; check tubelet={tubelet}"
         )
     tubelets = cut_tubelets(video, tubelet, patch_size)
     pixels = _masked_pixels(tubelets, mask, predicted.shape[1])

@@ -1,4 +1,4 @@
-"""AdamW and its parameter groups: who is decayed, and how much of the learning rate each layer gets."""
+"""AdamW and its parameter groups: weight decay, and the learning rate of each layer."""
 
 import re
 from typing import Any
@@ -10,11 +10,11 @@ from mvd.config import Optimization
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
-    """Groups the trainable parameters for an optimizer; keys params, names, weight_decay and lr_scale.
+    """Parameter groups of the trainable parameters, with the keys params, names, weight_decay and lr_scale.
 
-    Biases and other 1-D parameters are not decayed; everything else is, mask tokens included (QUIRKS 22). With
-    `layer_decay`, a layer's learning rate is multiplied by it once for every layer above: the embedding counts as
-    layer 0, block i as i + 1, what follows the blocks has the full rate (QUIRKS 11).
+    Biases and other 1-D parameters have no weight decay; all others have, mask tokens included (QUIRKS 22). With
+    `layer_decay`, a layer's learning rate is multiplied by it once per layer above: the embedding is layer 0, block i
+    is layer i + 1, and parameters after the blocks have the full rate (QUIRKS 11).
     """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     top = 1 + max((_layer(name, top=0) for name, _ in trainable), default=0)

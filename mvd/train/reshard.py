@@ -1,8 +1,8 @@
-"""Going on from a checkpoint that another number of processes, or another ZeRO stage, has saved.
+"""Loads a checkpoint that was saved by another number of processes or with another ZeRO stage.
 
-What each process held is put together to whole parameters, and cut again for the processes there are. DeepSpeed's
-universal checkpoints would do that too, but at stage 3 they give every parameter group the settings of the first one
-and all groups one step counter; here groups and their settings are those of the running engine.
+The shards of all saving processes are merged into whole parameters and split again for the running ones. DeepSpeed's
+universal checkpoints can do that too, but at stage 3 they give every parameter group the settings of the first group
+and all groups one step counter; here groups and settings are those of the running engine.
 """
 
 from pathlib import Path
@@ -20,9 +20,9 @@ Whole = dict[str, dict[str, Tensor]]  # weights or moment -> parameter's name ->
 
 
 def load_resharded(engine: Engine, folder: Path, world_size: int, zero_stage: int) -> None:
-    """Puts the weights, Adam's moments and step of a checkpoint into a fresh engine; all ranks call it together.
+    """Loads the weights, Adam's moments and step of a checkpoint into a new engine; all ranks call it together.
 
-    world_size and zero_stage are those of the checkpoint. Every process reads all of its files.
+    world_size, zero_stage: of the checkpoint, all of whose files every process reads.
     """
     read = {0: _read_unsharded, 1: _read_flat, 2: _read_flat, 3: _read_partitioned}[zero_stage]
     whole, step = read(folder, world_size)
@@ -31,7 +31,7 @@ def load_resharded(engine: Engine, folder: Path, world_size: int, zero_stage: in
         write[engine.zero_optimization_stage()](engine, whole, step)
 
 
-def _open(folder: Path, name: str) -> dict[str, Any]:
+def _open(folder: Path, name: str) -> Any:
     (path,) = folder.glob(name)
     return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
 
@@ -53,7 +53,7 @@ def _read_unsharded(folder: Path, _: int) -> tuple[Whole, Tensor | None]:
 
 
 def _read_flat(folder: Path, world_size: int) -> tuple[Whole, Tensor | None]:
-    """Stages 1 and 2: each parameter group is one flat tensor, of which every process holds a run of values."""
+    """Stages 1 and 2: each parameter group is one flat tensor, of which every process has a contiguous part."""
     parts: dict[str, dict[str, list[Tensor]]] = {kind: {} for kind in (MASTER, *MOMENTS)}
     files = _optimizer_files(folder, world_size)
     states = [file["base_optimizer_state"]["state"] for file in files]
@@ -70,7 +70,7 @@ def _read_flat(folder: Path, world_size: int) -> tuple[Whole, Tensor | None]:
 
 
 def _read_partitioned(folder: Path, world_size: int) -> tuple[Whole, Tensor | None]:
-    """Stage 3: each parameter is cut into equal parts, the last one padded."""
+    """Stage 3: each parameter is split into equal parts, the last one padded."""
     files = _optimizer_files(folder, world_size)
     groups = _open(folder, "zero_pp_rank_0_mp_rank_00_model_states.pt")["param_shapes"]
     shapes = {name: shape for group in groups for name, shape in group.items()}
@@ -90,12 +90,12 @@ def _read_partitioned(folder: Path, world_size: int) -> tuple[Whole, Tensor | No
 
 
 def _step(states: dict[int, dict[str, Any]]) -> Tensor | None:
-    """Adam's step counter, one for all parameters; None where no update has been made."""
+    """Adam's step counter, one for all parameters; None before the first update."""
     return states[0]["step"] if states else None
 
 
 def _states(flats: dict[str, list[Tensor]], step: Tensor | None) -> dict[int, dict[str, Tensor]]:
-    """Adam's state by number of parameter, each with a step counter of its own."""
+    """Adam's state by parameter number, each with a step counter of its own."""
     if step is None:
         return {}
     pairs = zip(*(flats[moment] for moment in MOMENTS), strict=True)

@@ -1,8 +1,8 @@
-"""Drop path and dropout that follow from the sample, not from the process.
+"""Drop path and dropout seeded by sample instead of by process.
 
-timm's and torch's layers draw from each process's global random state, so that another number of processes, or another
-micro-batch, would drop other paths. Here a clip's draws follow from its seed alone (and that from the recipe's seed,
-the epoch, the video and its augmented copy): they are the same on any number of processes and after any interruption.
+timm's and torch's layers draw from each process's global random state, so the draws would depend on the number of
+processes and on the micro-batch. Here they follow from the clip's seed alone (which is made of the recipe's seed, the
+epoch, the video and its augmented copy): the same on any number of processes and after any interruption.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class SampleDropPath(nn.Module):
-    """timm's DropPath, with draws that were made beforehand: `uniform`, (B,) in [0, 1)."""
+    """timm's DropPath with draws made beforehand: `uniform`, (B,) in [0, 1)."""
 
     uniform: Tensor
 
@@ -27,7 +27,7 @@ class SampleDropPath(nn.Module):
 
 
 class SampleDropout(nn.Module):
-    """Dropout of (B, ...) whose draws follow from each sample's seed and this layer's number."""
+    """Dropout of (B, ...) with draws seeded by each sample's seed and this layer's number."""
 
     seeds: list[int]
 
@@ -45,7 +45,7 @@ class SampleDropout(nn.Module):
 
 
 class SampleSeededLayers:
-    """A network's drop path and dropout layers, replaced by those above; rates of 0 are left as they are."""
+    """Replaces a network's drop path and dropout layers by those above, except for rates of 0."""
 
     def __init__(self, model: nn.Module) -> None:
         self.paths: list[SampleDropPath] = []
@@ -60,7 +60,7 @@ class SampleSeededLayers:
                     setattr(parent, name, self.dropouts[-1])
 
     def draw(self, seeds: Tensor, device: torch.device) -> None:
-        """Makes the draws for the next forward pass, of clips that have these seeds: (B,) int64."""
+        """Makes the draws for the next forward pass; seeds: of its clips, (B,) int64."""
         if self.paths:
             generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
             uniform = torch.stack([torch.rand(len(self.paths), generator=generator) for generator in generators])

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 def cosine_schedule(
     peak: float, floor: float, epochs: int, warmup_epochs: float, steps_per_epoch: int
 ) -> NDArray[np.float64]:
-    """Linear warmup from exactly 0 to the peak, then half a cosine towards the floor: one value an update.
+    """Linear warmup from 0 to `peak`, then half a cosine towards `floor`: one value per update.
 
-    The peak comes twice, as the last warmup value and the first of the cosine, and the floor is never quite reached
+    The peak occurs twice, as the last value of the warmup and the first of the cosine; the floor is not reached
     (QUIRKS 32).
     """
     updates = epochs * steps_per_epoch

@@ -1,4 +1,4 @@
-"""Training files that could not be read: who they are, and how many of them are too many."""
+"""Training files that could not be read, and the limit on their number."""
 
 import logging
 from collections import Counter
@@ -14,16 +14,16 @@ logger = logging.getLogger(__name__)
 
 
 class SkippedFiles:
-    """The unreadable files of all processes and attempts, one path a line of unreadable.txt; all make it together.
+    """The unreadable files of all processes and attempts; unreadable.txt lists their paths, one per line.
 
-    found: how often this process has met each since the last call of `share`.
+    All processes create it together. found: how often this process has found each since the last call of `share`.
     """
 
     def __init__(self, stage: Stage, process: Process, samples: int) -> None:
         self.stage, self.process, self.samples = stage, process, samples
         self.path = stage.files.unreadable
         known = self.path.read_text().splitlines() if process.is_first and self.path.exists() else []
-        self.named = set(gather(known)[0])  # a network disk may show the others an older list
+        self.named = set(gather(known)[0])  # on a network disk other ranks may see an older list
         self.found: Counter[str] = Counter()
         self.epoch = self.replaced = 0
 
@@ -34,14 +34,14 @@ class SkippedFiles:
         self.epoch, self.replaced = state["replaced"]
 
     def share(self, epoch: int) -> dict[str, float]:
-        """Gather newly found unreadable files from all ranks; all processes call it together.
+        """Gathers newly found unreadable files from all ranks; all processes call it together.
 
         Returns {"unreadable": files, "replaced": samples of the epoch that could not be read}.
 
         Raises:
-            RunFailed: there are more than the profile puts up with.
+            RunFailed: there are more than faults.unreadable_share allows.
         """
-        everywhere = sum(gather(self.found), Counter())
+        everywhere: Counter[str] = sum(gather(self.found), Counter())
         self.found.clear()
         self.replaced = everywhere.total() + (self.replaced if epoch == self.epoch else 0)
         self.epoch = epoch
@@ -49,10 +49,10 @@ class SkippedFiles:
         self.named.update(new)
         if new and self.process.is_first:
             for path in new:
-                logger.warning("unreadable, the next video takes its place: %s", path)
+                logger.warning("unreadable, replaced by the next file: %s", path)
             try:
                 append_text(self.path, "".join(f"{path}\n" for path in new))
-            except OSError as error:  # result.json and the next attempt name them
+            except OSError as error:  # result.json will list them
                 record_fault(self.stage.files, "log", f"{self.path} cannot be written: {error}")
         self._stop_at_too_many()
         return {"unreadable": len(self.named), "replaced": self.replaced}
@@ -61,8 +61,8 @@ class SkippedFiles:
         limit = self.stage.execution.faults.unreadable_share
         if len(self.named) > limit * self.samples:
             message = (
-                f"{self.stage.id}: {len(self.named)} of {self.samples} training files cannot be read, more than the "
-                f"share of faults.unreadable_share={limit:g}; they are listed in {self.path}"
+                f"{self.stage.id}: {len(self.named)} of {self.samples} training files cannot be read, more than "
+                f"faults.unreadable_share={limit:g} allows; they are listed in {self.path}"
             )
             if self.process.is_first:
                 record_fault(self.stage.files, "unreadable", message)

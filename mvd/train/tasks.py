@@ -1,4 +1,4 @@
-"""What each kind of training stage optimises: its network, its frozen teachers and its losses."""
+"""The task of each kind of training stage: its network, its frozen teachers and its losses."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -29,11 +29,14 @@ Batch = dict[str, Tensor]
 
 
 class Task(Protocol):
-    """A network and its losses: `losses` calls it through DeepSpeed's engine; the one named "loss" is minimised."""
+    """A network and its losses."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module: ...
 
-    def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]: ...
+    def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Named scalars, of which "loss" is minimised. engine: the network as DeepSpeed wraps it."""
+        ...
 
 
 class ImageAutoencoding:
@@ -59,7 +62,7 @@ class VideoAutoencoding:
 
 
 class Distillation:
-    """A student between its two frozen teachers, which stay outside the engine and so outside its checkpoints."""
+    """A student and its two frozen teachers, which are not part of the engine and so of no checkpoint."""
 
     def __init__(self, recipe: Pretrain, inputs: dict[str, str], precision: Precision, device: torch.device) -> None:
         self.model = build_student(
@@ -77,7 +80,7 @@ class Distillation:
 
     def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
         video = batch["video"]
-        image_video = batch.get("image_video", video)  # absent where both teachers see the same size
+        image_video = batch.get("image_video", video)  # absent if both teachers take the same image size
         predictions = engine(video, batch["mask"])
         targets = distillation_targets(
             self.image_teacher,
@@ -105,14 +108,14 @@ class Classification:
         )
         if weights is not None:
             load_weights(self.model, weights)
-        self.criterion = SoftTargetCrossEntropy()
+        self.criterion: nn.Module = SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
 
     def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {"loss": self.criterion(engine(batch["video"]).float(), batch["targets"])}
 
 
 def build_task(stage: Stage, classes: int, device: torch.device) -> Task:
-    """The task of a training stage; its weights are drawn from torch's global random state."""
+    """The task of a training stage, with weights initialised from torch's global random state."""
     recipe = stage.recipe
     if isinstance(recipe, ImageTeacher):
         return ImageAutoencoding(recipe)
@@ -122,14 +125,15 @@ def build_task(stage: Stage, classes: int, device: torch.device) -> Task:
         return Distillation(recipe, stage.inputs, stage.execution.precision, device)
     if isinstance(recipe, Finetune):
         return Classification(recipe, classes, stage.inputs.get("pretrain"))
-    raise ConfigError(f"stage {stage.id} is a {stage.kind}; only the other kinds train")
+    raise ConfigError(f"stage {stage.id} must be of a kind that trains, got {stage.kind}")
 
 
 def autocast(module: nn.Module, precision: Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The module under the precision that the engine gives the student."""
+    """The module as a function that runs in the precision of the engine."""
 
     def call(inputs: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return module(inputs)
+            outputs: Tensor = module(inputs)
+            return outputs
 
     return call

@@ -5,26 +5,26 @@ from typing import Any
 
 
 class Window:
-    """Means and speed of the updates since the last report; checkpoints and validations do not count. A Stateful."""
+    """Means and speed of the updates since the last report, without checkpoints and evaluations. A Stateful."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Starts anew, after a report."""
+        """Resets all sums, after a report."""
         self.seconds = self.waited = 0.0
         self.updates = 0
         self.sums: dict[str, float] = {}
 
     def add(self, values: Mapping[str, float], seconds: float, waited: float) -> None:
-        """One update: its values, how long it took, and how much of that was waiting for data, both in seconds."""
+        """Adds an update: its values, its duration, and the part of it spent waiting for data, both in seconds."""
         self.updates += 1
         self.seconds += seconds
         self.waited += waited
         self.sums = {name: value + self.sums.get(name, 0.0) for name, value in values.items()}
 
     def means(self, global_batch: int) -> dict[str, float]:
-        """The mean of each value over the updates, and how fast they were."""
+        """The mean of each value over the updates, the samples per second, and the share of time waiting for data."""
         return {name: total / self.updates for name, total in self.sums.items()} | {
             "samples_per_second": self.updates * global_batch / self.seconds,
             "data_wait_share": self.waited / self.seconds,

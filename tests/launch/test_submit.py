@@ -64,7 +64,7 @@ def test_show_prints_every_setting(launch):
         (["demo", "--force", "finetune", "--dry-run"], "--force changes the runs folder"),
         (["demo", "cluster.slurm.options.nodes=2", "--dry-run"], "slurm.options.nodes follows from the plan"),
         (["demo", "cluster.slurm.time_limit_hours=0.05", "--dry-run"], "no more than slurm.warning_seconds=300"),
-        (["demo", "cluster.slurm.setup=module", "--dry-run"], "slurm.setup is to be a list of texts, not 'module'"),
+        (["demo", "cluster.slurm.setup=module", "--dry-run"], "slurm.setup must be a list of strings, got 'module'"),
         (["demo", "--cluster", "/nowhere.yaml"], "no cluster profile /nowhere.yaml"),
         (["demo", "--until", "pretraining"], "invalid choice: 'pretraining'"),
         (["demo", "--dryrun"], "unrecognized arguments: --dryrun"),

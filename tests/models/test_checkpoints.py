@@ -97,7 +97,7 @@ def test_a_full_bias_is_split_and_its_key_part_changes_nothing(key_bias):
     student, loaded = randomised(BUILDERS["student"]()), BUILDERS["student"]()
     report = load_official(loaded, with_full_biases(to_official(student), key_bias))
     assert_equal_states(loaded.state_dict(), student.state_dict())
-    assert ("the key part of 6 qkv biases is left out" in str(report)) == bool(key_bias)
+    assert ("the key part of 6 qkv biases is dropped" in str(report)) == bool(key_bias)
     assert "blocks.0.attn.qkv.bias" in report.used and report.missing == ()
     attention = student.blocks[0].attn.double()
     tokens = torch.randn(2, 7, SIZES["tiny"].encoder.width, dtype=torch.float64)
@@ -140,13 +140,13 @@ def test_a_position_table_of_another_kind_is_mentioned():
     weights = to_official(student)
     assert "table" not in str(load_official(student, weights))
     weights["pos_embed_vid"] += 1
-    assert "its pos_embed_vid is another table than the fixed one, which stays" in str(load_official(student, weights))
+    assert "its pos_embed_vid differs from the fixed table and is ignored" in str(load_official(student, weights))
 
 
 def test_weights_that_are_no_numbers_are_refused():
     weights = to_official(BUILDERS["classifier"]())
     weights["head.bias"] = weights["head.bias"].long()
-    with pytest.raises(CheckpointError, match="head.bias holds torch.int64"):
+    with pytest.raises(CheckpointError, match="head.bias has dtype torch.int64"):
         load_official(BUILDERS["classifier"](), weights)
 
 

@@ -80,7 +80,7 @@ def test_impossible_masks_are_refused(rows):
 
 
 def test_a_clip_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"takes \(batch, \*\(3, 16, 48, 48\)\)"):
+    with pytest.raises(ValueError, match=r"must have the shape \(batch, \*\(3, 16, 48, 48\)\)"):
         build_video_teacher("tiny")(torch.zeros(1, 3, 16, 64, 64))
 
 

@@ -110,7 +110,7 @@ def test_a_namespace_of_another_kind_is_refused(tmp_path):
 def test_a_hostile_pickle_is_no_safetensors_file(tmp_path):
     path, trace = tmp_path / "hostile.safetensors", tmp_path / "trace"
     torch.save(Hostile(trace), path)
-    with pytest.raises(CheckpointError, match="damaged or no checkpoint at all"):
+    with pytest.raises(CheckpointError, match="damaged or not a checkpoint"):
         load_official(classifier(), path)
     assert not trace.exists()
 
@@ -128,7 +128,7 @@ def test_a_container_that_pretends_to_be_another_ends_in_a_sentence(tmp_path):
     weights = OrderedDict(to_official(classifier()))
     weights.get = argparse.Namespace
     torch.save(weights, tmp_path / "odd.pth")
-    with pytest.raises(CheckpointError, match="damaged or no checkpoint at all"):
+    with pytest.raises(CheckpointError, match="damaged or not a checkpoint"):
         load_official(classifier(), tmp_path / "odd.pth")
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -12,6 +13,7 @@ from mvd.distributed.process import Process
 from mvd.monitoring import writers
 from mvd.monitoring.metrics import Metrics, peak_memory_gb
 from mvd.monitoring.progress import Progress
+from mvd.run_directory import RunDirectory
 from tests.runs import small_stage
 
 FIRST = Process(rank=0, world_size=2, device=torch.device("cpu"))
@@ -102,3 +104,74 @@ def test_progress_in_a_log_file_is_whole_lines(caplog):
 
 def test_memory_is_in_gigabytes():
     assert 0.05 < peak_memory_gb(torch.device("cpu")) < 1000
+
+
+def test_images_texts_and_settings_reach_tensorboard_beside_the_curves(tmp_path):
+    metrics = metrics_of(tmp_path, FIRST, 0)
+    metrics.write(1, 1, {"loss": 1.0, "speed/mfu": 0.4})
+    metrics.image(1, "masks", np.full((8, 6, 3), 200, np.uint8))
+    metrics.text(1, "note", "**bold**")
+    metrics.hyperparameters({"seed": 3.0})
+    metrics.write(2, 1, {"loss": 0.5})
+    metrics.close()
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (image,) = found.Images("masks")
+    assert (image.step, image.height, image.width) == (1, 8, 6)
+    assert [point.step for point in found.Scalars("training/loss")] == [1, 2]
+    assert [point.step for point in found.Scalars("speed/mfu")] == [1]
+    plugins = {name: list(found.PluginTagToContent(name)) for name in ("text", "hparams")}
+    assert plugins["text"] == ["stage/text_summary", "note/text_summary"] and plugins["hparams"]
+
+
+class Flaky:
+    """A writer that fails a few times at whatever it is asked to do, and keeps what it was given."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures, self.opened, self.given = failures, 0, []
+
+    def open(self) -> None:
+        self.opened += 1
+
+    def _take(self, *content: object) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise OSError(28, "No space left on device")
+        self.given.append(content)
+
+    def scalars(self, update, epoch, values):
+        self._take("scalars", update, dict(values))
+
+    def image(self, update, name, pixels):
+        self._take("image", update, name)
+
+    def text(self, update, name, markdown):
+        self._take("text", update, name)
+
+    def hyperparameters(self, values):
+        self._take("hyperparameters", dict(values))
+
+    def flush(self): ...
+
+    def close(self):
+        self._take("close")
+
+
+def test_a_writer_that_fails_is_reported_once_and_opened_again(tmp_path, caplog):
+    failing, fine = Flaky(failures=3), Flaky(failures=0)
+    metrics = Metrics(RunDirectory(tmp_path), [failing, fine])
+    metrics.write(1, 1, {"loss": 1.0})
+    metrics.image(1, "masks", np.zeros((8, 6, 3), np.uint8))
+    metrics.text(1, "note", "a text")
+    metrics.hyperparameters({"seed": 3})
+    metrics.write(2, 1, {"loss": 0.5})
+    metrics.close()
+    assert failing.given == [("hyperparameters", {"seed": 3}), ("scalars", 2, {"loss": 0.5}), ("close",)]
+    assert len(fine.given) == 6 and fine.opened == 1 and failing.opened == 4
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1 and "Flaky cannot write the metrics of" in messages[0]
+
+
+def test_a_writer_that_fails_at_the_end_does_not_stop_the_others(tmp_path):
+    failing, fine = Flaky(failures=9), Flaky(failures=0)
+    Metrics(RunDirectory(tmp_path), [failing, fine]).close()
+    assert fine.given == [("close",)]

@@ -148,7 +148,7 @@ def test_a_second_streak_after_the_same_checkpoint_ends_the_run_with_a_verdict(r
     messages = [json.loads((runs / "hopeless" / f"given-up-{rank}.json").read_text()) for rank in range(2)]
     assert messages[0] == messages[1]
     assert "the loss was not finite at 3 updates in a row, the last of them update 11" in messages[0]
-    assert "once before after the same checkpoint of update 5" in messages[0]
+    assert "again after a return to the checkpoint of update 5" in messages[0]
     kept = [path.parent.name for path in (runs / "hopeless").glob("checkpoints/*/manifest.json")]
     assert kept == ["step-00000005"]
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -13,8 +14,16 @@ from mvd.models import (
     build_video_autoencoder,
     build_video_teacher,
 )
-from mvd.train.objectives import distillation_loss, image_reconstruction_loss, video_reconstruction_loss
+from mvd.train import tasks
+from mvd.train.objectives import (
+    distillation_loss,
+    distillation_targets,
+    feature_loss,
+    image_reconstruction_loss,
+    video_reconstruction_loss,
+)
 from tests.official import golden, golden_mask, golden_video, tube_mask, with_golden_weights
+from tests.runs import small_stage
 
 TINY = SIZES["tiny"]
 SLICES, SIDE, POSITIONS, PATCH = TINY.clip.slices, TINY.clip.side, TINY.clip.positions, TINY.clip.patch_size
@@ -128,3 +137,83 @@ def test_autoencoders_learn_from_the_visible_tokens(build, loss, slices):
         value.backward()
         optimizer.step()
     assert value.item() < 0.2
+
+
+def test_targets_and_loss_apart_give_the_distillation_loss():
+    student, image_teacher, video_teacher = build_student("tiny", teacher="tiny"), *tiny_teachers("tiny")
+    video, mask = torch.randn(2, 3, 16, 48, 48), tube_mask(SLICES, POSITIONS, MASKED)
+    targets = distillation_targets(image_teacher, video_teacher, video, video, mask, SLICES * MASKED)
+    assert targets.image.shape == targets.video.shape == (2, SLICES * MASKED, WIDTH)
+    apart = feature_loss(student(video, mask), targets)
+    together = distillation_loss(student, image_teacher, video_teacher, video, video, mask)
+    assert all(torch.equal(one, other) for one, other in zip(apart, together, strict=True))
+
+
+@pytest.fixture(params=[1, 4])
+def other_tubelet(request, monkeypatch) -> int:
+    """The size "other" is the tiny one with tubelets of another number of frames than 2."""
+    clip = dataclasses.replace(TINY.clip, tubelet=request.param)
+    monkeypatch.setitem(SIZES, "other", dataclasses.replace(TINY, clip=clip))
+    return request.param
+
+
+def tiny_teachers(size: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+    return build_image_teacher(size), build_video_teacher(size)
+
+
+def test_distillation_with_another_tubelet_is_that_of_a_plain_computation(other_tubelet):
+    slices = 16 // other_tubelet
+    student, (image_teacher, video_teacher) = build_student("other", teacher="other"), tiny_teachers("other")
+    video, image_video = torch.randn(2, 3, 16, 48, 48), torch.randn(2, 3, 16, 48, 48)
+    mask = tube_mask(slices, POSITIONS, MASKED)
+    loss = distillation_loss(student, image_teacher, video_teacher, video, image_video, mask, tubelet=other_tubelet)
+    firsts = [image_teacher(image_video[:, :, index]) for index in range(0, 16, other_tubelet)]
+    image_features, video_features = torch.cat(firsts, dim=1), video_teacher(video)
+    predicted_image, predicted_video = student(video, mask)
+    for part, predicted, features in (
+        (loss.image, predicted_image, image_features),
+        (loss.video, predicted_video, video_features),
+    ):
+        expected = torch.nn.functional.smooth_l1_loss(predicted, features[mask].view_as(predicted))
+        assert part.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_stage_takes_the_tubelet_of_its_size(other_tubelet, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "load_weights", lambda *_: None)
+    inputs = {"image_teacher": "", "video_teacher": ""}
+    stage = small_stage("pretrain", "other", tmp_path, tmp_path, inputs, student="other", teacher="other")
+    task = tasks.build_task(stage, 8, torch.device("cpu"))
+    mask = tube_mask(16 // other_tubelet, POSITIONS, MASKED)
+    video = torch.randn(2, 3, 16, 48, 48)
+    expected = distillation_loss(task.model, *task.teachers, video, video, mask, tubelet=other_tubelet)
+    losses = task.losses(task.model, {"video": video, "mask": mask})
+    assert [losses[name].item() for name in ("loss", "image_loss", "video_loss")] == [part.item() for part in expected]
+    teacher_stage = small_stage("video_teacher", "other", tmp_path, tmp_path, size="other")
+    teacher_task = tasks.build_task(teacher_stage, 8, torch.device("cpu"))
+    assert teacher_task.losses(teacher_task.model, {"video": video, "mask": mask})["loss"] > 0
+
+
+def test_distillation_with_the_wrong_tubelet_is_refused(other_tubelet):
+    mask = tube_mask(16 // other_tubelet, POSITIONS, MASKED)
+    video = torch.randn(2, 3, 16, 48, 48)
+    with pytest.raises(ValueError, match="mask and teachers must have the same tokens.*check tubelet=2"):
+        distillation_loss(build_student("other", teacher="other"), *tiny_teachers("other"), video, video, mask)
+
+
+def test_video_targets_of_another_tubelet_are_those_of_a_plain_computation(other_tubelet):
+    slices = 16 // other_tubelet
+    pixels, mask = torch.rand(2, 3, 16, 48, 48), tube_mask(slices, POSITIONS, MASKED)
+    mean, deviation = (torch.tensor(v).view(3, 1, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    rows = []
+    for place in mask[0].nonzero().flatten().tolist():  # the tubelets of the first clip, one by one
+        t, position = divmod(place, POSITIONS)
+        y, x = (PATCH * n for n in divmod(position, SIDE))
+        tubelet = pixels[0, :, t * other_tubelet : (t + 1) * other_tubelet, y : y + PATCH, x : x + PATCH]
+        values = tubelet.permute(1, 2, 3, 0).reshape(-1, 3)
+        rows.append(((values - values.mean(0)) / (values.std(0) + 1e-6)).flatten())
+    perfect = torch.stack(rows)[None]
+    video = ((pixels - mean) / deviation)[:1]
+    loss = video_reconstruction_loss(lambda *_: perfect, video, mask[:1], tubelet=other_tubelet)
+    assert loss.item() < 1e-8
+    with pytest.raises(ValueError, match="the network must predict .* values per token.*check tubelet=2"):
+        video_reconstruction_loss(build_video_autoencoder("other"), video, mask[:1])

@@ -1,0 +1,42 @@
+"""When the evaluators of a training run are due."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from mvd.distributed.process import gather
+from mvd.evaluation.evaluator import Evaluator
+from mvd.monitoring.metrics import Metrics
+
+
+class Evaluations:
+    """Runs each evaluator after every `every_epochs` epochs and after the last update; all processes call it together.
+
+    metrics: receives the results, and says which evaluations earlier attempts have completed.
+    """
+
+    def __init__(
+        self, evaluators: Sequence[Evaluator], metrics: Metrics, steps_per_epoch: int, total_updates: int
+    ) -> None:
+        self.evaluators, self.metrics = evaluators, metrics
+        self.steps_per_epoch, self.total_updates = steps_per_epoch, total_updates
+        self.completed = [gather(metrics.newest(evaluator.metric))[0] for evaluator in evaluators]
+
+    def run_due(self, network: nn.Module, update: int) -> bool:
+        """Runs the evaluators that are due after this update and leaves the network in training mode.
+
+        Returns False if a signal has asked the run to stop; the next attempt then runs what is left.
+        """
+        epoch, rest = divmod(update, self.steps_per_epoch)
+        for place, evaluator in enumerate(self.evaluators):
+            due = epoch % evaluator.every_epochs == 0 or update == self.total_updates
+            if rest or not due or update <= self.completed[place]:
+                continue
+            values = evaluator.run(network)
+            network.train()
+            if values is None:
+                return False
+            self.metrics.write(update, epoch, values)
+            self.metrics.flush()
+            self.completed[place] = update
+        return True
