@@ -99,8 +99,8 @@ def level(module: str) -> int | None:
     for count in range(len(parts), 0, -1):
         prefix = ".".join(parts[:count])
         if prefix in rows:
-            is_new_file = prefix in TYPED and prefix != "experiments" and module != prefix
-            return None if is_new_file else rows[prefix]
+            is_new = prefix in ("mvd", "launch") and module != prefix
+            return None if is_new else rows[prefix]
     return None
 
 

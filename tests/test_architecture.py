@@ -1,10 +1,6 @@
-"""Imports run down only, the launcher plans without torch, and files and functions stay short."""
+"""Imports run down only, and files and functions stay short."""
 
-import subprocess
-import sys
 from graphlib import TopologicalSorter
-
-import pytest
 
 from benchmarks.structure import (
     LONGEST_FUNCTION,
@@ -17,8 +13,6 @@ from benchmarks.structure import (
     modules,
     unplaced,
 )
-
-COMMANDS = ("submit", "status", "report", "cancel", "logs", "prepare")
 
 
 def test_every_module_belongs_to_a_room():
@@ -51,23 +45,6 @@ def test_an_import_from_a_later_room_is_found(tmp_path):
     (tmp_path / "mvd" / "train" / "loop.py").write_text("import mvd.evaluation.multiview\n")
     assert imports_up(tmp_path) == [("mvd.evaluation.multiview", "mvd.train.loop")]
     assert unplaced(tmp_path) == ["mvd.new_room"]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_launcher_starts_without_torch(command):
-    check = f"import launch.{command}, sys; print(sorted({{'torch', 'deepspeed', 'timm'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_a_plan_is_made_without_torch(tmp_path):
-    (tmp_path / "cluster.yaml").write_text(f"runs: {tmp_path / 'runs'}\n")
-    plan = ["launch/submit.py", "experiments/demo", "--dry-run", "--cluster", str(tmp_path / "cluster.yaml")]
-    script = f"import runpy, sys\nsys.argv = {plan}\ntry:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    script += "finally:\n    assert 'torch' not in sys.modules\n"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "pretrain-tiny_from_tiny" in done.stdout
 
 
 def test_no_file_is_longer_than_300_lines():
