@@ -15,18 +15,18 @@ from mvd.data.synthetic_motion import CLASSES, generate_motion
 from mvd.models import build_image_teacher, build_video_teacher
 from mvd.models.checkpoints import to_official
 
-
 SLOW_FOLDERS = {"chaos", "fullsize", "slurm", "torture"}
 STARTS_PROCESSES = re.compile(r"^(import|from) (subprocess|multiprocessing|tests\.runs|tests\.slurm)\b", re.MULTILINE)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks every test as slow that may start processes: by its folder, its module's imports, or its fixtures."""
+    """Marks a test as slow if it may start processes: by its folder, its module's imports or its fixtures."""
     for item in items:
-        starts_processes = STARTS_PROCESSES.search(item.path.read_text()) or "launch" in getattr(
-            item, "fixturenames", ()
-        )
-        if starts_processes or SLOW_FOLDERS.intersection(item.path.parts):
+        folders = item.path.relative_to(Path(__file__).parent).parts
+        by_import = STARTS_PROCESSES.search(item.path.read_text())
+        by_fixture = "launch" in getattr(item, "fixturenames", ())
+        if by_import or by_fixture or SLOW_FOLDERS.intersection(folders):
             item.add_marker(pytest.mark.slow)
 
 
