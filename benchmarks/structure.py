@@ -29,7 +29,7 @@ LONGEST_FUNCTION = 45  # lines
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("mvd", "mvd.version", "mvd.host", "mvd.files"),
     ("mvd.config",),
-    ("mvd.run_directory", "mvd.batch", "mvd.flops", "mvd.identity"),
+    ("mvd.run_directory", "mvd.batch", "mvd.flops", "mvd.identity", "mvd.weight_shapes"),
     ("mvd.stage",),
     ("mvd.provenance",),
     ("mvd.distributed",),
@@ -42,12 +42,12 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("launch", "launch.cluster"),
     ("launch.snapshot", "launch.plan"),
     ("launch.slurm.client", "launch.slurm.exclusion"),
-    ("launch.job",),
+    ("launch.job", "launch.checks"),
     ("launch.cli", "launch.stage_state"),
     ("launch.report",),
     ("launch.local",),
     ("launch.slurm",),
-    ("launch.submit", "launch.status", "launch.cancel", "launch.logs", "launch.prepare"),
+    ("launch.submit", "launch.status", "launch.cancel", "launch.logs", "launch.prepare", "launch.inspect_data"),
 )
 
 
