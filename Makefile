@@ -1,17 +1,19 @@
-# Every target sets up what it needs: python3 >= 3.11 with pip and venv is all that is assumed.
+# Every target installs what it needs; only python3 >= 3.11 with pip and venv must be there.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint chaos chaos-slurm slurm-up slurm-down bench-data bench-step bench-gpu bench-saving clean help
+.PHONY: demo test test-fast lint typecheck chaos chaos-slurm slurm-up slurm-down bench-data bench-step bench-gpu bench-saving clean help
 
 help:
 	@echo "make demo        install, then train, distil, fine-tune and test the tiny row (under 8 minutes on 2 cores)"
 	@echo "make test        install the test extra and run the whole suite"
-	@echo "make lint        check style and annotations"
-	@echo "make chaos       a storm of FAULTS=50 faults over a real run, which must end as if nothing had happened"
-	@echo "make chaos-slurm  the same over a job on a virtual SLURM cluster (root on Debian or Ubuntu)"
-	@echo "make slurm-up    start a virtual SLURM cluster on this machine (root on Debian or Ubuntu), to try the launcher on"
-	@echo "make slurm-down  stop it again"
+	@echo "make test-fast   only the tests that start no processes and take no more than seconds; no SLURM"
+	@echo "make lint        check style (ruff) and types (mypy --strict)"
+	@echo "make typecheck   only the types"
+	@echo "make chaos       inject FAULTS=50 faults into a real run; its weights must equal those of an undisturbed run"
+	@echo "make chaos-slurm  the same for a job on a virtual SLURM cluster (root on Debian or Ubuntu)"
+	@echo "make slurm-up    start a virtual SLURM cluster on this machine (root on Debian or Ubuntu) to try the launcher"
+	@echo "make slurm-down  stop the virtual SLURM cluster"
 	@echo "make bench-data  time video loading against decord, Pillow and torchvision, on one core"
 	@echo "make bench-step  time real-size training updates against a plain implementation"
 	@echo "make bench-gpu   time every row's training updates on this machine's GPU"
@@ -24,9 +26,15 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(BIN)/pytest
 
-lint: .venv/installed-test
+test-fast: .venv/installed-test
+	$(BIN)/pytest -m "not slow and not fullsize"
+
+lint: typecheck
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+typecheck: .venv/installed-test
+	$(BIN)/mypy
 
 chaos: .venv/installed-test
 	$(BIN)/python -m tests.chaos.storm --faults $(or $(FAULTS),50)
@@ -57,7 +65,7 @@ clean:
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	    { echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	    { echo "error: $(PYTHON) is older than Python 3.11; choose a newer one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	@touch $@

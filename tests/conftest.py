@@ -1,6 +1,7 @@
-"""Real videos for the tests."""
+"""Fixtures that all tests share, and the rule for what `make test-fast` leaves out."""
 
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,20 @@ from mvd.data.annotations import load_annotations
 from mvd.data.synthetic_motion import CLASSES, generate_motion
 from mvd.models import build_image_teacher, build_video_teacher
 from mvd.models.checkpoints import to_official
+
+SLOW_FOLDERS = {"chaos", "fullsize", "slurm", "torture"}
+STARTS_PROCESSES = re.compile(r"^(import|from) (subprocess|multiprocessing|tests\.runs|tests\.slurm)\b", re.MULTILINE)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks a test as slow if it may start processes: by its folder, its module's imports or its fixtures."""
+    for item in items:
+        folders = item.path.relative_to(Path(__file__).parent).parts
+        by_import = STARTS_PROCESSES.search(item.path.read_text())
+        by_fixture = "launch" in getattr(item, "fixturenames", ())
+        if by_import or by_fixture or SLOW_FOLDERS.intersection(folders):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +47,7 @@ def motion_root(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def class_folders(motion_root, tmp_path) -> Path:
-    """A folder of real videos with one folder a class: left, right and up, eight videos each."""
+    """A folder of real videos with one folder per class: left, right and up, eight videos each."""
     entries = [e for split in ("train", "val") for e in load_annotations(DatasetPaths(root=str(motion_root)), split, 8)]
     for entry in entries:
         if entry.label < 3:
@@ -44,7 +59,7 @@ def class_folders(motion_root, tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def teachers(tmp_path_factory) -> dict[str, str]:
-    """Files with the weights of an image and a video teacher of the tiny size, as they are drawn."""
+    """Files with the weights of an image and a video teacher of the tiny size, freshly initialised."""
     return write_teachers(tmp_path_factory.mktemp("teachers"))
 
 

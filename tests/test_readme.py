@@ -1,4 +1,4 @@
-"""The README's example does what it says."""
+"""The README's Python example works as printed."""
 
 import re
 import shutil
