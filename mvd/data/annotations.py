@@ -1,4 +1,4 @@
-"""Lists of samples: `path label` files for videos, class folders for images; checked while they are read."""
+"""Sample lists: `path label` files for videos, class folders for images; validated while they are read."""
 
 import hashlib
 import os
@@ -9,19 +9,19 @@ from typing import Literal, NamedTuple
 from mvd.config import ConfigError, Recipe, dataset_of
 from mvd.config.run_settings import DatasetPaths
 
-MANIFEST = "manifest.json"  # what mvd.data.prepare says of the data set it has made
+MANIFEST = "manifest.json"  # written by mvd.data.prepare
 Split = Literal["train", "val", "test"]
 
 
 class Entry(NamedTuple):
-    """One sample of a data set: an absolute path and a class number."""
+    """One sample of a data set: an absolute path and a class index."""
 
     path: str
     label: int
 
 
 def fingerprint(entries: Sequence[Entry]) -> str:
-    """8 hex digits that stand for the files' names and labels and their order, wherever the files lie."""
+    """8 hex digits of a hash of the file names, labels and order; independent of the files' folder."""
     digest = hashlib.sha256()
     for entry in entries:
         digest.update(f"{Path(entry.path).name} {entry.label}\n".encode())
@@ -29,7 +29,7 @@ def fingerprint(entries: Sequence[Entry]) -> str:
 
 
 def class_count(numbers: Mapping[str, int]) -> int:
-    """How many outputs tell classes of these numbers apart: they run from 0."""
+    """Number of classes of a class name -> index mapping: the largest index + 1."""
     return max(numbers.values()) + 1
 
 
@@ -37,8 +37,8 @@ def load_split(recipe: Recipe, paths: DatasetPaths, split: Split) -> list[Entry]
     """The samples of a split of a recipe's data set.
 
     Raises:
-        ConfigError: a list that does not hold what the data set's facts say; of one's own data, the declared numbers
-            too, since other data is to get other run directories.
+        ConfigError: a list that contradicts the data set's record. For own data this includes the declared numbers of
+            samples: they are part of the run directory's identity.
     """
     facts = dataset_of(recipe)
     load = load_annotations if facts.media == "video" else load_image_folder
