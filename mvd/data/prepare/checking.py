@@ -54,7 +54,10 @@ class Job:
 
 def work_on(job: Job) -> Record:
     """Checks one file, encodes it again where that is asked for, and checks the result."""
-    status = job.source.stat()
+    try:
+        status = job.source.stat()
+    except OSError as error:  # it was there when the work was shared out
+        return Record(str(job.source), 0, 0.0, job.short_side, reason=error.strerror, temporary=True)
     of_source = {"source": str(job.source), "size": status.st_size, "changed": status.st_mtime}
     try:
         facts, path = check_video(job.source), job.source
@@ -102,7 +105,10 @@ def is_done(job: Job, record: Record | None) -> bool:
     """Whether a record tells of this file as it is now, and of this way of encoding it."""
     if record is None or record.temporary or record.short_side != job.short_side:
         return False
-    status = job.source.stat()
+    try:
+        status = job.source.stat()
+    except OSError:
+        return False
     same = (record.size, record.changed) == (status.st_size, status.st_mtime)
     return same and (record.path is None or Path(record.path).is_file())
 

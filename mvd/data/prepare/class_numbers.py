@@ -159,9 +159,10 @@ def _folders(items: Sequence[Listed], numbers: Mapping[str, int], known: Mapping
     if known is not None:
         return number_names(unlabelled, known, "the labels file").by_label if unlabelled else {}
     if unlabelled and not (one_to_one and unlabelled <= folders.keys()):
+        unknown = min(unlabelled - folders.keys(), default=min(unlabelled))
         raise ConfigError(
-            f"a list without labels has the folder {min(unlabelled - folders.keys(), default=min(unlabelled))!r}, whose "
-            "number the other lists do not tell; give the classes with --labels FILE"
+            f"a list without labels has the folder {unknown!r}, whose number the other lists do not tell; give the "
+            "classes with --labels FILE"
         )
     return folders if one_to_one else {}
 
