@@ -32,7 +32,8 @@ from launch.slurm.submit import call_sbatch, new_folder
 from launch.snapshot import take_snapshot
 from mvd.config import ConfigError
 from mvd.config.typed import parse_override
-from mvd.data.prepare.prepare import build_parser, collect, jobs_of, profile_name
+from mvd.data.prepare.prepare import build_parser, collect, jobs_of
+from mvd.data.prepare.summary import profile_name
 
 CORES = 8  # of a job, where neither --workers nor the profile says
 
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     cluster = load_cluster(options.cluster, profile)
     if options.workers is None:
         options.workers = cores(cluster.slurm)
-    jobs_of(collect(options)[0], options)
+    jobs_of(collect(options).found, options)
     if options.dry_run:
         print_plan(options, cluster, argv)
         return 0

@@ -1,4 +1,4 @@
-"""What a training sample of each stage is made of: uint8 on the CPU, drawn from (seed, epoch, index) alone."""
+"""The training data set of each kind of stage: uint8 samples on the CPU, drawn from (seed, epoch, index) alone."""
 
 import time
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from mvd.config import ConfigError, Finetune, ImageTeacher, Pretrain, VideoTeach
 from mvd.config.run_settings import DatasetPaths
 from mvd.config.sizes import SIZES, ClipShape
 from mvd.data.annotations import Entry, Split, load_split
-from mvd.data.clip import crops as augment
+from mvd.data.clip import crops
 from mvd.data.clip.frame_sampling import dense_train_indices, pretrain_indices, segment_train_indices
 from mvd.data.clip.masking import random_mask, tube_mask
 from mvd.data.packed import PackedEntries
@@ -26,14 +26,14 @@ from mvd.data.video.read_timeout import ReadTimeout
 from mvd.data.video.reader import open_video, read_image
 from mvd.stage import Stage
 
-REPLACEMENTS = 10  # unreadable files in a row after which the data, not one file, must be wrong
+REPLACEMENTS = 10  # replacements that are tried for an unreadable file before the run gives up
 
 
 @dataclass(frozen=True)
 class SampleKey:
-    """Which sample is wanted: all its random choices follow from this and the recipe's seed.
+    """Identifies a sample: all its random draws follow from this key and the recipe's seed.
 
-    group: the mixing group's number in its epoch (fine-tuning only).
+    group: index of the mixing group in the epoch (fine-tuning only).
     """
 
     epoch: int
@@ -44,11 +44,11 @@ class SampleKey:
 class TrainDataset(ABC, Dataset[dict[str, Any]]):
     """The training split of a stage, keyed by SampleKey.
 
-    A sample is a dictionary of tensors with a leading axis for its augmented copies, plus "indices", the (1,) index
-    of the file that was read, "layer_seeds", for what the network draws for each copy, "decode_ms", the time the
-    file's decoding took, and "unreadable", the paths that could not be read. Such a file is tried twice, then the next
-    one of the epoch's order takes its place, with the draws of the key; where `REPLACEMENTS` more cannot be read
-    either, the sample is {"failed": why}.
+    A sample is a dictionary of tensors with a leading axis for its augmented copies, plus "indices" (1,), the index of
+    the file that was read, "layer_seeds" (copies,), the seeds of the network's random draws (drop path), "decode_ms"
+    (1,), the decoding time, and "unreadable", the paths that could not be read. An unreadable file is tried twice and
+    then replaced by the next one in the epoch's order, with the draws of the key; if `REPLACEMENTS` replacements are
+    unreadable as well, the sample is {"failed": reason}.
     """
 
     timeout = ReadTimeout()
@@ -79,10 +79,10 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
                 }
                 return {**sample, **facts, "unreadable": unreadable}
             unreadable.append(self.entries[index].path)
-        return {"failed": f"{len(unreadable)} files in a row cannot be read, the last because {last}"}
+        return {"failed": f"{len(unreadable)} consecutive files cannot be read, the last one: {last}"}
 
     def _candidates(self, key: SampleKey) -> Iterator[int]:
-        """The sample's own file, then those that follow it in the epoch's order."""
+        """Indices of the sample's own file, then of those that follow it in the epoch's order."""
         yield key.index
         order = epoch_order(self.seed, key.epoch, len(self))
         place = order.index(key.index)
@@ -96,10 +96,10 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
 
     @abstractmethod
     def sample(self, entry: Entry, key: SampleKey) -> dict[str, torch.Tensor]:
-        """Reads one file and makes its sample."""
+        """Read one file and build its sample."""
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Joins samples to a micro-batch, in order; {"failed": why} where one of them failed."""
+        """Concatenate samples to a micro-batch; {"failed": reason} if one of them failed."""
         failed = [sample["failed"] for sample in samples if "failed" in sample]
         if failed:
             return {"failed": failed[0]}
@@ -110,7 +110,7 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
         return batch
 
     def decode(self, entry: Entry, choose: Callable[[int], np.ndarray]) -> np.ndarray:
-        """The frames of a video, uint8 (T, H, W, 3), whose numbers `choose(length)` returns."""
+        """Decode the frames with the indices that `choose(length)` returns: uint8 (T, H, W, 3)."""
         started = time.perf_counter()
         video = open_video(entry.path, self.reader)
         frames = video.frames(choose(len(video)))
@@ -118,12 +118,12 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
         return frames
 
     def draws(self, key: SampleKey, purpose: Purpose, copy: int = 0) -> np.random.Generator:
-        """The generator of one of a sample's random choices."""
+        """The random generator for one purpose of a sample."""
         return generator(self.seed, key.epoch, key.index, purpose, copy)
 
 
 def channels_first(frames: np.ndarray, planes: np.ndarray) -> None:
-    """Writes uint8 frames (T, H, W, 3) to planes (3, T, H, W); eight times as fast as numpy's transpose."""
+    """Copy uint8 frames (T, H, W, 3) to planes (3, T, H, W); eight times as fast as numpy's transpose."""
     for number, frame in enumerate(frames):
         cv2.split(frame, list(planes[:, number]))
 
@@ -136,7 +136,7 @@ def to_clip(frames: np.ndarray) -> torch.Tensor:
 
 
 class ImageTeacherDataset(TrainDataset):
-    """MAE's samples: {"images": (1, 3, S, S), "mask": (1, positions)}; of a video, one random frame."""
+    """MAE's samples: {"images": (1, 3, S, S), "mask": (1, positions)}. A video gives one random frame."""
 
     def __init__(self, recipe: ImageTeacher, entries: list[Entry], reader: str) -> None:
         super().__init__(recipe.seed, entries, reader)
@@ -147,22 +147,24 @@ class ImageTeacherDataset(TrainDataset):
     def sample(self, entry: Entry, key: SampleKey) -> dict[str, torch.Tensor]:
         image = read_image(entry.path) if self.media == "image" else self._random_frame(entry, key)
         rng = self.draws(key, Purpose.CROP)
-        box = augment.random_resized_box(*image.shape[:2], self.recipe.crop_scale, (3 / 4, 4 / 3), rng)
-        frames = augment.resize_bicubic(augment.cut(image[None], box)[0], self.shape.image_size)[None]
+        height, width = image.shape[:2]
+        box = crops.random_resized_box(height, width, self.recipe.crop_scale, (3 / 4, 4 / 3), rng)
+        frames = crops.resize_bicubic(crops.cut(image[None], box)[0], self.shape.image_size)[None]
         if rng.random() < self.recipe.flip:
-            frames = augment.mirror(frames)
+            frames = crops.mirror(frames)
         mask = random_mask(self.draws(key, Purpose.MASK), self.shape.positions, self.recipe.mask_ratio)
         return {"images": to_clip(frames)[None, :, 0], "mask": torch.from_numpy(mask)[None]}
 
     def _random_frame(self, entry: Entry, key: SampleKey) -> np.ndarray:
         rng = self.draws(key, Purpose.FRAMES)
-        return self.decode(entry, lambda length: rng.integers(length, size=1))[0]
+        frame: np.ndarray = self.decode(entry, lambda length: rng.integers(length, size=1))[0]
+        return frame
 
 
 class MaskedClipDataset(TrainDataset):
     """Samples of the video teacher and the student: {"video": (1, 3, T, S, S), "mask": (1, tokens)}.
 
-    "image_video", the same crop at the image teacher's size, comes with them only where that size is another one.
+    If the image teacher's input size differs, samples also hold "image_video", the same crop at that size.
     """
 
     def __init__(
@@ -176,23 +178,24 @@ class MaskedClipDataset(TrainDataset):
     def sample(self, entry: Entry, key: SampleKey) -> dict[str, torch.Tensor]:
         rng, stride = self.draws(key, Purpose.FRAMES), self.recipe.stride
         frames = self.decode(entry, lambda length: pretrain_indices(length, rng, self.clip.frames, stride))
-        box = augment.multi_scale_box(*frames.shape[1:3], self.clip.image_size, self.draws(key, Purpose.CROP))
+        height, width = frames.shape[1:3]
+        box = crops.multi_scale_box(height, width, self.clip.image_size, self.draws(key, Purpose.CROP))
         mask = tube_mask(self.draws(key, Purpose.MASK), self.clip, self.recipe.mask_ratio)
-        frames = augment.cut(frames, box)
+        frames = crops.cut(frames, box)
         sample = {
-            "video": to_clip(augment.resize_smoothly(frames, self.clip.image_size))[None],
+            "video": to_clip(crops.resize_smoothly(frames, self.clip.image_size))[None],
             "mask": torch.from_numpy(mask)[None],
         }
         if self.image_size != self.clip.image_size:
-            sample["image_video"] = to_clip(augment.resize_smoothly(frames, self.image_size))[None]
+            sample["image_video"] = to_clip(crops.resize_smoothly(frames, self.image_size))[None]
         return sample
 
 
 class FinetuneDataset(TrainDataset):
-    """Fine-tuning's samples, one decoding for all N augmented copies of a video (QUIRKS 3).
+    """Fine-tuning's samples; a video is decoded once for its N augmented copies (QUIRKS 3).
 
     {"video": (N, 3, T, S, S), "labels": (N,), "erase": (N, 4) boxes (top, left, height, width) to fill with noise,
-    "noise_seeds": (N,), "mix_seeds": (N,), the same for all clips of a mixing group}.
+    "noise_seeds": (N,), "mix_seeds": (N,), equal for all clips of a mixing group}.
     """
 
     def __init__(self, recipe: Finetune, entries: list[Entry], reader: str) -> None:
@@ -220,23 +223,29 @@ class FinetuneDataset(TrainDataset):
             return self.decode(entry, lambda length: dense_train_indices(length, rng, frames, stride))
         return self.decode(entry, lambda length: segment_train_indices(length, rng, frames))
 
-    def _augment(self, frames: np.ndarray, key: SampleKey, copy: int, planes: np.ndarray) -> tuple[augment.Box, int]:
-        """Writes one augmented copy to planes (3, T, S, S); returns its erasing box and the seed of the noise in it."""
+    def _augment(self, frames: np.ndarray, key: SampleKey, copy: int, planes: np.ndarray) -> tuple[crops.Box, int]:
+        """Write one augmented copy to planes (3, T, S, S); return its erasing box and the seed of its noise."""
         settings, size = self.recipe.augmentation, self.clip.image_size
         rng = self.draws(key, Purpose.AUGMENT, copy)
         operations = [] if settings.auto is None else draw_operations(settings.auto, rng)
-        box = augment.random_resized_box(*frames.shape[1:3], settings.crop_scale, settings.crop_ratio, rng)
-        clip = augment.resize_bilinear(apply_operations(frames, operations, box), size)
+        height, width = frames.shape[1:3]
+        box = crops.random_resized_box(height, width, settings.crop_scale, settings.crop_ratio, rng)
+        clip = crops.resize_bilinear(apply_operations(frames, operations, box), size)
         if rng.random() < settings.flip:
-            clip = augment.mirror(clip)
+            clip = crops.mirror(clip)
         channels_first(clip, planes)
-        return augment.erase_box(size, settings.erase, rng), int(rng.integers(2**62))
+        return crops.erase_box(size, settings.erase, rng), int(rng.integers(2**62))
 
 
 def dataset_paths(stage: Stage) -> DatasetPaths:
-    """Where the stage's data set lies; ConfigError where nobody said."""
+    """The paths of the stage's data set.
+
+    Raises:
+        ConfigError: the stage has none.
+    """
     if stage.execution.data is None:
-        raise ConfigError(f"stage {stage.id}: no path is given for the data set {stage.recipe.dataset}; give its root")
+        name = stage.recipe.dataset
+        raise ConfigError(f"stage {stage.id}: no path for data set {name}; set datasets.{name}.root in cluster.yaml")
     return stage.execution.data
 
 
@@ -249,7 +258,7 @@ def build_dataset(stage: Stage) -> TrainDataset:
     """The training split of a stage.
 
     Raises:
-        ConfigError: no path, or a list that does not hold what the data set's facts say.
+        ConfigError: no path, or a list that contradicts the data set's record.
     """
     recipe, paths, reader = stage.recipe, dataset_paths(stage), stage.execution.reader
     entries = load_split(recipe, paths, "train")
@@ -263,4 +272,4 @@ def build_dataset(stage: Stage) -> TrainDataset:
         return MaskedClipDataset(recipe, SIZES[recipe.student].clip, image_size, entries, reader)
     if isinstance(recipe, Finetune):
         return FinetuneDataset(recipe, entries, reader)
-    raise ConfigError(f"stage {stage.id}: a {stage.kind} has no training data")
+    raise ConfigError(f"stage {stage.id}: a {stage.kind} stage has no training data")

@@ -1,88 +1,121 @@
-"""Draws what a row's networks really see, from a data set's own files: one PNG to look at before GPUs are spent.
+"""Draws what the networks see of a data set's own files: strips of frames, below each other in one picture.
 
-    python -m mvd.data.inspect vitb_from_vitb_k400                   # the data set's place is taken from cluster.yaml
-    python -m mvd.data.inspect demo --data data/motion --epoch 3
-    python -m mvd.data.inspect my_row.py --data data/mine --output seen.png
-
-Pre-training: each clip after its crop, and below it the tokens that stay visible. Fine-tuning: the clips of videos
-that are mixed together, augmented, erased and mixed, with the weight of each label. Test: every view of a video.
+The command is launch/inspect_data.py; `python -m mvd.data.inspect` runs it.
 """
 
-import argparse
-import importlib
-import importlib.util
-import sys
-from collections.abc import Iterator
+import runpy
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 
-from mvd.config import ConfigError, Finetune, Pretrain, Row, Test
-from mvd.config.run_settings import DatasetPaths
+from mvd.config import ConfigError, Finetune, ImageTeacher, Pretrain, Recipe, Test, VideoTeacher
 from mvd.config.sizes import SIZES, ClipShape
-from mvd.data.annotations import Entry, Split, load_split
-from mvd.data.datasets import FinetuneDataset, MaskedClipDataset, SampleKey
-from mvd.data.loader import unit_order, update_blocks
+from mvd.data.annotations import Entry
+from mvd.data.datasets import FinetuneDataset, ImageTeacherDataset, MaskedClipDataset, SampleKey, TrainDataset
+from mvd.data.loader import Block, unit_order, update_blocks
 from mvd.data.on_device import MEAN, STD, prepare
-from mvd.data.video.errors import Unreadable
+from mvd.data.rng import epoch_order
 from mvd.data.video.reader import open_video
 from mvd.data.views import Views, decode_views
 
-FRAMES = 8  # shown of a clip's 16
-LARGEST = 160  # side of a picture, in pixels
-GAP, LINE = 4, 16  # pixels between pictures, and of a line of text
-HIDDEN = 96  # grey of a token that the student does not see
+FRAMES = 8  # frames shown of a clip
+LARGEST = 160  # longest side of a shown frame, in pixels
+GAP, LINE = 4, 16  # pixels between frames, and height of a title
+HIDDEN = 96  # grey level of masked tokens
 
 
 class Strip(NamedTuple):
-    """One line of the picture: what it shows, and frames (N, H, W, 3), uint8."""
+    """One line of the picture: a title and frames, uint8 (N, H, W, 3)."""
 
     title: str
     frames: np.ndarray
 
 
-def pretrain_strips(recipe: Pretrain, entries: list[Entry], videos: int, epoch: int) -> Iterator[Strip]:
-    """Each clip as the teachers see it, and what the student sees of it."""
-    clip, image_size = SIZES[recipe.student].clip, SIZES[recipe.teacher].image.image_size
-    dataset = MaskedClipDataset(recipe, clip, image_size, entries, "pyav")
+def stage_strips(recipe: Recipe, entries: list[Entry], reader: str, videos: int, epoch: int) -> Iterator[Strip]:
+    """The strips of one stage.
+
+    Args:
+        entries: the training list or, for a test, the test list.
+        videos: how many files to show; in fine-tuning, how many videos of mixed pairs. A test shows one video.
+        epoch: the epoch whose random draws are shown.
+
+    Raises:
+        ConfigError: too many files are unreadable.
+        Unreadable: the video of a test is.
+    """
+    videos = min(videos, len(entries))
+    if isinstance(recipe, ImageTeacher):
+        return image_strips(recipe, entries, reader, videos, epoch)
+    if isinstance(recipe, VideoTeacher | Pretrain):
+        return masked_clip_strips(recipe, entries, reader, videos, epoch)
+    if isinstance(recipe, Finetune):
+        return finetune_strips(recipe, entries, reader, max(videos // 2, 1), epoch)
+    return view_strips(recipe, entries[0], reader)
+
+
+def image_strips(recipe: ImageTeacher, entries: list[Entry], reader: str, images: int, epoch: int) -> Iterator[Strip]:
+    """Image teacher: the augmented images, and the same with the masked patches hidden."""
+    shape = SIZES[recipe.size].image_training
+    dataset = ImageTeacherDataset(recipe, entries, reader)
+    samples = [_sample(dataset, SampleKey(epoch, index)) for index in range(images)]
+    frames = np.concatenate([sample["images"].permute(0, 2, 3, 1).numpy() for sample in samples])
+    masks = torch.cat([sample["mask"] for sample in samples]).numpy()
+    hidden = masks.reshape(-1, shape.side, shape.side)
+    hidden = hidden.repeat(shape.patch_size, axis=1).repeat(shape.patch_size, axis=2)
+    yield Strip(f"image teacher, {_count(images, 'image')}, the first {_name(entries, samples[0])}", frames)
+    yield Strip(f"what its encoder sees: {_masked(samples[0])}", _hide(frames, hidden))
+
+
+def masked_clip_strips(
+    recipe: VideoTeacher | Pretrain, entries: list[Entry], reader: str, videos: int, epoch: int
+) -> Iterator[Strip]:
+    """Video teacher and pre-training: each cropped clip, and the same with the masked tokens hidden."""
+    size = SIZES[recipe.student if isinstance(recipe, Pretrain) else recipe.size]
+    stage = "pre-training" if isinstance(recipe, Pretrain) else "video teacher"
+    dataset = MaskedClipDataset(recipe, size.clip, size.clip.image_size, entries, reader)
     for index in range(videos):
-        sample = dataset[SampleKey(epoch, index)]
+        sample = _sample(dataset, SampleKey(epoch, index))
         frames = to_frames(sample["video"][0])
-        yield Strip(f"pre-training, {_name(entries, sample)}: the clip", frames[:: clip.frames // FRAMES])
-        hidden = token_pixels(sample["mask"][0], clip)
-        seen = np.where(hidden[..., None], HIDDEN, frames).astype(np.uint8)
-        share = 100 * float(sample["mask"].float().mean())
-        yield Strip(f"what the student sees of it: {share:.0f} % is masked", seen[:: clip.frames // FRAMES])
+        hidden = token_pixels(sample["mask"][0], size.clip)
+        yield Strip(f"{stage}, {_name(entries, sample)}: the clip", _shown(frames))
+        yield Strip(f"what the encoder sees of it: {_masked(sample)}", _shown(_hide(frames, hidden)))
 
 
-def finetune_strips(recipe: Finetune, entries: list[Entry], pairs: int, epoch: int) -> Iterator[Strip]:
-    """All clips of some mixed pairs of videos, as they reach the network; values are cut at black and white."""
-    dataset = FinetuneDataset(recipe, entries, "pyav")
-    order = list(range(len(entries)))
-    blocks = update_blocks(recipe, order * (recipe.optimization.global_batch // len(order) + 1), 0)
-    step = SIZES[recipe.size].clip.frames // FRAMES
-    for number in range(pairs):
-        group = recipe.mixing.group // 2
-        keys = [SampleKey(epoch, index, number) for _, index in unit_order(blocks[number * group : number * group + 1])]
-        batch = dataset.collate([dataset[key] for key in keys])
+def finetune_strips(recipe: Finetune, entries: list[Entry], reader: str, pairs: int, epoch: int) -> Iterator[Strip]:
+    """Fine-tuning: the clips of some pairs of videos, augmented, erased and mixed; levels are clipped to 0..255."""
+    dataset = FinetuneDataset(recipe, entries, reader)
+    for block in mixed_pairs(recipe, len(entries), pairs, epoch):
+        keys = [SampleKey(epoch, index, group) for group, index in unit_order([block])]
+        batch = dataset.collate([_sample(dataset, key) for key in keys])
         mixed = prepare(batch, recipe, "cpu")
         for clip, targets, label in zip(mixed["video"], mixed["targets"], batch["labels"].tolist(), strict=True):
-            yield Strip(f"fine-tuning, a clip of class {label}; {weights(targets)}", denormalised(clip)[::step])
+            yield Strip(f"fine-tuning, a clip of class {label}; {weights(targets)}", _shown(denormalised(clip)))
 
 
-def view_strips(recipe: Test, entries: list[Entry]) -> Iterator[Strip]:
-    """Every view of the first video."""
-    clip = SIZES[recipe.size].clip
-    entry = entries[0]
-    views = Views(recipe.sampling, recipe.clips, recipe.crops, recipe.stride, clip)
-    for number, view in enumerate(decode_views(open_video(entry.path), views).cut()):
+def mixed_pairs(recipe: Finetune, samples: int, pairs: int, epoch: int) -> list[Block]:
+    """The first pair of each of the epoch's first mixing groups; a list shorter than a batch is repeated."""
+    batch, size = recipe.optimization.global_batch, recipe.mixing.group
+    order = epoch_order(recipe.seed, epoch, samples)
+    order *= 1 + (pairs * size + batch) // samples
+    blocks: list[Block] = []
+    update = 0
+    while len(blocks) < pairs:
+        blocks += update_blocks(recipe, order, update)[:: size // 2]
+        update += 1
+    return blocks[:pairs]
+
+
+def view_strips(recipe: Test, entry: Entry, reader: str) -> Iterator[Strip]:
+    """Test: every view of one video."""
+    views = Views(recipe.sampling, recipe.clips, recipe.crops, recipe.stride, SIZES[recipe.size].clip)
+    for number, view in enumerate(decode_views(open_video(entry.path, reader), views).cut()):
         title = f"test, {Path(entry.path).name}, class {entry.label}: "
         title += f"clip {number // recipe.crops + 1} of {recipe.clips}, crop {number % recipe.crops + 1}"
-        yield Strip(title, to_frames(view)[:: clip.frames // FRAMES])
+        yield Strip(title, _shown(to_frames(view)))
 
 
 def to_frames(clip: torch.Tensor) -> np.ndarray:
@@ -105,19 +138,43 @@ def token_pixels(mask: torch.Tensor, clip: ClipShape) -> np.ndarray:
 
 
 def weights(targets: torch.Tensor) -> str:
-    """The labels that label smoothing alone does not explain, with their weights."""
+    """The classes whose target exceeds label smoothing's floor, with their weights."""
     floor = float(targets.min())
     labels = [(float(weight), number) for number, weight in enumerate(targets) if float(weight) > floor + 1e-6]
     return "target " + " + ".join(f"{weight:.2f} x class {number}" for weight, number in sorted(labels, reverse=True))
 
 
-def _name(entries: list[Entry], sample: dict[str, torch.Tensor]) -> str:
+def _sample(dataset: TrainDataset, key: SampleKey) -> dict[str, Any]:
+    sample = dataset[key]
+    if "failed" in sample:
+        raise ConfigError(f"{sample['failed']}; run mvd.data.prepare on this data set to find all broken files")
+    return sample
+
+
+def _shown(frames: np.ndarray) -> np.ndarray:
+    return frames[:: max(len(frames) // FRAMES, 1)]
+
+
+def _hide(frames: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    return np.where(hidden[..., None], HIDDEN, frames).astype(np.uint8)
+
+
+def _masked(sample: dict[str, Any]) -> str:
+    return f"{100 * float(sample['mask'].float().mean()):.0f} % is masked"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _name(entries: Sequence[Entry], sample: dict[str, Any]) -> str:
     entry = entries[int(sample["indices"])]
-    return f"{Path(entry.path).name}, class {entry.label}"
+    replaced = "".join(f" (instead of {Path(path).name}, which is unreadable)" for path in sample["unreadable"])
+    return f"{Path(entry.path).name}, class {entry.label}{replaced}"
 
 
-def draw(strips: list[Strip], path: Path) -> None:
-    """Writes the strips of square frames below each other."""
+def draw(strips: Sequence[Strip], path: Path) -> None:
+    """Write the strips of square frames below each other to an image file; its suffix is the format."""
     sides = [min(strip.frames.shape[1], LARGEST) for strip in strips]
     heights = [LINE + side + GAP for side in sides]
     width = max(len(strip.frames) * (side + GAP) for strip, side in zip(strips, sides, strict=True)) + GAP
@@ -131,73 +188,5 @@ def draw(strips: list[Strip], path: Path) -> None:
     sheet.save(path)
 
 
-def load_row(target: str) -> Row:
-    """The row of a name in experiments/ or of a row file; of a suite, the first.
-
-    Raises:
-        ConfigError: there is no such row.
-    """
-    file = Path(target if target.endswith(".py") else f"{target}.py")
-    try:
-        if file.is_file() and file.parent.name != "experiments":
-            spec = importlib.util.spec_from_file_location("row_file", file)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(f"experiments.{file.stem}")
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"there is no row {target!r}; give a name in experiments/, or a row file's path") from error
-    return module.row if hasattr(module, "row") else module.rows[0]
-
-
-def dataset_paths(dataset: str, folder: str | None) -> DatasetPaths:
-    """The folder that was given, or else what cluster.yaml here says of the data set.
-
-    Raises:
-        ConfigError: neither says.
-    """
-    if folder is not None:
-        return DatasetPaths(root=folder)
-    profile = Path("cluster.yaml")
-    known = OmegaConf.load(profile).get("datasets", {}) if profile.is_file() else {}
-    if dataset not in known:
-        raise ConfigError(f"where the data set {dataset} lies is not said; give --data FOLDER")
-    return DatasetPaths(**known[dataset])
-
-
-def strips_of(row: Row, folder: str | None, videos: int, epoch: int) -> Iterator[Strip]:
-    """The strips of every stage that the row has."""
-
-    def entries(recipe: Pretrain | Finetune | Test, split: Split) -> list[Entry]:
-        return load_split(recipe, dataset_paths(recipe.dataset, folder), split)
-
-    if row.pretrain is not None:
-        yield from pretrain_strips(row.pretrain, entries(row.pretrain, "train")[:videos], videos, epoch)
-    if row.finetune is not None:
-        yield from finetune_strips(row.finetune, entries(row.finetune, "train"), max(videos // 2, 1), epoch)
-    if row.test is not None:
-        yield from view_strips(row.test, entries(row.test, "test"))
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m mvd.data.inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("target", help="a row: its name in experiments/, or a row file")
-    parser.add_argument("--data", metavar="FOLDER", help="the data set; by default what cluster.yaml says")
-    parser.add_argument("--videos", type=int, default=4, help="training videos to show (default: %(default)s)")
-    parser.add_argument("--epoch", type=int, default=0, help="whose random draws to show (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("inspect.png"), help="(default: %(default)s)")
-    arguments = parser.parse_args()
-    try:
-        strips = list(strips_of(load_row(arguments.target), arguments.data, arguments.videos, arguments.epoch))
-    except (ConfigError, Unreadable) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    draw(strips, arguments.output)
-    print(f"{arguments.output}: {len(strips)} strips; open it in any image viewer")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__":  # the command is one of the launcher's, which this room must not import
+    runpy.run_module("launch.inspect_data", run_name="__main__", alter_sys=True)

@@ -1,9 +1,9 @@
-"""The order of the samples and the loader that follows it, the same on any number of processes.
+"""The sample order and the training loader, the same on any number of processes.
 
-Update u of an epoch takes the u-th global batch of the epoch's permutation; the rest of the epoch is left out. Each
-process takes a contiguous share of it, micro-batch by micro-batch. In fine-tuning a global batch is cut into mixing
-groups, and a group into mirrored pairs (its j-th video from the front with the j-th from the back), because those
-two are mixed with each other: any whole number of pairs can then be mixed on its own, with the group's one draw.
+Update u of an epoch takes the u-th global batch of the epoch's permutation; an incomplete last batch is dropped. Each
+process takes a contiguous share of the batch, split into micro-batches. In fine-tuning a global batch is split into
+mixing groups and each group into mirrored pairs (the j-th video from the front and the j-th from the back), because
+those two are mixed with each other: any whole number of pairs can then be mixed separately, with the group's one draw.
 """
 
 import os
@@ -18,21 +18,21 @@ from torch.utils.data import DataLoader, Sampler
 from mvd.config import ConfigError, Finetune, TrainRecipe
 from mvd.data.datasets import SampleKey, TrainDataset
 from mvd.data.rng import epoch_order
-from mvd.data.workers import follow_parent, keep_freed_memory
+from mvd.data.workers import LOADER_START_METHOD, follow_parent, keep_freed_memory
 from mvd.stage import Stage
 
 
 class LoaderStats:
-    """What the curves say of loading: milliseconds of decoding a sample, and batches that were waiting to be taken."""
+    """Loader statistics for the curves: decoding time of a sample (ms), and batches waiting in the queue."""
 
     def __init__(self) -> None:
         self.decode_ms: list[float] = []
         self.depths: list[int] = []
 
     def note(self, batch: dict[str, Any], batches: Iterator[dict[str, Any]]) -> None:
-        """Takes down one batch, and how many more its iterator has ready."""
+        """Record one batch, and how many more its iterator has ready."""
         self.decode_ms += batch["decode_ms"].tolist()
-        queue = getattr(batches, "_data_queue", None)  # there is none without loader processes
+        queue = getattr(batches, "_data_queue", None)  # absent without worker processes
         self.depths.append(0 if queue is None else queue.qsize())
 
     def report(self) -> dict[str, float]:
@@ -47,17 +47,17 @@ class LoaderStats:
 
 
 class Block(NamedTuple):
-    """Samples that must stay together: one, or a mirrored pair of a mixing group."""
+    """Samples that must stay together: a single one, or a mirrored pair of a mixing group."""
 
     group: int
     samples: tuple[int, ...]
 
 
 def steps_per_epoch(samples: int, global_batch: int) -> int:
-    """Whole global batches of an epoch.
+    """Whole global batches in an epoch.
 
     Raises:
-        ConfigError: not even one.
+        ConfigError: there is not even one.
     """
     if samples < global_batch:
         raise ConfigError(
@@ -68,7 +68,7 @@ def steps_per_epoch(samples: int, global_batch: int) -> int:
 
 
 def update_blocks(recipe: TrainRecipe, order: list[int], update: int) -> list[Block]:
-    """The blocks of one update of an epoch; groups are numbered through the epoch."""
+    """The blocks of one update of an epoch; mixing groups are numbered throughout the epoch."""
     total = recipe.optimization.global_batch
     samples = order[update * total : (update + 1) * total]
     if not isinstance(recipe, Finetune):
@@ -83,7 +83,7 @@ def update_blocks(recipe: TrainRecipe, order: list[int], update: int) -> list[Bl
 
 
 def unit_order(blocks: list[Block]) -> list[tuple[int, int]]:
-    """The (group, sample) of a micro-batch: for each group the front samples, then their partners, mirrored."""
+    """The (group, sample) pairs of a micro-batch: per group the front samples, then their partners in reverse."""
     ordered = []
     for group, members in groupby(blocks, key=lambda block: block.group):
         samples = [block.samples for block in members]
@@ -93,19 +93,26 @@ def unit_order(blocks: list[Block]) -> list[tuple[int, int]]:
 
 
 class UpdateSampler(Sampler[list[SampleKey]]):
-    """One rank's micro-batches from an update to the end of the last epoch; it keeps no state between iterations."""
+    """One rank's micro-batches from `start_update` to the end of the last epoch; stateless between iterations.
+
+    Raises:
+        ConfigError: the execution's batch differs from the recipe's, a micro-batch would split a mixed pair, or there
+            are fewer samples than a global batch.
+    """
 
     def __init__(self, stage: Stage, samples: int, rank: int, start_update: int = 0) -> None:
         execution, optimization = stage.execution, stage.recipe.optimization
-        solved = execution.micro_batch * execution.accumulation * execution.world_size
-        if solved != optimization.global_batch:
+        batch = execution.micro_batch * execution.accumulation * execution.world_size
+        if batch != optimization.global_batch:
             raise ConfigError(
-                f"stage {stage.id}: {execution.micro_batch} x {execution.accumulation} x {execution.world_size} = "
-                f"{solved} samples an update, but the recipe says {optimization.global_batch}; make them equal"
+                f"stage {stage.id}: micro_batch x accumulation x world_size must equal the recipe's global_batch, got "
+                f"{execution.micro_batch} x {execution.accumulation} x {execution.world_size} = {batch} and "
+                f"{optimization.global_batch}"
             )
         if isinstance(stage.recipe, Finetune) and execution.micro_batch % 2:
             raise ConfigError(
-                f"stage {stage.id}: a micro-batch of {execution.micro_batch} videos splits a mixed pair; make it even"
+                f"stage {stage.id}: micro_batch must be even, because videos are mixed in pairs, got "
+                f"{execution.micro_batch}"
             )
         self.recipe: TrainRecipe = stage.recipe
         self.execution = execution
@@ -113,7 +120,7 @@ class UpdateSampler(Sampler[list[SampleKey]]):
         self.rank = rank
         self.start_update = start_update
         self.steps_per_epoch = steps_per_epoch(samples, optimization.global_batch)
-        self.updates = self.steps_per_epoch * optimization.epochs
+        self.updates: int = self.steps_per_epoch * optimization.epochs
 
     def __len__(self) -> int:
         return max(self.updates - self.start_update, 0) * self.execution.accumulation
@@ -133,26 +140,28 @@ class UpdateSampler(Sampler[list[SampleKey]]):
 
 
 def train_loader(stage: Stage, dataset: TrainDataset, rank: int, start_update: int = 0) -> DataLoader[dict[str, Any]]:
-    """One loader for the whole run: micro-batches from `start_update` on, across the ends of epochs.
+    """The loader for the whole run: micro-batches from `start_update` on, across epoch boundaries.
 
     Raises:
-        ConfigError: fewer samples than a global batch, or a batch that the execution does not make.
+        ConfigError: see UpdateSampler.
     """
+    workers = worker_count(stage.execution.workers)
     return DataLoader(
         dataset,
         batch_sampler=UpdateSampler(stage, len(dataset), rank, start_update),
-        num_workers=worker_count(stage.execution.workers),
+        num_workers=workers,
+        multiprocessing_context=LOADER_START_METHOD if workers else None,
         collate_fn=dataset.collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=start_worker,
-        generator=torch.Generator(),  # else starting it takes a draw from the global state, which a resume restores
+        generator=torch.Generator(),  # the default draws from the global state, which a resume restores
     )
 
 
 def worker_count(most: int) -> int:
-    """Loader processes of one training process: no more than the cores it was given, and no more than `most`.
+    """Loader processes of one training process: at most its share of the cores, and at most `most`.
 
-    A task of srun has cores of its own; otherwise the processes of a node share those that they see.
+    A task started by srun has its own cores; otherwise the processes of a node share the visible ones.
     """
     own = os.environ.get("SLURM_CPUS_PER_TASK") if "SLURM_STEP_ID" in os.environ else None
     cores = int(own) if own else len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -160,7 +169,10 @@ def worker_count(most: int) -> int:
 
 
 def start_worker(_: int) -> None:
-    """Makes a loader process single-threaded; obeying a signal itself, it would take the last checkpoint away."""
+    """Set up a loader process: single-threaded, and ignoring the job's signals.
+
+    A worker that died on the job's signal would prevent the final checkpoint.
+    """
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     follow_parent()

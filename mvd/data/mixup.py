@@ -1,4 +1,4 @@
-"""Mixup and CutMix of clips, one draw for a group of clips."""
+"""Mixup and CutMix of clips, with one draw per group of clips."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +10,7 @@ from mvd.config import ConfigError
 
 
 class Mix(NamedTuple):
-    """One draw: the weight of a clip's own label, and the box (low, high, low, high) to cut, or None for Mixup."""
+    """One draw: the weight of a clip's own label, and the CutMix box (low, high, low, high), or None for Mixup."""
 
     lam: float
     box: tuple[int, int, int, int] | None = None
@@ -19,9 +19,14 @@ class Mix(NamedTuple):
 class ClipMixup:
     """Mixes clip i of a batch with clip N-1-i, and their labels (timm's Mixup in "batch" mode, for clips).
 
-    The box is timm 0.4.12's, which the official release pins (QUIRKS 2). With cutmix_axes "official" the box, drawn
-    for rows and columns, cuts frames and rows, because that release applies image code to (B, C, T, H, W) (QUIRKS 1);
-    "spatial" cuts rows and columns of every frame.
+    The box is drawn as in timm 0.4.12, which the official release pins (QUIRKS 2).
+
+    Args:
+        cutmix_axes: "spatial" applies the box to rows and columns of every frame. "official" applies it to frames and
+            rows, because the official release runs image code on (B, C, T, H, W) (QUIRKS 1).
+
+    Raises:
+        ConfigError: an unknown mode or cutmix_axes, or alphas that are negative or both 0.
     """
 
     def __init__(
@@ -36,11 +41,14 @@ class ClipMixup:
         cutmix_axes: Literal["official", "spatial"] = "official",
     ) -> None:
         if mode != "batch":
-            raise ConfigError(f'ClipMixup: mode {mode!r} does not exist for clips; use "batch"')
+            raise ConfigError(f'ClipMixup: mode must be "batch", got {mode!r}')
         if cutmix_axes not in ("official", "spatial"):
-            raise ConfigError(f'ClipMixup: cutmix_axes is {cutmix_axes!r}; use "official" or "spatial"')
+            raise ConfigError(f'ClipMixup: cutmix_axes must be "official" or "spatial", got {cutmix_axes!r}')
         if mixup_alpha < 0 or cutmix_alpha < 0 or mixup_alpha + cutmix_alpha == 0:
-            raise ConfigError(f"ClipMixup: alphas {mixup_alpha} and {cutmix_alpha} mix nothing; make one positive")
+            raise ConfigError(
+                f"ClipMixup: mixup_alpha and cutmix_alpha must be 0 or more, and one of them positive, got "
+                f"{mixup_alpha} and {cutmix_alpha}"
+            )
         self.mixup_alpha = mixup_alpha
         self.cutmix_alpha = cutmix_alpha
         self.prob = prob
@@ -52,9 +60,9 @@ class ClipMixup:
     def __call__(
         self, clips: torch.Tensor, labels: torch.Tensor, rng: np.random.RandomState | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draws once and mixes: clips (N, 3, T, H, W) and labels (N,) -> mixed clips, soft targets (N, classes).
+        """Draw once and mix: clips (N, 3, T, H, W) and labels (N,) -> mixed clips, soft targets (N, classes).
 
-        Draws from numpy's global state where no `rng` is given.
+        Draws from numpy's global state if `rng` is None.
 
         Raises:
             ValueError: an odd number of clips.
@@ -62,7 +70,7 @@ class ClipMixup:
         return self.apply(clips, labels, self.draw(clips.shape[-2], clips.shape[-1], rng))
 
     def draw(self, height: int, width: int, rng: np.random.RandomState | None = None) -> Mix:
-        """Draws how a group of clips of height x width pixels is mixed."""
+        """Draw how a group of clips of height x width pixels is mixed."""
         source: Any = np.random if rng is None else rng
         if source.rand() >= self.prob:
             return Mix(1.0)
@@ -78,10 +86,10 @@ class ClipMixup:
         return Mix(1.0 - area / (height * width), box)
 
     def apply(self, clips: torch.Tensor, labels: torch.Tensor, mix: Mix) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mixes with a given draw; the clips that come in stay as they are."""
+        """Mix with a given draw; the input clips are not modified."""
         if len(clips) % 2:
-            raise ValueError(f"{len(clips)} clips cannot be mixed in pairs; give an even number")
-        targets = mixup_target(labels, self.num_classes, mix.lam, self.label_smoothing)
+            raise ValueError(f"clips are mixed in pairs: their number must be even, got {len(clips)}")
+        targets = mixup_target(labels, self.num_classes, mix.lam, self.label_smoothing)  # type: ignore[no-untyped-call]
         if mix.box is not None:
             a, b, c, d = mix.box
             rectangle = (slice(a, b), slice(c, d))
@@ -95,7 +103,7 @@ class ClipMixup:
 
 
 def _draw_box(height: int, width: int, lam: float, source: Any) -> tuple[int, int, int, int]:
-    """Rows and columns of a box of about 1 - lam of the area around a uniform centre, clipped to the image."""
+    """A box of about 1 - lam of the area around a uniform centre, clipped to the image: row and column ranges."""
     ratio = np.sqrt(1.0 - lam)
     half_height, half_width = int(height * ratio) // 2, int(width * ratio) // 2
     row, column = int(source.randint(height)), int(source.randint(width))

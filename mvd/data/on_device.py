@@ -1,4 +1,4 @@
-"""What happens to a batch on the device: normalising, random erasing, mixing."""
+"""Transforms of a batch on the device: normalisation, random erasing, Mixup and CutMix."""
 
 from itertools import groupby
 from typing import Any
@@ -14,7 +14,7 @@ STD = (0.229, 0.224, 0.225)
 
 
 def normalise(pixels: torch.Tensor, channel_axis: int = 1) -> torch.Tensor:
-    """uint8 pixels -> float32 with ImageNet's mean and standard deviation taken out of each channel."""
+    """uint8 pixels -> float32, normalised with ImageNet's mean and standard deviation."""
     shape = [1] * pixels.ndim
     shape[channel_axis] = 3
     mean = torch.tensor(MEAN, device=pixels.device).view(shape)
@@ -23,11 +23,12 @@ def normalise(pixels: torch.Tensor, channel_axis: int = 1) -> torch.Tensor:
 
 
 def prepare(batch: dict[str, Any], recipe: TrainRecipe, device: torch.device | str) -> dict[str, torch.Tensor]:
-    """Moves a loader's batch to the device and makes what the stage's objective takes, pixels normalised.
+    """Move a loader's batch to the device and build the inputs of the stage's objective, pixels normalised.
 
-    Image teacher: {"images" (B, 3, S, S), "mask" (B, positions)}. Video teacher: {"video" (B, 3, T, S, S), "mask"
-    (B, tokens)}. Student: the same with "image_video" (B, 3, T, S', S'), which is "video" itself where the sizes are
-    equal. Fine-tuning: {"video", erased and mixed, "targets" (clips, classes)}.
+    Image teacher: {"images" (B, 3, S, S), "mask" (B, positions)}.
+    Video teacher: {"video" (B, 3, T, S, S), "mask" (B, tokens)}.
+    Student: the same plus "image_video" (B, 3, T, S', S'), which is "video" itself if the two sizes are equal.
+    Fine-tuning: {"video" (clips, 3, T, S, S), erased and mixed, "targets" (clips, classes)}.
     """
     pixels: dict[str, torch.Tensor] = {
         name: normalise(batch[name].to(device, non_blocking=True))
@@ -45,10 +46,12 @@ def prepare(batch: dict[str, Any], recipe: TrainRecipe, device: torch.device | s
 
 
 def erase(clips: torch.Tensor, boxes: torch.Tensor, seeds: torch.Tensor) -> None:
-    """Fills each clip's box (top, left, height, width), the same in all frames, with normal noise, in place.
+    """Fill each clip's box with normal noise, in place; the box is the same in all frames of the clip.
 
-    clips are normalised (N, 3, T, H, W); boxes (N, 4) and seeds (N,) are on the CPU. Each pixel of each frame has
-    its own noise, from the clip's own seed, so that it does not depend on the clip's neighbours.
+    Args:
+        clips: normalised, (N, 3, T, H, W).
+        boxes: (N, 4) of (top, left, height, width), on the CPU.
+        seeds: (N,), on the CPU. Every clip has its own, so its noise does not depend on the rest of the batch.
     """
     for clip, (top, left, height, width), seed in zip(clips, boxes.tolist(), seeds.tolist(), strict=True):
         if height == 0:
@@ -61,7 +64,7 @@ def erase(clips: torch.Tensor, boxes: torch.Tensor, seeds: torch.Tensor) -> None
 def _mix(
     clips: torch.Tensor, labels: torch.Tensor, seeds: torch.Tensor, recipe: Finetune
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixes each unit, that is each run of clips with one mix seed, with its mixing group's draw."""
+    """Mix each run of clips that have the same mix seed, with one draw from that seed."""
     mixing = recipe.mixing
     mixup = ClipMixup(
         mixup_alpha=mixing.mixup,

@@ -1,7 +1,7 @@
-"""A long list of samples in two arrays, for loader processes to share.
+"""A long list of samples in arrays that forked loader processes share.
 
-Each look at a Python object changes its reference count, and with that copies the memory page that a forked process
-had in common with its parent: of a list of 240,436 entries, worker after worker would come to hold a copy.
+Reading a Python object changes its reference count, so the memory page that a forked process shares with its parent is
+copied: every worker would end up with its own copy of a list of 240,436 entries.
 """
 
 import os
@@ -14,7 +14,7 @@ from mvd.data.annotations import Entry
 
 
 class PackedEntries(Sequence[Entry]):
-    """Entries as they were given; each is made anew when it is asked for."""
+    """A read-only sequence of entries, each created when it is accessed."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         paths = [os.fsencode(entry.path) for entry in entries]
@@ -34,6 +34,6 @@ class PackedEntries(Sequence[Entry]):
     def __getitem__(self, index: int | slice) -> Entry | list[Entry]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        number = range(len(self))[index]  # IndexError ends an iteration
+        number = range(len(self))[index]  # raises IndexError, which ends iteration
         path = self._paths[self._ends[number] : self._ends[number + 1]].tobytes()
         return Entry(os.fsdecode(path), int(self._labels[number]))

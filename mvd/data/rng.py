@@ -1,4 +1,4 @@
-"""Where every random choice about data comes from: (seed, epoch, number, purpose), never the state of a process."""
+"""Random generators for data: every draw follows from (seed, epoch, number, purpose), never from process state."""
 
 from enum import IntEnum
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What is drawn; each purpose has its own stream, so that a change in one leaves the others as they were."""
+    """What is drawn. Each purpose has its own stream, so a change in one does not affect the others."""
 
     ORDER = 0
     FRAMES = 1
@@ -18,11 +18,16 @@ class Purpose(IntEnum):
 
 
 def generator(seed: int, epoch: int, number: int, purpose: Purpose, copy: int = 0) -> np.random.Generator:
-    """The generator of one choice. `number` is a video's index or a group's place in the epoch, `copy` tells the
-    augmented copies of a video apart."""
+    """The generator of one draw.
+
+    Args:
+        number: index of the video, or of the mixing group in the epoch.
+        copy: which augmented copy of the video.
+    """
     return np.random.default_rng([seed, epoch, number, purpose, copy])
 
 
 def epoch_order(seed: int, epoch: int, samples: int) -> list[int]:
     """The permutation of the samples in an epoch."""
-    return generator(seed, epoch, 0, Purpose.ORDER).permutation(samples).tolist()
+    order: list[int] = generator(seed, epoch, 0, Purpose.ORDER).permutation(samples).tolist()
+    return order

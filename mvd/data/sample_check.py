@@ -1,4 +1,4 @@
-"""Whether this machine can read the data at all, for the checks before the start (mvd.distributed.preflight)."""
+"""Pre-start check that a machine can read the data at all (see mvd.distributed.preflight)."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,17 +8,17 @@ from mvd.data.video.reader import open_video, read_image
 from mvd.distributed.preflight import SampleCheck
 
 FILES = 3
-SPREAD = 7919  # a prime, so that the files that processes read are spread over the list
+SPREAD = 7919  # a prime: spreads the files that the ranks read over the list
 
 
 def check_samples(entries: Sequence[Entry], reader: str) -> SampleCheck:
-    """A check that opens three files of a list, different ones on each process, with that reader of videos."""
+    """A check that opens three files of a list, different ones on each rank."""
     return SampleCheck(f"the list {fingerprint(entries)}", _reading(entries, reader))
 
 
 def _reading(entries: Sequence[Entry], reader: str) -> Callable[[int], None]:
     def read(rank: int) -> None:
-        """Raises RuntimeError if none of the files can be read: a single broken file says nothing of the machine."""
+        """Raise RuntimeError if all of the files are unreadable: one broken file is no evidence of a bad machine."""
         reasons = []
         count = min(FILES, len(entries))
         for number in range(count):
@@ -31,6 +31,6 @@ def _reading(entries: Sequence[Entry], reader: str) -> Callable[[int], None]:
             except Unreadable as error:
                 reasons.append(str(error))
         if reasons and len(reasons) == count:
-            raise RuntimeError(f"no sample of {count} can be read: {reasons[-1]}")
+            raise RuntimeError(f"{count} of {count} files cannot be read: {reasons[-1]}")
 
     return read

@@ -1,4 +1,4 @@
-"""Test views of a video: temporal clips x spatial crops, all cut from one decoding."""
+"""Test views of a video: temporal clips x spatial crops, all cut from frames that are decoded once."""
 
 from collections.abc import Container
 from typing import Any, NamedTuple
@@ -18,10 +18,11 @@ from mvd.data.packed import PackedEntries
 from mvd.data.video.errors import Unreadable
 from mvd.data.video.read_timeout import ReadTimeout
 from mvd.data.video.reader import Video, open_video
+from mvd.data.workers import LOADER_START_METHOD
 
 
 class Views(NamedTuple):
-    """Which views of a video are taken: temporal clips, spatial crops of each, their sampling and shape."""
+    """Settings of the views: temporal clips, spatial crops of each clip, frame sampling and clip shape."""
 
     sampling: Sampling
     clips: int
@@ -31,10 +32,11 @@ class Views(NamedTuple):
 
 
 class DecodedViews(NamedTuple):
-    """The frames that views are cut from, each once: views share most of their pixels.
+    """The frames that views are cut from, each stored once, since views share most of their pixels.
 
-    frames: uint8 (3, F, h, w), as much of them as the crops cover; places (clips, T): which of them make each clip;
-    starts: where each crop begins along the longer side.
+    frames: uint8 (3, F, h, w), cropped to the area that the views cover.
+    places: int64 (clips, T), the indices into `frames` that form each clip.
+    starts: where each crop starts along the longer side, in pixels.
     """
 
     frames: torch.Tensor
@@ -42,37 +44,40 @@ class DecodedViews(NamedTuple):
     starts: list[int]
 
     def cut(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Cuts the views on a device, clip by clip and crop by crop: uint8 (views, 3, T, S, S)."""
+        """Cut the views on a device, in the order of clips, then crops: uint8 (clips x crops, 3, T, S, S)."""
         frames = self.frames.to(device, non_blocking=True)
         height, width = frames.shape[2:]
         listed = frames.index_select(1, self.places.flatten().to(device, non_blocking=True))
         along = 2 if height > width else 3
         crops = torch.stack([listed.narrow(along, start, min(height, width)) for start in self.starts])
-        return crops.unflatten(2, self.places.shape).permute(2, 0, 1, 3, 4, 5).flatten(0, 1)
+        clips, length = self.places.shape
+        by_clip = crops.view(*crops.shape[:2], clips, length, *crops.shape[3:])
+        return by_clip.permute(2, 0, 1, 3, 4, 5).flatten(0, 1)
 
 
 def decode_views(video: Video, views: Views) -> DecodedViews:
-    """Decodes each frame of the views once and resizes it to a short side of S with OpenCV's bilinear filter.
+    """Decode each frame of the views once and resize its short side to S with OpenCV's bilinear filter.
 
-    Crops are spread evenly along the longer side; a single one is taken from the middle (QUIRKS 7, 8).
+    Crops are spread evenly along the longer side; a single crop is the central one (QUIRKS 7, 8).
 
     Raises:
         UnreadableVideo: a frame cannot be decoded.
+        ConfigError: an unknown sampling.
     """
     if views.sampling == "dense":
         clips = dense_test_indices(len(video), views.clips, views.clip.frames, views.stride)
     elif views.sampling == "segment":
         clips = segment_test_indices(len(video), views.clips, views.clip.frames)
     else:
-        raise ConfigError(f'sampling is {views.sampling!r}; use "dense" or "segment"')
-    wanted, places = np.unique(clips, return_inverse=True)
+        raise ConfigError(f'sampling must be "dense" or "segment", got {views.sampling!r}')
+    wanted, inverse = np.unique(clips, return_inverse=True)
     frames = _resize_short_side(video.frames(wanted), views.clip.image_size)
     height, width = frames.shape[1:3]
     side, free = min(height, width), abs(height - width)
     starts = [int(i * free / (views.crops - 1)) for i in range(views.crops)] if views.crops > 1 else [free // 2]
     covered = slice(starts[0], starts[-1] + side)
     frames = frames[:, covered] if height > width else frames[:, :, covered]
-    places = torch.from_numpy(places.reshape(clips.shape))
+    places = torch.from_numpy(inverse.reshape(clips.shape))
     return DecodedViews(to_clip(frames), places, [start - starts[0] for start in starts])
 
 
@@ -85,7 +90,7 @@ def _resize_short_side(frames: np.ndarray, size: int) -> np.ndarray:
 
 
 class ViewDataset(Dataset[dict[str, Any]]):
-    """Every video of a list, ready to cut its views. One that twice cannot be read is flagged, never replaced."""
+    """The decoded views of each video of a list. A video that is unreadable twice is flagged, never replaced."""
 
     timeout = ReadTimeout()
 
@@ -110,7 +115,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
         return {"index": index, "label": entry.label, "unreadable": reason}
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch of readable videos, and the index and the reason of each unreadable one.
+        """A batch of the readable videos, with the index of each unreadable one and the reason.
 
         {"views": N DecodedViews, "labels": (N,), "indices": (N,), "unreadable": {index: reason}}.
         """
@@ -131,14 +136,20 @@ def view_loader(
     workers: int = 0,
     done: Container[int] = (),
 ) -> DataLoader[dict[str, Any]]:
-    """Loads this rank's share of the videos, every world_size-th one but those `done`, each once, `videos` a batch."""
+    """Loads this rank's share of the videos, every world_size-th one, each once, in batches of `videos`.
+
+    Args:
+        done: indices to skip.
+    """
+    processes = worker_count(workers)
     return DataLoader(
         dataset,
         batch_size=videos,
         sampler=[index for index in range(rank, len(dataset), world_size) if index not in done],
-        num_workers=worker_count(workers),
+        num_workers=processes,
+        multiprocessing_context=LOADER_START_METHOD if processes else None,
         collate_fn=dataset.collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=start_worker,
-        generator=torch.Generator(),  # else starting it takes a draw from the global state that drop path uses
+        generator=torch.Generator(),  # the default draws from the global state, which drop path uses
     )

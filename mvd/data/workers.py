@@ -1,41 +1,47 @@
-"""What the worker processes of loaders and of `mvd.data.prepare` have in common."""
+"""Set-up of the worker processes of loaders and of `mvd.data.prepare`."""
 
 import atexit
 import ctypes
 import multiprocessing
 import signal
 
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-OF_THE_JOB = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+JOB_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+# How loaders start their workers, whatever Python's default is (forkserver from 3.14 on). Forked workers share the
+# sample list's memory and start at once. The fork server would be killed by the signals that SLURM sends to every
+# process of a job, and its workers with it.
+LOADER_START_METHOD = "fork"
 
 
 def follow_parent() -> None:
-    """Makes this process deaf to what asks the parent to stop, and dead when the parent is.
+    """Ignore the job's stop signals, and die with the parent (PR_SET_PDEATHSIG).
 
-    Those signals reach the whole job; the parent answers them, and what a worker is at is still wanted then.
+    The signals reach every process of the job. The parent handles them, and still needs the batches that its workers
+    are preparing.
     """
-    for number in OF_THE_JOB:
+    for number in JOB_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @atexit.register
 def kill_workers() -> None:
-    """Ends those that are left: after an error in the middle of an epoch, or where a read hangs.
+    """Kill remaining workers at exit, after an error in the middle of an epoch or if a read hangs.
 
-    At its exit Python would ask them to leave by a signal that they do not hear, and then wait for ever.
+    Python's own atexit hook would send them SIGTERM, which they ignore, and then join them for ever.
     """
     for worker in multiprocessing.active_children():
         worker.kill()
 
 
 def keep_freed_memory() -> None:
-    """Has memory that is freed stay with this process, as far as glibc lets it be said.
+    """Keep freed memory in this process (mallopt) instead of returning it to the kernel.
 
-    Arrays of a clip's size would otherwise go back to the system each time, and come anew page by page: a third of the
-    time of some augmentations.
+    Otherwise arrays of a clip's size are returned each time and faulted in again page by page: a third of the time of
+    some augmentations.
     """
     libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most that is accepted
+    libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the largest value that glibc accepts
     libc.mallopt(M_TRIM_THRESHOLD, 256 * 2**20)

@@ -158,7 +158,7 @@ def test_drawing_leaves_the_process_alone():
 
 
 def test_an_operation_that_clips_lack_is_refused():
-    with pytest.raises(ConfigError, match="desaturate is not available for clips"):
+    with pytest.raises(ConfigError, match="desaturate is not implemented for clips"):
         draw_operations("rand-m9-n2-t3a-p1.0", np.random.default_rng(0))
 
 

@@ -216,10 +216,10 @@ def test_a_data_set_of_broken_files_is_given_up(tmp_path):
     entries = [Entry(str(tmp_path / f"{number}.mp4"), 0) for number in range(20)]
     dataset = FinetuneDataset(recipe("finetune"), entries, "pyav")
     sample = dataset[SampleKey(0, 0)]
-    assert sample["failed"].startswith("11 files in a row cannot be read, the last because ")
+    assert sample["failed"].startswith("11 consecutive files cannot be read, the last one: ")
     assert dataset.collate([sample]) == sample
 
 
 def test_a_stage_without_a_path_is_refused():
-    with pytest.raises(ConfigError, match="no path is given for the data set motion"):
+    with pytest.raises(ConfigError, match="no path for data set motion; set datasets.motion.root"):
         build_dataset(Stage(kind="finetune", id="finetune-x", recipe=recipe("finetune"), execution=Execution()))

@@ -1,20 +1,23 @@
 """The picture of what a row sees."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from mvd.config import Mixing
+from mvd.config import ConfigError, Mixing
 from mvd.config.run_settings import DatasetPaths
 from mvd.config.sizes import SIZES
 from mvd.data import inspect
-from mvd.data.annotations import load_annotations
+from mvd.data.annotations import Entry, load_annotations
 from mvd.data.on_device import normalise
+from mvd.data.rng import epoch_order
 from tests.data.stages import PLAIN, recipe
 
 
@@ -24,7 +27,7 @@ def entries(motion_root):
 
 
 def test_hidden_tokens_are_grey_and_the_others_as_they_are(entries):
-    clip, seen = inspect.pretrain_strips(recipe("pretrain"), entries, 1, 0)
+    clip, seen = inspect.stage_strips(recipe("pretrain"), entries, "pyav", 1, 0)
     assert clip.frames.shape == seen.frames.shape == (8, 48, 48, 3)
     hidden = (seen.frames == inspect.HIDDEN).all(axis=-1)
     assert np.array_equal(seen.frames[~hidden], clip.frames[~hidden])
@@ -42,7 +45,7 @@ def test_tokens_cover_their_tubelets():
 
 def test_mixed_clips_carry_their_weights(entries):
     made = recipe("finetune", augmentation=PLAIN, mixing=Mixing(group=8, smoothing=0.0, cutmix=0.0))
-    strips = list(inspect.finetune_strips(made, entries, 1, 0))
+    strips = list(inspect.stage_strips(made, entries, "pyav", 2, 0))
     assert len(strips) == 4 and all(" + " in strip.title for strip in strips)
     shares = [float(strip.title.split("target ")[1].split(" x")[0]) for strip in strips]
     assert shares == [shares[0]] * 4 and 0.5 <= shares[0] <= 1
@@ -54,26 +57,116 @@ def test_levels_survive_normalising():
     assert np.array_equal(shown, clip.permute(1, 2, 3, 0).numpy())
 
 
-def test_the_command_writes_a_picture_of_all_stages(motion_root, tmp_path):
-    command = [sys.executable, "-m", "mvd.data.inspect", "demo", "--data", str(motion_root), "--videos", "2"]
-    result = subprocess.run([*command, "--output", str(tmp_path / "seen.png")], capture_output=True, text=True)
+def test_one_mixing_group_in_an_update_is_no_limit(entries):
+    made = recipe("finetune", global_batch=8, augmentation=PLAIN, mixing=Mixing(group=8))
+    assert len(list(inspect.stage_strips(made, entries, "pyav", 6, 0))) == 3 * 2 * 2  # pairs x videos x copies
+    groups = [block.group for block in inspect.mixed_pairs(made, 5, 4, 0)]
+    assert groups == [0, 1, 2, 3], "a list shorter than a batch is repeated"
+
+
+def test_the_pairs_are_those_of_training(entries):
+    made = recipe("finetune", seed=3)
+    order = epoch_order(3, 2, len(entries))
+    pairs = inspect.mixed_pairs(made, len(entries), 3, 2)
+    assert [block.samples for block in pairs] == [(order[8 * g], order[8 * g + 7]) for g in range(3)]
+
+
+def test_no_more_videos_than_there_are(entries):
+    assert len(list(inspect.stage_strips(recipe("video_teacher"), entries[:3], "pyav", 10, 0))) == 2 * 3
+
+
+def test_an_image_teachers_patches_are_hidden(entries):
+    images, seen = inspect.stage_strips(recipe("image_teacher"), entries, "pyav", 4, 0)
+    assert images.frames.shape == seen.frames.shape == (4, 48, 48, 3)
+    hidden = (seen.frames == inspect.HIDDEN).all(axis=-1)
+    assert hidden.reshape(4, 4, 12, 4, 12).all(axis=(2, 4)).sum() == 4 * 12 and "75 % is masked" in seen.title
+    assert np.array_equal(seen.frames[~hidden], images.frames[~hidden])
+
+
+def test_a_replaced_file_is_named(entries, tmp_path):
+    (tmp_path / "broken.mp4").write_text("no video")
+    clip, _ = inspect.stage_strips(recipe("pretrain"), [Entry(str(tmp_path / "broken.mp4"), 0), *entries], "pyav", 1, 0)
+    assert "(instead of broken.mp4, which is unreadable)" in clip.title
+    with pytest.raises(ConfigError, match="11 consecutive files cannot be read"):
+        list(inspect.stage_strips(recipe("pretrain"), [Entry(str(tmp_path / "broken.mp4"), 0)], "pyav", 1, 0))
+
+
+@pytest.fixture
+def run_inspect(tmp_path, monkeypatch):
+    """Runs the command in an empty folder, with a cluster profile of its own."""
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(f"runs: {tmp_path / 'runs'}\n")
+    monkeypatch.setenv("MVD_CLUSTER", str(profile))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(Path.cwd()), *sys.path])))
+
+    def run(*arguments: object, **profile_fields: str) -> subprocess.CompletedProcess[str]:
+        with profile.open("a") as handle:
+            handle.writelines(f"{name}: {value}\n" for name, value in profile_fields.items())
+        command = [sys.executable, "-m", "mvd.data.inspect", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+
+    return run
+
+
+def test_the_command_writes_a_picture_of_all_stages(motion_root, run_inspect, tmp_path):
+    result = run_inspect("demo", "--data", motion_root, "--videos", "2", "--output", "seen.png")
     assert result.returncode == 0, result.stderr
+    assert "drawing demo, the first of 2 rows" in result.stdout
     with Image.open(tmp_path / "seen.png") as picture:
-        strips = 2 * 2 + 2 + 15  # two of each video; the two of a mixed pair; the views
+        strips = 2 + 4 + 4 + 2 + 15  # image teacher, video teacher, pre-training, a mixed pair, the views of a test
         assert picture.height == strips * (inspect.LINE + 48 + inspect.GAP) + inspect.GAP
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 100
+
+
+def test_rows_settings_and_the_profile_are_the_launchers(motion_root, run_inspect, tmp_path):
+    """A row file of one's own, overrides, and $MVD_CLUSTER's data set."""
+    row = (
+        "from experiments.demo import finetune\nfrom mvd.config import Row\nrow = Row(name='own', finetune=finetune)\n"
+    )
+    (tmp_path / "own.py").write_text(row)
+    words = ["own.py", "finetune.augmentation.samples=3", "--videos", "2"]
+    result = run_inspect(*words, datasets=f"{{motion: {{root: {motion_root}}}}}")
+    assert result.returncode == 0, result.stderr
+    assert "inspect.png: 6 strips" in result.stdout
+
+
+def test_a_teachers_row_is_drawn(motion_root, run_inspect):
+    fields = "{size: tiny, dataset: motion, stride: 1}"
+    result = run_inspect("videomae_vitb", f"video_teacher={fields}", "--data", motion_root, "--videos", "3")
+    assert result.returncode == 0 and "inspect.png: 6 strips" in result.stdout, result.stderr
+    result = run_inspect("mae_vitb", "image_teacher={size: tiny, dataset: motion}", "--data", motion_root)
+    assert result.returncode == 0 and "inspect.png: 2 strips" in result.stdout, result.stderr
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["no_such_row"], "there is no row 'no_such_row'"),
-        (["vitb_from_vitb_k400"], "where the data set k400 lies is not said; give --data FOLDER"),
-        (["demo", "--data", "nowhere"], "nowhere/train.csv does not exist"),
+        (["no_such_row"], "there is no row or suite 'no_such_row'"),
+        (
+            ["vitb_from_vitb_k400"],
+            "does not set datasets.k400.root: folder of the k400 videos; .*or give --data FOLDER",
+        ),
+        (["vitb_from_vitb_k400", "--data", "nowhere"], "datasets.k400: .*/nowhere does not exist"),
+        (["demo", "--data", "nowhere"], "nowhere: the motion data set is not there; generate it with"),
+        (
+            ["vitb_from_vitb_k400", "teachers=train", "--data", "."],
+            "the row uses imagenet and k400; set cluster.datasets",
+        ),
+        (["mae_vitb", "teachers=checkpoint"], "mae_vitb has no stage to draw"),
+        (["demo", "finetune.sed=1"], r"finetune has no key 'sed' \(nearest: seed"),
+        (["demo", "--epoch", "-1"], "--epoch must be 0 or more, got -1"),
+        (["demo", "--videos", "0"], "--videos must be at least 1, got 0"),
+        (["demo", "--videos", "two"], "argument --videos: invalid int value: 'two'"),
+        (["demo", "--output", "seen"], "--output must end in one of .png, .*got 'seen'"),
+        (["demo", "--output", "none/seen.png"], "there is no folder .*none; create it first"),
     ],
 )
-def test_what_is_missing_is_said_in_one_sentence(arguments, message, tmp_path):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "mvd.data.inspect", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+def test_a_request_that_cannot_work_is_refused_in_one_sentence(arguments, message, run_inspect):
+    result = run_inspect(*arguments)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert re.search(message, result.stderr)
+
+
+def test_a_missing_import_of_a_row_file_is_the_error(run_inspect, tmp_path):
+    (tmp_path / "own.py").write_text("import no_such_module\n")
+    assert "own.py cannot be loaded: ModuleNotFoundError" in run_inspect("own.py").stderr

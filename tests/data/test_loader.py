@@ -100,9 +100,9 @@ def test_a_micro_batch_mirrors_the_pairs_of_its_groups(motion_root):
 def test_what_cannot_be_shared_out_is_refused(motion_root):
     with pytest.raises(ConfigError, match="holds 15 samples, fewer than one global batch of 16"):
         UpdateSampler(stage(motion_root, "pretrain"), 15, 0)
-    with pytest.raises(ConfigError, match="3 x 5 x 1 = 15 samples an update, but the recipe says 16"):
+    with pytest.raises(ConfigError, match="must equal the recipe's global_batch, got 3 x 5 x 1 = 15 and 16"):
         UpdateSampler(stage(motion_root, "pretrain", micro_batch=3), 48, 0)
-    with pytest.raises(ConfigError, match="splits a mixed pair"):
+    with pytest.raises(ConfigError, match="micro_batch must be even, because videos are mixed in pairs, got 1"):
         UpdateSampler(stage(motion_root, "finetune", micro_batch=1), 48, 0)
 
 
@@ -134,6 +134,52 @@ raise RuntimeError("in the middle of an epoch")
 def test_an_error_ends_the_process_whatever_its_workers_do():
     run = subprocess.run([sys.executable, "-c", END_IN_THE_MIDDLE], capture_output=True, text=True, timeout=60)
     assert run.returncode == 1 and "in the middle of an epoch" in run.stderr
+
+
+FORKSERVER = """
+import multiprocessing
+import os
+import sys
+from mvd.data.datasets import build_dataset
+from mvd.data.loader import train_loader
+from tests.data.stages import stage
+from tests.data.test_loader import WorkersParent, as_bytes
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("forkserver")
+    made = stage(sys.argv[1], "pretrain", micro_batch=4, epochs=1, workers=2)
+    dataset = build_dataset(made)
+    several = [as_bytes({n: t for n, t in b.items() if n in ("video", "mask")}) for b in train_loader(made, dataset, 0)]
+    made = stage(sys.argv[1], "pretrain", micro_batch=4, epochs=1, workers=0)
+    one = [as_bytes({n: t for n, t in b.items() if n in ("video", "mask")}) for b in train_loader(made, dataset, 0)]
+    assert several == one and len(one) == 12
+    made = stage(sys.argv[1], "pretrain", micro_batch=4, epochs=1, workers=1)
+    (batch, *_) = train_loader(made, WorkersParent(), 0)
+    assert batch["parent"] == os.getpid(), "a worker is not the training process's own child"
+    print("the same")
+"""
+
+
+class WorkersParent(Dataset):
+    """Samples that say which process started the worker that read them."""
+
+    def __len__(self) -> int:
+        return 48
+
+    def __getitem__(self, key) -> int:
+        return os.getppid()
+
+    def collate(self, parents: list[int]) -> dict[str, int]:
+        return {"parent": parents[0]}
+
+
+def test_loaders_fork_their_workers_whatever_pythons_default_is(motion_root, tmp_path):
+    """From Python 3.14 on the default is a fork server, which the signals of a job would kill."""
+    (tmp_path / "program.py").write_text(FORKSERVER)
+    command = [sys.executable, str(tmp_path / "program.py"), str(motion_root)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert run.returncode == 0 and run.stdout == "the same\n", run.stderr
 
 
 class PageFaults(Dataset):

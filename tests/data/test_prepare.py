@@ -1,7 +1,10 @@
 """The preparation command on real files: counts, quarantine, resumption, shards, re-encoding."""
 
 import json
+import os
 import re
+import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 
 from mvd.config.run_settings import DatasetPaths
 from mvd.data.annotations import load_annotations
+from mvd.data.prepare.checking import Job, is_done, target_of, work_on
 from mvd.data.prepare.transcode import check_video, reencode
 from mvd.data.video.errors import UnreadableVideo
 from mvd.data.video.packets import PacketVideo
@@ -96,7 +100,8 @@ def test_shards_and_a_last_run_make_the_same_lists(videos, tmp_path):
 
 
 def test_lists_missing_files_and_the_papers_counts(videos, tmp_path):
-    rows = "".join(f"{name},{stem},0,10,train\n" for name, stem in (("a", "1x"), ("b", "2x"), ("b", "gone")))
+    classes = (("abseiling", "1x"), ("zumba", "2x"), ("zumba", "gone"))
+    rows = "".join(f"{name},{stem},0,10,train\n" for name, stem in classes)
     (tmp_path / "train.csv").write_text("label,youtube_id,time_start,time_end,split\n" + rows)
     (videos / "a" / "1.mp4").rename(videos / "a" / "1x_000000_000010.mp4")
     (videos / "b" / "2.mp4").rename(videos / "b" / "2x.mp4")
@@ -105,7 +110,13 @@ def test_lists_missing_files_and_the_papers_counts(videos, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "240,436" in result.stdout and "1 of them missing" in result.stdout
     assert (output / "quarantine.tsv").read_text() == "train\tgone_000000_000010\tno such file\n"
-    split = json.loads((output / "manifest.json").read_text())["splits"]["train"]
+    assert (output / "train.csv").read_text().split() == [
+        *(str(videos / "a" / "1x_000000_000010.mp4"), "0"),
+        *(str(videos / "b" / "2x.mp4"), "399"),
+    ]
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert len(manifest["classes"]) == 400 and manifest["classes"]["zumba"] == 399
+    split = manifest["splits"]["train"]
     assert split == {"listed": 3, "good": 2, "broken": 0, "missing": 1, "repeated": 0, "paper": 240_436}
 
 
@@ -126,7 +137,16 @@ def test_a_dry_run_writes_nothing(videos, tmp_path):
     [
         (["none", "out"], "there is no folder .*none"),
         (["videos", "out", "--train", "none.csv"], "there is no list"),
-        (["videos", "out", "--shard", "3/2"], "'3/2' is no share"),
+        (["videos", "out", "--short-side", "0"], "--short-side must be at least 16 pixels, got 0"),
+        (["videos", "out", "--short-side", "-5"], "--short-side must be at least 16 pixels, got -5"),
+        (["videos", "out", "--val-share", "30"], "--val-share must be a fraction .*got 30"),
+        (["videos", "out", "--val-share", "-1"], "--val-share must be a fraction .*got -1"),
+        (["videos", "out", "--val-share", "1"], "--val-share must be a fraction from 0 to below 1, .*got 1"),
+        (["videos", "out", "--val-share", "nan"], "--val-share must be a fraction .*got nan"),
+        (["videos", "videos"], "OUTPUT must be another folder than VIDEOS"),
+        (["videos", "out", "--labels", "labels.json"], "--labels belongs to lists"),
+        (["videos", "out", "--dataset", "k400"], "the data set k400 has no class 'a'"),
+        (["videos", "out", "--shard", "3/2"], "must be NUMBER/COUNT .*got '3/2'"),
     ],
 )
 def test_what_cannot_work_ends_in_one_sentence(arguments, message, videos, tmp_path):
@@ -167,3 +187,102 @@ def test_a_re_encoded_data_set(videos, tmp_path):
     assert {Path(entry.path).relative_to(output).parts[0] for entry in entries} == {"videos"}
     assert {min(PacketVideo(entry.path).frames(np.array([0])).shape[1:3]) for entry in entries} == {32}
     assert not list(output.rglob("*.tmp"))
+
+
+def test_a_folder_with_everything_that_goes_wrong_ends_with_a_table(videos, tmp_path):
+    long = "x" * 246 + ".mp4"
+    (videos / "a" / "1.mp4").rename(videos / "a" / long)
+    shutil.copy(videos / "b" / "1.mp4", videos / "b" / "two\nlines.mp4")
+    shutil.copy(videos / "b" / "1.mp4", os.fsencode(videos / "b") + b"/caf\xe9.mp4")
+    shutil.copy(videos / "b" / "1.mp4", videos / "b" / "u\u2028.mp4")
+    shutil.copy(videos / "b" / "1.mp4", videos / "loose.mp4")
+    (videos / "b" / "gone.mp4").symlink_to("nowhere.mp4")
+    (videos / "b" / "notes.txt").touch()
+    (videos / "b" / "up").symlink_to(videos)
+    output = videos / "out"
+    for _ in range(2):  # the second run finds the output inside of the videos' folder
+        result = prepare(videos, output, "--short-side", "32", "--val-share", "0")
+        assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
+        reasons = re.findall(r"^│ (broken|missing) +│ +(\d+) │ (.*?) +│ (.*?) +│$", result.stdout, flags=re.MULTILINE)
+        assert sorted(reasons) == [
+            ("broken", "1", "Invalid data found when processing input", "a/3.mp4"),
+            ("broken", "1", "a frame is damaged", "a/2.mp4"),
+            ("broken", "1", "a link to a file that does not exist", "b/gone.mp4"),
+            ("broken", "1", "its path contains a line break; rename it", r"b/two\nlines.mp4"),
+            ("broken", "1", "its path is not valid UTF-8; rename it", r"b/caf\udce9.mp4"),
+        ]
+        assert "1 x .txt files" in result.stdout and "1 x videos outside of class folders" in result.stdout
+    entries = load_annotations(DatasetPaths(root=str(output)), "train", 2)
+    assert sorted(Path(entry.path).name for entry in entries)[:4] == [
+        "1.mp4.mp4",
+        "2.mp4.mp4",
+        "3.mp4.mp4",
+        "u\u2028.mp4.mp4",
+    ]
+    assert len(entries) == 5 and all(Path(entry.path).is_file() for entry in entries)
+    assert len((output / "quarantine.tsv").read_text().splitlines()) == 5
+
+
+def test_a_file_that_is_gone_leaves_the_manifest(videos, tmp_path):
+    output = tmp_path / "out"
+    assert prepare(videos, output).returncode == 0
+    (videos / "b" / "1.mp4").unlink()
+    assert prepare(videos, output).returncode == 0
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert sorted(Path(name).name for name in manifest["files"]) == ["1.mp4", "2.mp4", "3.mp4"]
+    assert manifest["totals"]["frames"] == 3 * 40
+
+
+def test_passing_trouble_is_recorded_for_one_run_only(videos, tmp_path):
+    """Too many open files stands for a full disk, a missing permission, a time-out: no verdict on the content."""
+    job = Job(videos / "a" / "1.mp4", tmp_path / "copy.mp4", None)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        record = work_on(job)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert record.reason == "Too many open files" and record.temporary and not is_done(job, record)
+    again = work_on(job)
+    assert again.path == str(job.source) and is_done(job, again)
+    broken = Job(videos / "a" / "2.mp4", tmp_path / "copy.mp4", None)
+    record = work_on(broken)
+    assert record.reason == "a frame is damaged" and not record.temporary and is_done(broken, record)
+
+
+def test_a_copy_that_cannot_be_written_says_nothing_about_its_source(videos, tmp_path):
+    (tmp_path / "file").touch()
+    job = Job(videos / "a" / "1.mp4", tmp_path / "file" / "copy.mp4", 32)
+    record = work_on(job)
+    assert record.reason is not None and record.temporary and not is_done(job, record)
+    gone = work_on(Job(videos / "a" / "gone.mp4", tmp_path / "copy.mp4", None))
+    assert gone.reason == "No such file or directory" and gone.temporary
+
+
+def test_copies_of_different_files_have_different_places(tmp_path):
+    names = ["a/1.mp4", "a/1.avi", "b/1.mp4", f"a/{'x' * 240}1.mp4", f"a/{'x' * 240}2.mp4"]
+    paths = [*(tmp_path / name for name in names), Path("/other/1.mp4"), Path("/another/1.mp4")]
+    targets = [target_of(path, tmp_path, tmp_path / "out") for path in paths]
+    assert len(set(targets)) == len(paths) and max(len(target.name) for target in targets) < 230
+
+
+def test_the_same_file_twice_in_a_list(videos, tmp_path):
+    (tmp_path / "train.csv").write_text("a/1.mp4 0\nb/1.mp4 1\na/1.mp4 0\na/1.mp4 1\n")
+    output = tmp_path / "out"
+    assert prepare(videos, output, "--train", tmp_path / "train.csv").returncode == 0
+    assert [line.split("\t")[2] for line in (output / "quarantine.tsv").read_text().splitlines()] == [
+        "its file is in the list already",
+        "its file is in the list already with another class",
+    ]
+    assert len(load_annotations(DatasetPaths(root=str(output)), "train", 2)) == 2
+
+
+def test_ucf101s_lists(videos, tmp_path):
+    (tmp_path / "trainlist01.txt").write_text("a/1.mp4 1\r\nb/1.mp4 2\r\n")
+    (tmp_path / "testlist01.txt").write_text("b/2.mp4\r\n")
+    output = tmp_path / "out"
+    lists = ("--train", tmp_path / "trainlist01.txt", "--val", tmp_path / "testlist01.txt")
+    result = prepare(videos, output, *lists)
+    assert result.returncode == 0 and "labels run from 1 to 2, as UCF101's do" in result.stdout, result.stderr
+    assert "Dataset(classes=2, train_samples=2, val_samples=1)" in result.stdout
+    assert (output / "test.csv").read_text() == f"{videos}/b/2.mp4 1\n"

@@ -45,11 +45,11 @@ def test_it_is_written_once_and_an_interrupted_folder_is_completed(tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     generate_motion(tmp_path / "motion", train=8, val=8)
-    with pytest.raises(ConfigError, match="name another folder"):
+    with pytest.raises(ConfigError, match="give another folder"):
         generate_motion(tmp_path / "motion", train=16, val=8)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("words")
-    with pytest.raises(ConfigError, match="name another folder"):
+    with pytest.raises(ConfigError, match="give another folder"):
         generate_motion(tmp_path / "thesis", train=8, val=8)
     assert json.loads((tmp_path / "motion" / MANIFEST).read_text())["train"] == 8
 

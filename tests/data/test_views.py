@@ -70,7 +70,7 @@ def test_one_crop_is_the_middle_one():
 
 
 def test_an_unknown_sampling_is_refused():
-    with pytest.raises(ConfigError, match='use "dense" or "segment"'):
+    with pytest.raises(ConfigError, match='sampling must be "dense" or "segment"'):
         decode_views(Counting(24, 48, 64), TINY._replace(sampling="random"))
 
 

@@ -1,6 +1,6 @@
-"""What happens to a clip's frames before the loader hands them out: uint8 (T, H, W, 3) in, uint8 out.
+"""CPU-side clip transforms: uint8 (T, H, W, 3) in and out.
 
-Every function that draws takes the numpy Generator to draw from; one draw serves all frames of a clip.
+Random functions take the numpy Generator to draw from; one draw applies to all frames of a clip.
 """
 
 import math
@@ -13,7 +13,7 @@ from PIL import Image
 from torch.nn import functional
 
 MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
-SNAP = 3  # crop sizes nearer to the input size than this many pixels become the input size
+SNAP = 3  # pixels; a crop size that differs from the input size by less becomes the input size
 
 
 class Box(NamedTuple):
@@ -26,7 +26,10 @@ class Box(NamedTuple):
 
 
 def multi_scale_sizes(height: int, width: int, size: int) -> list[tuple[int, int]]:
-    """The ten (width, height) of the pre-training crop: fractions of the short side, sides at most one step apart."""
+    """The ten candidate (width, height) of the multi-scale crop.
+
+    Both are fractions of the short side, at most one step of `MULTI_SCALES` apart.
+    """
     sides = [int(min(height, width) * scale) for scale in MULTI_SCALES]
     sides = [size if abs(side - size) < SNAP else side for side in sides]
     steps = range(len(sides))
@@ -34,7 +37,7 @@ def multi_scale_sizes(height: int, width: int, size: int) -> list[tuple[int, int
 
 
 def multi_scale_offsets(height: int, width: int, crop_height: int, crop_width: int) -> list[tuple[int, int]]:
-    """The thirteen (left, top) of the pre-training crop: corners, centre, edge middles, and quarters."""
+    """The thirteen candidate (left, top) of the multi-scale crop: corners, centre, edge middles and quarters."""
     x, y = (width - crop_width) // 4, (height - crop_height) // 4
     corners = [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2)]
     middles = [(0, 2), (4, 2), (2, 4), (2, 0)]
@@ -43,7 +46,7 @@ def multi_scale_offsets(height: int, width: int, crop_height: int, crop_width: i
 
 
 def multi_scale_box(height: int, width: int, size: int, rng: np.random.Generator) -> Box:
-    """Draws the pre-training crop of an image for an input of size x size pixels (method.md; QUIRKS 31)."""
+    """Draw a multi-scale crop of an image for an input of size x size pixels (pre-training; QUIRKS 31)."""
     sizes = multi_scale_sizes(height, width, size)
     crop_width, crop_height = sizes[rng.integers(len(sizes))]
     offsets = multi_scale_offsets(height, width, crop_height, crop_width)
@@ -54,9 +57,9 @@ def multi_scale_box(height: int, width: int, size: int, rng: np.random.Generator
 def random_resized_box(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> Box:
-    """Draws a crop of a share of the area in `scale` and an aspect (width over height) in `ratio`.
+    """Draw a crop whose area fraction is in `scale` and whose aspect ratio (width / height) is in `ratio`.
 
-    After ten draws that do not fit: the largest central crop whose aspect is within `ratio` (as torchvision does).
+    If ten draws do not fit, return the largest central crop with an aspect ratio in `ratio`, as torchvision does.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
@@ -72,20 +75,20 @@ def random_resized_box(
 
 
 def cut(frames: np.ndarray, box: Box) -> np.ndarray:
-    """A box of each frame, as a view of them: (T, H, W, 3) -> (T, box.height, box.width, 3)."""
+    """Crop each frame, without a copy: (T, H, W, 3) -> (T, box.height, box.width, 3)."""
     return frames[:, box.top : box.top + box.height, box.left : box.left + box.width]
 
 
 def resize_bicubic(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (H, W, 3) -> (size, size, 3) with Pillow, which smooths where it shrinks."""
+    """Bicubic resize with antialiasing (Pillow): uint8 (H, W, 3) -> (size, size, 3)."""
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def resize_smoothly(frames: np.ndarray, size: int) -> np.ndarray:
-    """Resizes to (T, size, size, 3) bilinearly, smoothing where it shrinks, as Pillow does.
+    """Bilinear resize with antialiasing to (T, size, size, 3), as Pillow.
 
-    PyTorch's kernel is five times as fast as Pillow's, from which it differs by one level of 255, seldom two, in a
-    few pixels of a hundred: where the two round a half.
+    PyTorch's kernel is five times as fast as Pillow's. A few percent of the pixels differ from it, by one level of
+    255 or rarely two, because the two round halves differently.
     """
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
     resized = functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
@@ -93,10 +96,10 @@ def resize_smoothly(frames: np.ndarray, size: int) -> np.ndarray:
 
 
 def resize_bilinear(frames: np.ndarray, size: int) -> np.ndarray:
-    """Resizes to (T, size, size, 3) bilinearly without smoothing (QUIRKS 9).
+    """Bilinear resize without antialiasing to (T, size, size, 3) (QUIRKS 9).
 
-    The official release interpolates normalised floats; the result here is rounded to whole levels, so it differs by
-    at most half a level of 255.
+    The official release interpolates normalised floats; the result here is rounded to uint8, so it differs by at most
+    half a level of 255.
     """
     resized = np.empty((len(frames), size, size, 3), np.uint8)
     for target, frame in zip(resized, frames, strict=True):
@@ -105,14 +108,14 @@ def resize_bilinear(frames: np.ndarray, size: int) -> np.ndarray:
 
 
 def mirror(frames: np.ndarray) -> np.ndarray:
-    """Swaps left and right."""
+    """Flip horizontally."""
     return np.stack([cv2.flip(frame, 1) for frame in frames])
 
 
 def erase_box(size: int, probability: float, rng: np.random.Generator) -> Box:
-    """Draws the rectangle that random erasing replaces in a size x size clip; an empty one where it does not.
+    """Draw the box of random erasing in a size x size clip; an empty box with probability 1 - `probability`.
 
-    2 % to a third of the area, height over width between 0.3 and 1/0.3, ten tries to fit (timm's RandomErasing).
+    2 % to a third of the area, height / width between 0.3 and 1/0.3, ten attempts (timm's RandomErasing).
     """
     if rng.random() < probability:
         for _ in range(10):

@@ -1,4 +1,4 @@
-"""Which tokens a student or a teacher in training does not see; True means masked."""
+"""Random masks; True means masked."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from mvd.config.sizes import ClipShape
 
 
 def random_mask(rng: np.random.Generator, positions: int, ratio: float) -> np.ndarray:
-    """A random mask of int(ratio x positions) of the positions of an image (MAE): bool (positions,)."""
+    """Mask int(ratio x positions) random positions of an image (MAE): bool (positions,)."""
     masked = int(ratio * positions)
     mask = np.repeat([False, True], [positions - masked, masked])
     rng.shuffle(mask)
@@ -14,8 +14,8 @@ def random_mask(rng: np.random.Generator, positions: int, ratio: float) -> np.nd
 
 
 def tube_mask(rng: np.random.Generator, clip: ClipShape, ratio: float) -> np.ndarray:
-    """One random mask of the positions, the same in every temporal slice: bool (tokens,) in (t, h, w) order.
+    """Tube masking (VideoMAE): one random mask, the same in every temporal slice: bool (tokens,) in (t, h, w) order.
 
-    176 of the 196 positions at a ratio of 0.9 and 224 pixels (VideoMAE's tube masking).
+    At a ratio of 0.9 and 224 pixels, 176 of the 196 positions are masked.
     """
     return np.tile(random_mask(rng, clip.positions, ratio), clip.slices)

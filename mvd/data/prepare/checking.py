@@ -1,6 +1,8 @@
 """Checks every video of a data set in parallel processes, and records the verdict on each."""
 
+import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -20,13 +22,15 @@ from mvd.data.video.errors import UnreadableVideo
 from mvd.data.workers import follow_parent
 
 AT_ONCE = 4  # jobs that wait for each worker
+LONGEST_NAME = 200  # bytes; file systems allow 255, of which suffixes and temporary names take some
 
 
 @dataclass(frozen=True)
 class Record:
     """What became of one file: the facts of the one to train on, or why it is set apart.
 
-    source: the file that was checked, with its size and time of change; path: the one for the lists.
+    source: the file that was checked, with its size and time of change; path: the one for the lists. temporary: the
+    reason may pass, such as a full disk, and says nothing about the content: the next run checks the file again.
     """
 
     source: str
@@ -36,6 +40,7 @@ class Record:
     path: str | None = None
     reason: str | None = None
     facts: dict[str, Any] | None = None
+    temporary: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,10 @@ class Job:
 
 def work_on(job: Job) -> Record:
     """Checks one file, encodes it again where that is asked for, and checks the result."""
-    status = job.source.stat()
+    try:
+        status = job.source.stat()
+    except OSError as error:  # it was there when the work was shared out
+        return Record(str(job.source), 0, 0.0, job.short_side, reason=error.strerror, temporary=True)
     of_source = {"source": str(job.source), "size": status.st_size, "changed": status.st_mtime}
     try:
         facts, path = check_video(job.source), job.source
@@ -60,13 +68,26 @@ def work_on(job: Job) -> Record:
             if facts.frames != frames:
                 raise UnreadableVideo(str(path), f"it has {facts.frames} frames where its source has {frames}")
     except UnreadableVideo as error:
-        return Record(**of_source, short_side=job.short_side, reason=error.reason)
+        temporary = isinstance(error.__cause__, (OSError, MemoryError))
+        return Record(**of_source, short_side=job.short_side, reason=error.reason, temporary=temporary)
+    except OSError as error:  # of the copy's file
+        reason = f"its copy cannot be written: {error.strerror}"
+        return Record(**of_source, short_side=job.short_side, reason=reason, temporary=True)
     return Record(**of_source, short_side=job.short_side, path=str(path), facts=facts._asdict())
 
 
 def target_of(path: Path, videos: Path, output: Path) -> Path:
-    inside = path.relative_to(videos) if path.is_relative_to(videos) else Path(path.name)
-    return output / "videos" / inside.parent / f"{inside.name}.mp4"  # two files may differ in the suffix alone
+    """Where the re-encoded copy of a video is written; different files have different ones."""
+    name = path.name  # with its suffix: two files may differ in that alone
+    if not path.is_relative_to(videos):
+        return output / "videos" / _digest(path.parent) / f"{name}.mp4"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f"{os.fsencode(name)[: LONGEST_NAME // 2].decode(errors='ignore')}-{_digest(path)}"
+    return output / "videos" / path.relative_to(videos).parent / f"{name}.mp4"
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
 
 
 def read_records(output: Path) -> dict[str, Record]:
@@ -82,9 +103,12 @@ def read_records(output: Path) -> dict[str, Record]:
 
 def is_done(job: Job, record: Record | None) -> bool:
     """Whether a record tells of this file as it is now, and of this way of encoding it."""
-    if record is None or record.short_side != job.short_side:
+    if record is None or record.temporary or record.short_side != job.short_side:
         return False
-    status = job.source.stat()
+    try:
+        status = job.source.stat()
+    except OSError:
+        return False
     same = (record.size, record.changed) == (status.st_size, status.st_mtime)
     return same and (record.path is None or Path(record.path).is_file())
 

@@ -1,4 +1,4 @@
-"""RandAugment's operations on levels and colours, on a clip as one array, with Pillow's results to the last level."""
+"""RandAugment's color operations on a clip as one array; the results equal Pillow's exactly."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from mvd.data.randaugment.regions import Applied, Size, each_frame, grown, insid
 LEVELS = np.arange(256)
 
 
-# One table for all frames and channels: level -> level.
+# Operations that are one lookup table for all frames and channels.
 
 
 def _from_table(table: Callable[[float], np.ndarray]) -> Applied:
@@ -27,7 +27,8 @@ def _invert(_: float) -> np.ndarray:
 
 
 def _posterize(bits: float) -> np.ndarray:
-    return LEVELS & ~(2 ** max(8 - int(bits), 0) - 1)
+    lost: int = 2 ** max(8 - int(bits), 0) - 1
+    return LEVELS & ~lost
 
 
 def _solarize(threshold: float) -> np.ndarray:
@@ -43,14 +44,15 @@ def _brightness(factor: float) -> np.ndarray:
 
 
 def blend(base: np.ndarray, pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Pillow's: base + factor x (pixels - base) in single precision, clipped and rounded down to uint8."""
+    """Pillow's blend: base + factor x (pixels - base) in float32, clipped and rounded down to uint8."""
     mixed = np.subtract(pixels, base, dtype=np.float32)
     mixed *= np.float32(factor)
     mixed += base
-    return np.clip(mixed, 0, 255, out=mixed).astype(np.uint8)
+    clipped: np.ndarray = np.clip(mixed, 0, 255, out=mixed)
+    return clipped.astype(np.uint8)
 
 
-# A table for each frame and channel, made from the whole frame.
+# Operations with a lookup table per frame and channel, computed from the whole frame.
 
 
 def _from_statistics(tables: Callable[[np.ndarray, float], np.ndarray]) -> Applied:
@@ -66,7 +68,7 @@ def _from_statistics(tables: Callable[[np.ndarray, float], np.ndarray]) -> Appli
 
 def _autocontrast(clip: np.ndarray, _: float) -> np.ndarray:
     frames, height, width = clip.shape[:3]
-    rows = clip.reshape(frames, height, width * 3)  # the long axis last: numpy is quick at that
+    rows = clip.reshape(frames, height, width * 3)  # numpy reduces fast with the long axis last
     low = rows.min(axis=1).reshape(frames, width, 3).min(axis=1).astype(float)[:, None]
     high = rows.max(axis=1).reshape(frames, width, 3).max(axis=1).astype(float)[:, None]
     flat = high <= low
@@ -95,17 +97,17 @@ def _contrast(clip: np.ndarray, factor: float) -> np.ndarray:
 
 
 def luma(frame: np.ndarray) -> np.ndarray:
-    """Pillow's "L" of an RGB frame: uint8 (H, W, 3) -> uint8 (H, W). Single precision holds its integers exactly."""
+    """Pillow's "L" of an RGB frame: uint8 (H, W, 3) -> uint8 (H, W). float32 holds its integers exactly."""
     weights = np.array([[19595, 38470, 7471, 32768]], np.float32) / 65536
     return cv2.transform(frame.astype(np.float32), weights).astype(np.uint8)
 
 
-# Pixels mixed with a base that is made from themselves or their neighbours.
+# Operations that blend pixels with a base computed from the same or the neighbouring pixels.
 
 
 def _color(clip: np.ndarray, factor: float, before: Box, after: Box, size: Size) -> np.ndarray:
     def recolour(frame: np.ndarray, target: np.ndarray) -> None:
-        grey = cv2.cvtColor(luma(frame), cv2.COLOR_GRAY2RGB)  # numpy is slow where it has to repeat a channel itself
+        grey = cv2.cvtColor(luma(frame), cv2.COLOR_GRAY2RGB)  # faster than broadcasting in numpy
         target[:] = blend(grey, frame, factor)
 
     return each_frame(clip, after, recolour)
@@ -125,7 +127,7 @@ def _sharpness(clip: np.ndarray, factor: float, before: Box, after: Box, size: S
 
 
 def _keep_frame_border(smooth: np.ndarray, pixels: np.ndarray, region: Box, size: Size) -> None:
-    """Puts back the outermost pixels of the frame, which Pillow does not smooth, where the region holds them."""
+    """Restore the frame's border pixels that are in the region: Pillow does not smooth them."""
     rows = [row for row in (0, size[0] - 1) if region.top <= row < region.top + region.height]
     columns = [column for column in (0, size[1] - 1) if region.left <= column < region.left + region.width]
     for row in rows:

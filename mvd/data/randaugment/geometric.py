@@ -1,8 +1,8 @@
 """RandAugment's geometric operations on a clip as one array.
 
-Shears and translations move rows along themselves, or columns, with Pillow's bicubic kernel: they differ from Pillow
-by one level in at most two pixels of a hundred. Rotation uses OpenCV's kernel, which is softer (a = -0.75, Pillow's is
--1), and does not round down as Pillow does: 0.4 levels on average.
+Shears and translations shift rows or columns with Pillow's bicubic kernel: at most 2 % of the pixels differ from
+Pillow's, by one level. Rotation uses OpenCV's bicubic kernel, which is softer (a = -0.75; Pillow's is -1) and rounds
+to nearest instead of down: it differs by 0.4 levels on average.
 """
 
 import math
@@ -15,11 +15,11 @@ import numpy as np
 from mvd.data.clip.crops import Box
 from mvd.data.randaugment.regions import Applied, Size, each_frame, grown, turned
 
-FILL = 128  # of each channel: the official grey of what comes from outside the frame
+FILL = 128  # level of pixels from outside the frame, in each channel, as in the official release
 
 
 def _along_rows(distance: Callable[[float, int, int], float]) -> Applied:
-    """`distance(argument, row, length)`: how far to the right of itself a row of that length looks for its pixels."""
+    """Shift rows: `distance(argument, row, length)` is how far to the right a row of that length reads its pixels."""
 
     def needs(after: Box, argument: float, size: Size) -> Box:
         ends = [distance(argument, row, size[1]) for row in (after.top, after.top + after.height - 1)]
@@ -53,10 +53,10 @@ def _along_rows(distance: Callable[[float, int, int], float]) -> Applied:
 
 
 def _interpolate(rows: np.ndarray, d: float) -> np.ndarray:
-    """Rows seen a fraction d of a pixel further right, by Pillow's bicubic kernel, which it rounds down from."""
-    kernel = [-d * (1 - d) ** 2, 1 - 2 * d**2 + d**3, d + d**2 - d**3, -(d**2) * (1 - d)]
-    almost_half_a_level = 0.5 - 2**-12  # so that rounding to the nearest rounds down, but not from a whole level
-    kernel = np.array([kernel], np.float32)
+    """Shift rows left by a fraction d of a pixel with Pillow's bicubic kernel, rounding down as Pillow."""
+    taps = [-d * (1 - d) ** 2, 1 - 2 * d**2 + d**3, d + d**2 - d**3, -(d**2) * (1 - d)]
+    kernel = np.array([taps], np.float32)
+    almost_half_a_level = 0.5 - 2**-12  # turns OpenCV's rounding to nearest into rounding down, except at integers
     border = cv2.BORDER_REPLICATE
     return cv2.filter2D(rows, -1, kernel, anchor=(1, 0), delta=-almost_half_a_level, borderType=border)
 
@@ -84,7 +84,7 @@ def _translate(share: float, _: int, length: int) -> float:
 
 
 def _rotated(degrees: float, x: np.ndarray, y: np.ndarray, size: Size) -> tuple[np.ndarray, np.ndarray]:
-    """The places (x, y) that a rotated frame shows at these places; in pixels from the frame's corner."""
+    """Where a rotated frame reads the pixels at (x, y); in pixels from the frame's corner."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     middle_y, middle_x = size[0] / 2, size[1] / 2
     x, y = x - middle_x, y - middle_y
@@ -104,7 +104,8 @@ def _rotate(clip: np.ndarray, degrees: float, before: Box, after: Box, size: Siz
     down = np.arange(after.top, after.top + after.height)[:, None] + 0.5
     x, y = _rotated(degrees, across, down, size)
     outside = ((x < 0) | (x >= size[1]) | (y < 0) | (y >= size[0])).astype(np.uint8)
-    # OpenCV counts from the middle of the first pixel, in 32nds of a pixel: the same ones for any region.
+    # OpenCV counts from the centre of the first pixel and rounds to 1/32 pixel. Rounding before the region's start is
+    # subtracted gives every region the same pixels.
     x, y = (
         (np.rint((places - 0.5) * 32) / 32 - start).astype(np.float32)
         for places, start in ((x, before.left), (y, before.top))

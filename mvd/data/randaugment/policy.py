@@ -1,7 +1,7 @@
 """RandAugment for clips: timm draws the operations, numpy and OpenCV apply them to a clip as one array.
 
-Only the region is computed that the later crop reads: `regions` carries its box backwards through the operations.
-How close the results are to Pillow's, which timm uses, is said in colours.py and warps.py.
+Only the region that the later crop reads is computed: `regions` propagates the crop's box backwards through the
+operations. color.py and geometric.py state how close the results are to Pillow's, which timm uses.
 """
 
 import random
@@ -16,32 +16,33 @@ from timm.data.auto_augment import RandAugment, rand_augment_transform
 
 from mvd.config import ConfigError
 from mvd.data.clip.crops import Box, cut
-from mvd.data.randaugment import color as colours
-from mvd.data.randaugment import geometric as warps
+from mvd.data.randaugment import color, geometric
 
-OPERATIONS = colours.OPERATIONS | warps.OPERATIONS  # by the names of timm's functions
+OPERATIONS = color.OPERATIONS | geometric.OPERATIONS  # keyed by the names of timm's functions
 
 
 class Operation(NamedTuple):
-    """One drawn operation, by the name of timm's function, with its argument where it has one."""
+    """One drawn operation: the name of timm's function, and its argument if it takes one."""
 
     name: str
     argument: float = 0.0
 
 
 def rand_augment_policy(policy: str) -> RandAugment:
-    """timm's RandAugment of that description, with the official fill and interpolation."""
-    return rand_augment_transform(policy, {"img_mean": (warps.FILL,) * 3, "interpolation": Image.Resampling.BICUBIC})
+    """timm's RandAugment of a policy string, with the fill and interpolation of the official release."""
+    settings = {"img_mean": (geometric.FILL,) * 3, "interpolation": Image.Resampling.BICUBIC}
+    augment: RandAugment = rand_augment_transform(policy, settings)
+    return augment
 
 
 @cache
 def _recorder(policy: str) -> RandAugment:
-    """The same policy, but for a list in place of an image: each operation appends itself with its argument."""
+    """The same policy for a list instead of an image: each operation appends itself with its argument."""
     recorder = rand_augment_policy(policy)
     for op in recorder.ops:
         name = op.aug_fn.__name__
         if name not in OPERATIONS:
-            raise ConfigError(f"augmentation.auto={policy}: {name} is not available for clips; choose another policy")
+            raise ConfigError(f"augmentation.auto={policy}: {name} is not implemented for clips; choose another policy")
         op.aug_fn = partial(_record, name)
     return recorder
 
@@ -51,15 +52,16 @@ def _record(name: str, drawn: list[Operation], *arguments: float, **_: object) -
 
 
 def draw_operations(policy: str, rng: np.random.Generator) -> list[Operation]:
-    """Draws the operations of a clip and their arguments, as timm does for an image.
+    """Draw the operations of a clip and their arguments, as timm does for an image.
 
-    timm draws from the global generators; they are set to one drawn seed and put back afterwards.
+    timm draws from the global generators; they are seeded for the draw and restored afterwards.
     """
     seed = int(rng.integers(2**32))
     with _global_generators_kept():
         random.seed(seed)
         np.random.seed(seed)
-        return _recorder(policy)([])
+        drawn: list[Operation] = _recorder(policy)([])
+        return drawn
 
 
 @contextmanager
@@ -73,7 +75,7 @@ def _global_generators_kept() -> Iterator[None]:
 
 
 def apply_operations(frames: np.ndarray, operations: Sequence[Operation], box: Box) -> np.ndarray:
-    """A box of the frames, uint8 (T, H, W, 3), after the operations: uint8 (T, box.height, box.width, 3)."""
+    """Apply the operations to frames and crop a box: uint8 (T, H, W, 3) -> uint8 (T, box.height, box.width, 3)."""
     size = frames.shape[1:3]
     region, *following = regions(operations, box, size)
     clip = cut(frames, region)
@@ -84,7 +86,7 @@ def apply_operations(frames: np.ndarray, operations: Sequence[Operation], box: B
 
 
 def regions(operations: Sequence[Operation], box: Box, size: tuple[int, int]) -> list[Box]:
-    """The part of a frame that is needed before each operation, and at last the box itself."""
+    """The region of a frame that is needed before each operation, and finally the box itself."""
     needed = [box]
     for operation in reversed(operations):
         needed.append(OPERATIONS[operation.name].needs(needed[-1], operation.argument, size))

@@ -1,0 +1,71 @@
+"""What prepare prints at its end: counts, reasons, and the next steps."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mvd.config import DATASETS
+from mvd.data.prepare.write_lists import Counts, Quarantined, paper_count, printable
+
+WIDTH = 160  # columns, where the output is not a terminal
+
+
+def print_summary(
+    counts: Counts, quarantined: Sequence[Quarantined], left_out: Counter[str], dataset: str | None, classes: int
+) -> None:
+    """Prints the videos of each split, the reasons of those that are quarantined, and what is left out."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(width=WIDTH, highlight=False, markup=False)
+    table = Table("split", "listed", "good", "broken", "missing", "repeated", "the paper's list")
+    for split, values in counts.items():
+        paper = paper_count(dataset, split)
+        numbers = (f"{values[name]:,}" for name in ("listed", "good", "broken", "missing", "repeated"))
+        table.add_row(split, *numbers, "-" if paper is None else f"{paper:,}")
+    console.print(f"{classes} classes", table)
+    if quarantined:
+        console.print(_reasons(quarantined))
+    if left_out:
+        kinds = ", ".join(f"{number:,} x {kind}" for kind, number in sorted(left_out.items()))
+        console.print(printable(f"not videos of the data set: {kinds}"))
+    temporary = sum(item.temporary for item in quarantined)
+    if temporary:
+        console.print(
+            f"{temporary:,} of the broken videos may be good: the disk or the machine failed, not the file; run the "
+            "same command again, which checks them again"
+        )
+
+
+def _reasons(quarantined: Sequence[Quarantined]) -> Table:
+    """The reasons, most frequent first; those that differ in numbers only are one."""
+    groups: dict[tuple[str, str], list[Quarantined]] = defaultdict(list)
+    for item in quarantined:
+        groups[item.kind, re.sub(r"\d+", "0", item.reason)].append(item)
+    table = Table("quarantined", "videos", "why", "for instance")
+    for (kind, _), items in sorted(groups.items(), key=lambda group: -len(group[1])):
+        first = items[0]
+        table.add_row(kind, f"{len(items):,}", printable(first.reason), printable(first.name))
+    return table
+
+
+def profile_name(dataset: str | None, output: Path) -> str:
+    """The data set's name in the cluster profile and in row files; the paper's names are not for own data."""
+    own = re.sub(r"[^A-Za-z0-9_-]", "_", output.name)
+    return dataset or (f"my_{own}" if own in DATASETS else own)
+
+
+def print_next(dataset: str | None, output: Path, counts: Counts, classes: int) -> None:
+    """Prints what to write into which file, and the next command."""
+    name = profile_name(dataset, output)
+    print(f"\nnext:\n  name it in cluster.yaml:\n    datasets: {{{name}: {{root: {output}}}}}")
+    row = f"vitb_from_vitb_{name}"
+    if dataset is None:
+        row = "YOUR_ROW.py"
+        numbers = {split: counts.get(split, Counter())["good"] for split in ("train", "val")}
+        facts = f"classes={classes}, train_samples={numbers['train']}, val_samples={numbers['val']}"
+        print(f"  declare it in a row file of your own (README, Your own videos):\n    Dataset({facts})")
+    print(f"  look at what a row sees of it:\n    python -m mvd.data.inspect {row}")
