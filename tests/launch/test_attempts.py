@@ -10,7 +10,7 @@ import pytest
 from launch.job import attempts
 from launch.job.attempts import ATTEMPTS, FOLDERS, main
 from launch.job.record import Record, now, read_record, write_record
-from launch.slurm import client as slurm
+from launch.slurm.client import slurm
 from mvd.run_directory import RunDirectory
 
 

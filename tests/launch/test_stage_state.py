@@ -11,7 +11,7 @@ from launch.job.record import Attempt, Record, read_record, write_record
 from launch.plan.graph import build_graph
 from launch.plan.resolve import build_stage
 from launch.plan.rows import load_rows
-from launch.slurm import client as slurm
+from launch.slurm.client import slurm
 from launch.stage_state import duration, from_plan, from_runs, stage_states
 from launch.status import show
 from mvd.distributed.faults import record_fault
