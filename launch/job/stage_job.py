@@ -123,7 +123,7 @@ class ErrorNote:
     rank: int
 
     def write(self, lines: str, final: bool = False, signal_name: str | None = None) -> None:
-        """Records an error's last lines. final: another attempt would meet it too. signal_name: what ended it, if any."""
+        """Records an error's last lines. final: another attempt would meet it too. signal_name: its cause, if any."""
         entry = {"rank": self.rank, "host": hostname(), "lines": lines, "final": final, "signal": signal_name}
         try:
             if (lost := lost_to(self.files)) is not None:

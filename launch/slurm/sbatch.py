@@ -46,10 +46,10 @@ def write_script(folder: Path, how: Mapping[str, Any], size: int) -> Path:
     from submitit.slurm.slurm import _make_sbatch_string
 
     options = {**how["additional_parameters"], "chdir": str(folder)}
-    array = {"map_count": size} if size > 1 else {}
+    parameters: dict[str, Any] = {**how, "additional_parameters": options, "map_count": size if size > 1 else None}
     command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     script = folder / "submission.sh"
-    write_text(script, _make_sbatch_string(command, folder, **{**how, "additional_parameters": options}, **array))
+    write_text(script, _make_sbatch_string(command, folder, **parameters))
     return script
 
 
