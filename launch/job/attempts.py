@@ -13,7 +13,6 @@ disk, and the requeue at the end does not depend on it.
 import errno
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -79,7 +78,7 @@ def _wait_for_record(files: RunDirectory) -> Record:
 
 def _check_requeue(record: Record) -> None:
     """Fails now rather than at the first time limit."""
-    if shutil.which("scontrol") is None and record.requeue_exit is None:
+    if not slurm.has("scontrol") and record.requeue_exit is None:
         raise ConfigError(
             f"there is no scontrol on {hostname()}, so the job could not go back into the queue at its time limit; "
             "install SLURM's clients on the compute nodes, load them in slurm.setup, or set RequeueExit in slurm.conf"
@@ -176,7 +175,7 @@ def _was_stopped(code: int, failure: dict[str, Any] | None) -> bool:
 def _requeue(files: RunDirectory, record: Record) -> int:
     """Requeues the job, then sets the nodes to avoid, which SLURM changes only while a job waits."""
     attempt = record.attempts[-1]
-    if shutil.which("scontrol") is None and record.requeue_exit is not None:
+    if not slurm.has("scontrol") and record.requeue_exit is not None:
         print(f"=== leaving with exit code {record.requeue_exit}, upon which SLURM requeues the job", flush=True)
         return record.requeue_exit
     named = _try("faults.jsonl", lambda: blamed_hosts([files.whole.path])) or []

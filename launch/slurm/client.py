@@ -119,8 +119,13 @@ class SlurmClient:
         self.pauses = pauses
         self._config: dict[str, str] | None = None  # does not change while a command runs
 
+    def has(self, command: str) -> bool:
+        """Whether this machine has a client command."""
+        return shutil.which(command) is not None
+
     def is_available(self) -> bool:
-        return shutil.which("sbatch") is not None
+        """Whether jobs can be submitted from this machine."""
+        return self.has("sbatch")
 
     def queue(self, job_ids: Iterable[str]) -> dict[str, QueuedJob]:
         """Those of these jobs that are in the queue; `24` stands for every element of an array, `24_3` for one.
@@ -146,7 +151,7 @@ class SlurmClient:
     def history(self, job_ids: Iterable[str]) -> dict[str, EndedJob]:
         """Those of these jobs that accounting knows; empty if there is no accounting or it does not answer."""
         wanted = {job_id for job_id in job_ids if JOB_ID.fullmatch(job_id)}
-        if not wanted or shutil.which("sacct") is None:
+        if not wanted:
             return {}
         fields = ",".join(HISTORY_FIELDS)
         answer = self._ask("sacct", "--parsable2", "--allocations", "--jobs", _roots(wanted), "--format", fields)
