@@ -14,7 +14,8 @@ class FakeSlurm:
     """Answers commands as SLURM's clients do, from what a test has set; the fixture `fake_slurm` installs it.
 
     queue: job id -> (state, reason, elapsed time, working directory). history: job id -> (state, working directory).
-    missing: commands that this machine lacks. calls: the commands so far. pauses: how long the client waited between its tries, in seconds.
+    missing: commands that this machine lacks. calls: the commands so far. pauses: how long the client waited between
+    its tries, in seconds.
     """
 
     def __init__(self) -> None:
