@@ -13,9 +13,9 @@ if __name__ == "__main__":
 
 from launch.cli.output import command, print_next
 from launch.cli.parser import Parser, run_command
-from launch.job.record import Record, locked, read_record
+from launch.job.record import Record, jobs_in_queue, locked, read_record
 from launch.plan.graph import build_graph
-from launch.slurm import client as slurm
+from launch.slurm.client import slurm
 from mvd.run_directory import RunDirectory
 
 EXAMPLES = """examples:
@@ -57,7 +57,7 @@ def active_jobs(runs: Path) -> dict[str, list[Record]]:
         record = read_record(RunDirectory(path.parent))
         if record and not record.is_local:
             found.setdefault(path.relative_to(runs).parts[0], []).append(record)
-    queued = slurm.queue(record.job_id for records in found.values() for record in records)
+    queued = jobs_in_queue(record for records in found.values() for record in records)
     alive = {stage: [record for record in records if record.job_id in queued] for stage, records in found.items()}
     return {stage: records for stage, records in alive.items() if records}
 

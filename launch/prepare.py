@@ -26,9 +26,9 @@ from launch.cli.output import command, print_next, print_table, short
 from launch.cli.parser import run_command
 from launch.cluster import Cluster, Layout, Slurm, load_cluster
 from launch.job.record import locked
-from launch.slurm import client as slurm
+from launch.slurm.client import slurm
+from launch.slurm.sbatch import call_sbatch, new_folder
 from launch.slurm.script import profile_parameters
-from launch.slurm.submit import call_sbatch, new_folder
 from launch.snapshot import take_snapshot
 from mvd.config import ConfigError
 from mvd.config.typed import parse_override
@@ -134,8 +134,9 @@ def submit(options: argparse.Namespace, cluster: Cluster) -> Submission:
 
 def queued_jobs(output: Path) -> list[str]:
     """Jobs of earlier submissions for this folder that wait or run."""
-    jobs = {path.name.partition("_")[0] for path in output.glob("jobs/*/*_submission.sh")}
-    return sorted({job.partition("_")[0] for job in slurm.queue(jobs)}, key=int)
+    folders = {path.name.partition("_")[0]: str(path.parent) for path in output.glob("jobs/*/*_submission.sh")}
+    found = {(job.partition("_")[0], entry.directory) for job, entry in slurm.queue(folders).items()}
+    return sorted({job for job, directory in found if folders.get(job) == directory}, key=int)
 
 
 def print_plan(options: argparse.Namespace, cluster: Cluster, argv: Sequence[str]) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from launch.job.record import Record, read_record
+from launch.job.record import Record, jobs_in_history, jobs_in_queue, read_record
 from launch.plan.graph import Node
-from launch.slurm import client as slurm
+from launch.slurm.client import EndedJob, QueuedJob, slurm
 from mvd.config import KINDS, Kind, Test
 from mvd.run_directory import RunDirectory
 
@@ -43,7 +43,7 @@ class StageInfo:
 
 @dataclass(frozen=True)
 class State:
-    """word: waiting, queued, running, done, failed, cancelled, stopped or new; text: the same in full."""
+    """word: waiting, queued, running, ending, done, failed, cancelled, stopped or new; text: the same in full."""
 
     word: str
     text: str
@@ -82,9 +82,10 @@ def stage_states(stages: Sequence[StageInfo], runs: Path) -> dict[str, State]:
     """Stage id -> state; parents are to come before children."""
     folders = {stage.id: RunDirectory(runs / stage.id).job_files() for stage in stages}
     records = {folder: read_record(folder) for group in folders.values() for folder in group}
-    ids = [record.job_id for record in records.values() if record and not record.is_local]
-    queued = slurm.queue(ids) if slurm.is_available() else {}
-    over = slurm.ended(set(ids) - set(queued)) if slurm.is_available() else {}
+    submitted = [record for record in records.values() if record and not record.is_local]
+    queued = jobs_in_queue(submitted) if slurm.is_available() else {}
+    left = [record for record in submitted if record.job_id not in queued]
+    over = jobs_in_history(left) if slurm.is_available() else {}
     states: dict[str, State] = {}
     for stage in stages:
         directory = runs / stage.id
@@ -102,8 +103,8 @@ def _job_state(
     stage: StageInfo,
     files: RunDirectory,
     record: Record | None,
-    queued: Mapping[str, slurm.QueuedJob],
-    over: Mapping[str, str],
+    queued: Mapping[str, QueuedJob],
+    over: Mapping[str, EndedJob],
     states: Mapping[str, State],
 ) -> State:
     if record is None and not files.provenance.exists():
@@ -118,6 +119,8 @@ def _job_state(
         return State("running", f"running on {record.attempts[-1].host}: {_progress(stage, files)}", record)
     if record.job_id in queued:
         job = queued[record.job_id]
+        if job.is_completing:
+            return State("ending", f"ending: SLURM cleans up after its job (COMPLETING){again}", record)
         if job.runs:
             return State("running", f"running for {job.elapsed}: {_progress(stage, files)}{again}", record)
         if job.reason == "Dependency":
@@ -129,7 +132,8 @@ def _job_state(
     lost = [parent for parent in stage.parents if parent in states and states[parent].lost]
     if lost and not (record.attempts and record.attempts[-1].job_id == record.job_id):
         return State("cancelled", f"cancelled: its parent {lost[0]} {states[lost[0]].word}", record)
-    return _ended(record, over.get(record.job_id, ""), again)
+    ended = over.get(record.job_id)
+    return _ended(record, ended.state if ended else "", again)
 
 
 def _ended(record: Record, state: str, again: str) -> State:
@@ -145,11 +149,13 @@ def _ended(record: Record, state: str, again: str) -> State:
 
 def _together(parts: Sequence[State]) -> State:
     """One state for a split test."""
-    counts = {word: sum(part.word == word for part in parts) for word in ("done", "running", "queued", "waiting")}
+    counts = {
+        word: sum(part.word == word for part in parts) for word in ("done", "running", "ending", "queued", "waiting")
+    }
     worst = next((part for part in parts if part.lost), None)
     if worst:
         return worst
-    word = next((word for word in ("running", "queued", "waiting") if counts[word]), "queued")
+    word = next((word for word in ("running", "ending", "queued", "waiting") if counts[word]), "queued")
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     return State(word, f"{word}: {len(parts)} shards, {said}", parts[0].record)
 

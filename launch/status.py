@@ -16,6 +16,7 @@ from launch.cli.output import command, print_next, print_table, short
 from launch.cli.parser import Parser, Request, run_command
 from launch.plan.graph import build_graph
 from launch.stage_state import faults_of, from_plan, from_runs, stage_states
+from mvd.config import ConfigError
 
 EXAMPLES = """examples:
   python launch/status.py                        every stage of the runs folder
@@ -33,7 +34,12 @@ def main(argv: Sequence[str]) -> int:
     request = parser.read(argv, needs_target=False)
     try:
         while True:
-            show(request)
+            try:
+                show(request)
+            except ConfigError as error:
+                if not request.options.watch:
+                    raise
+                print(f"error: {error}; next try in {SECONDS_BETWEEN} s", flush=True)
             if not request.options.watch:
                 return 0
             time.sleep(SECONDS_BETWEEN)

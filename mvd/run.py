@@ -21,6 +21,7 @@ from mvd.batch import solve_batch
 from mvd.config import ConfigError
 from mvd.distributed.exit_codes import RETRYABLE, STOPPED
 from mvd.distributed.faults import RunFailed
+from mvd.distributed.ownership import check_owner
 from mvd.distributed.preflight import HostFault
 from mvd.distributed.process import PeerLost, Process, exit_together, raise_peer_lost, start_processes
 from mvd.distributed.signals import Interrupted, signal_handlers
@@ -69,6 +70,7 @@ def _run_to_the_end(stage: Stage, process: Process) -> dict[str, Any]:
             logger.info("%s: attempt %d, %d x %s", stage.id, attempt, process.world_size, process.device.type)
     body = run_test(stage, process) if stage.kind == "test" else train(stage, process)
     results = [{"stage": stage.id, "kind": stage.kind, "complete": True, **body}]
+    check_owner(stage.job_files)
     if process.is_first:
         results[0]["wall_seconds"] += earlier_seconds(stage)
         stage.job_files.write_result(results[0])

@@ -82,6 +82,11 @@ class RunDirectory:
         return self.path / "job.json"
 
     @property
+    def owner(self) -> Path:
+        """The attempt that writes to this folder now (mvd.owner)."""
+        return self.path / "owner.json"
+
+    @property
     def error(self) -> Path:
         """The error of the first process that failed in the current attempt (launch.job.stage_job)."""
         return self.path / "error.json"

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli.output import short
-from launch.job.record import locked, now, read_record
+from launch.job.record import jobs_in_queue, locked, now, read_record
 from launch.plan.graph import Node
-from launch.slurm import client as slurm
+from launch.slurm.client import slurm
 from mvd.config import ConfigError
 from mvd.run_directory import RunDirectory
 from mvd.stage import Stage
@@ -42,6 +42,6 @@ def move_aside(name: str, nodes: Sequence[Node], stages: Sequence[Stage]) -> Non
 
 def _check_idle(directory: Path) -> None:
     records = [record for files in RunDirectory(directory).job_files() if (record := read_record(files))]
-    queued = slurm.queue(record.job_id for record in records) if slurm.is_available() else {}
+    queued = jobs_in_queue(records) if slurm.is_available() else {}
     if queued or any(record.runs_locally for record in records):
         raise ConfigError(f"{directory.name} is queued or running; cancel it first")

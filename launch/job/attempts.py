@@ -1,30 +1,44 @@
-"""Run by a job's batch script before and after its processes: notes each attempt, and decides what follows it.
+"""Run by a job's batch script before and after its processes: records each attempt, and decides what follows it.
 
     python -m launch.job.attempts begin|end <folder of the submission> [exit code of srun]
 
-A job that was told to stop, and one whose process died, goes back into the queue under its id, as often as it takes,
-and avoids the machines that its faults have named. Three attempts that end with nothing more saved than before end the
-job: its error is then in job.json.
+A job that was told to stop, and one whose process died, goes back into the queue under its id, as many times as needed,
+and avoids the hosts that its faults were blamed on. Three attempts that save nothing new end the job, unless they were
+told to stop: its error is then in job.json.
+
+SLURM and the disk may fail for some minutes without ending the job: questions are repeated, the start waits for the
+disk, and the requeue at the end does not depend on it.
 """
 
+import errno
 import json
 import os
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from launch.job.ownership import is_gone
 from launch.job.record import Attempt, Record, now, read_record, write_record
-from launch.slurm import client as slurm
+from launch.job.rendezvous import free_port
+from launch.slurm.client import PATIENT, slurm
 from launch.slurm.exclusion import blamed_hosts, excludable_hosts, exclusion
 from mvd.config import ConfigError
+from mvd.distributed.exit_codes import STOPPED
 from mvd.host import hostname
+from mvd.owner import Owner, give_back, read_owner, take
 from mvd.run_directory import RunDirectory
 
 FOLDERS = "folders.json"  # of the submission: the record's folder of each element of the array
 ATTEMPTS = 3
 LINES = 5
-SECONDS_FOR_RECORD = 60
+SECONDS_FOR_RECORD = 600.0  # the launcher writes job.json when sbatch has answered
+PAUSES_FOR_DISK = (1, 2, 5, 10, 20, *[30] * 120)  # an hour
+DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EAGAIN}
+KILLED_BY_USR2, KILLED_BY_TERM = 128 + signal.SIGUSR2, 128 + signal.SIGTERM  # before a process could handle them
+Result = TypeVar("Result")
 
 
 def job_id() -> str:
@@ -33,52 +47,144 @@ def job_id() -> str:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
+def restarts() -> int:
+    """How often SLURM has started this job again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
+
+
 def begin(files: RunDirectory) -> None:
-    """Notes that an attempt begins; waits for the launcher, which writes job.json once it knows the job's id."""
+    """Makes this attempt the owner of the run directory and records it.
+
+    Raises:
+        ConfigError: job.json is not of this job, another attempt owns the directory, or the job could not be requeued.
+    """
+    record = _wait_for_record(files)
+    _check_requeue(record)
+    owner = Owner(job_id(), restarts(), hostname(), now(), free_port(), record.directory)
+    _with_disk(lambda: take(files, owner, is_gone))
+    _with_disk(lambda: files.error.unlink(missing_ok=True))
+    record.attempts.append(Attempt(job_id(), owner.host, owner.started, files.progress()))
+    _with_disk(lambda: write_record(files, record))
+
+
+def _wait_for_record(files: RunDirectory) -> Record:
     deadline = time.monotonic() + SECONDS_FOR_RECORD
-    while (record := read_record(files)) is None or record.job_id != job_id():
+    while (record := _with_disk(lambda: read_record(files))) is None or record.job_id != job_id():
         if time.monotonic() > deadline:
-            raise ConfigError(f"{files.job} does not name job {job_id()}; run submit.py again")
+            raise ConfigError(f"{files.job} is not of job {job_id()}; run submit.py again")
         time.sleep(0.2)
-    files.error.unlink(missing_ok=True)
-    record.attempts.append(Attempt(job_id(), hostname(), now(), files.progress()))
-    write_record(files, record)
+    return record
+
+
+def _check_requeue(record: Record) -> None:
+    """Fails now rather than at the first time limit."""
+    if not slurm.has("scontrol") and record.requeue_exit is None:
+        raise ConfigError(
+            f"there is no scontrol on {hostname()}, so the job could not go back into the queue at its time limit; "
+            "install SLURM's clients on the compute nodes, load them in slurm.setup, or set RequeueExit in slurm.conf"
+        )
+
+
+def _with_disk(action: Callable[[], Result]) -> Result:
+    """Repeats an action while the disk is full or does not answer."""
+    for number, pause in enumerate(PAUSES_FOR_DISK):
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in DISK_TROUBLE:
+                raise
+            if number == 0:
+                print(f"=== {error.filename or 'a file'}: {error.strerror}; waiting for the disk", flush=True)
+            time.sleep(pause)
+    return action()
 
 
 def end(files: RunDirectory, code: int) -> int:
-    """Notes how the attempt ended; returns the exit code of the job, which decides whether its children start."""
-    record = read_record(files)
-    if record is None:
-        raise ConfigError(f"{files.path} has lost its {files.job.name}; run submit.py again")
+    """Records how the attempt ended, and requeues the job unless the stage is complete or has failed.
+
+    Returns the exit code of the job, which decides whether its children start.
+    """
+    owner = _owner(files)
+    if owner is not None and (owner.job, owner.attempt) != (job_id(), restarts()):
+        print(f"=== {files.path} belongs to {owner}; this attempt leaves it alone", flush=True)
+        return 1
+    record = _own_record(files)
     attempt = record.attempts[-1]
     attempt.ended = now()
-    if code == 0 and files.result.exists():
-        write_record(files, record)
+    complete = code == 0 and bool(_try(files.result.name, files.result.exists))
+    if not complete:
+        _judge(files, code, record)
+    _try_to_write(files, record)  # now, since SLURM gives a requeued job a few seconds only
+    _try("owner.json", lambda: give_back(files, owner) if owner else None)
+    if complete:
         return 0
-    failure = _failure(files)
-    attempt.error = _reason(code, failure, _last_fault(files, attempt.started))
-    without_progress = [a for a in record.attempts if a.ended and a.saved == files.progress()]
-    if failure and failure["final"]:
-        record.error = attempt.error
-    elif len(without_progress) >= ATTEMPTS:
-        record.error = f"{len(without_progress)} attempts have saved nothing new; the last one: {attempt.error}"
-    write_record(files, record)  # now, since SLURM gives a requeued job a few seconds only
     print(f"=== {record.error or attempt.error}", flush=True)
-    if record.error is None and _still_wanted():
-        _requeue(files, record)
-        write_record(files, record)
-    return 1
+    result = 1
+    if record.error is None and _state() in ("RUNNING", None):
+        result = _requeue(files, record)
+        _try_to_write(files, record)
+    return result
 
 
-def _requeue(files: RunDirectory, record: Record) -> None:
-    """Requeues the job, then tells SLURM which nodes it is to avoid, which can be changed only while it waits."""
+def _owner(files: RunDirectory) -> Owner | None:
+    try:
+        return read_owner(files)
+    except (ConfigError, OSError) as error:
+        print(f"=== {error}", flush=True)
+        return None
+
+
+def _own_record(files: RunDirectory) -> Record:
+    """The record; if the disk does not give it, or it is another job's, one that allows the job to be requeued."""
+    try:
+        record = read_record(files)
+    except (ConfigError, OSError) as error:
+        print(f"=== {error}", flush=True)
+        record = None
+    if record is not None and record.job_id == job_id() and record.attempts:
+        return record
+    attempt = Attempt(job_id(), hostname(), now(), -1)
+    return Record(job_id(), "", now(), 1, [], [], [attempt])
+
+
+def _judge(files: RunDirectory, code: int, record: Record) -> None:
+    """Says in the record why the attempt ended, and whether that is the end of the stage."""
+    attempt, failure = record.attempts[-1], _failure(files)
+    attempt.stopped = _was_stopped(code, failure)
+    attempt.error = _reason(code, failure, _last_fault(files, attempt.started))
+    saved = _try("checkpoints", files.progress)
+    without_progress = [a for a in record.attempts if a.ended and not a.stopped and a.saved == saved]
+    if failure and failure.get("final"):
+        record.error = attempt.error
+    elif len(without_progress) >= ATTEMPTS and not attempt.stopped:
+        record.error = f"{len(without_progress)} attempts have saved nothing new; the last one: {attempt.error}"
+
+
+def _was_stopped(code: int, failure: dict[str, Any] | None) -> bool:
+    """Whether the attempt ended because of a signal from outside.
+
+    USR2 always comes from there; TERM also from srun, which ends a step with it once a process of it has died.
+    """
+    signal_name = failure.get("signal") if failure else None
+    if code in (0, KILLED_BY_USR2) or signal_name == "SIGUSR2":
+        return True
+    by_term = signal_name == "SIGTERM" or (failure is None and code in (STOPPED, KILLED_BY_TERM))
+    return by_term and slurm.is_preempted(job_id())
+
+
+def _requeue(files: RunDirectory, record: Record) -> int:
+    """Requeues the job, then sets the nodes to avoid, which SLURM changes only while a job waits."""
     attempt = record.attempts[-1]
-    named = blamed_hosts([files.whole.path])
+    if not slurm.has("scontrol") and record.requeue_exit is not None:
+        print(f"=== leaving with exit code {record.requeue_exit}, upon which SLURM requeues the job", flush=True)
+        return record.requeue_exit
+    named = _try("faults.jsonl", lambda: blamed_hosts([files.whole.path])) or []
     avoided, objection = excludable_hosts(record.script, record.exclude, named)
     refused = slurm.requeue(job_id())
-    if refused:
+    if refused and _state() in ("RUNNING", None):  # not if it has been requeued, and only the answer was lost
         record.error = f"it could not be requeued ({refused}); after: {attempt.error}"
-        return
+        print(f"=== {record.error}", flush=True)
+        return 1
     if avoided != record.avoided:
         refused = slurm.exclude(job_id(), exclusion(record.exclude, avoided))
         objection = refused or objection
@@ -88,25 +194,45 @@ def _requeue(files: RunDirectory, record: Record) -> None:
     for host in sorted(set(named) - set(record.avoided)):
         attempt.error = f"{attempt.error}\n{host} is not avoided: {objection}"
         print(f"=== {host} is not avoided: {objection}", flush=True)
+    return 1
 
 
-def _failure(files: RunDirectory) -> dict[str, Any] | None:
-    """What the first failing process has noted, if it could."""
+def _state() -> str | None:
+    """This job's state, None if squeue does not answer; not RUNNING if it was cancelled, or requeued by others."""
     try:
-        return json.loads(files.error.read_text())
-    except (FileNotFoundError, ValueError):  # ValueError: a full disk has cut it off
+        job = slurm.queue([job_id()]).get(job_id())
+    except ConfigError as error:
+        print(f"=== {error}", flush=True)
+        return None
+    return job.state if job is not None else "GONE"
+
+
+def _try_to_write(files: RunDirectory, record: Record) -> None:
+    """Writes the record if the disk takes it; one that was made up for the requeue is not written."""
+    if record.folder:
+        _try(files.job.name, lambda: write_record(files, record))
+
+
+def _try(name: str, action: Callable[[], Result]) -> Result | None:
+    try:
+        return action()
+    except (ConfigError, OSError) as error:
+        print(f"=== {name}: {error}; going on", flush=True)
         return None
 
 
-def _still_wanted() -> bool:
-    """Whether the job runs, rather than being cancelled or requeued by somebody else at this moment."""
-    found = slurm.queue([job_id()]).get(job_id())
-    return found is not None and found.state == "RUNNING"
+def _failure(files: RunDirectory) -> dict[str, Any] | None:
+    """What the first failing process recorded, if it could."""
+    try:
+        failure: dict[str, Any] = json.loads(files.error.read_text())
+    except (OSError, ValueError):  # ValueError: a full disk has cut it off
+        return None
+    return failure
 
 
 def _last_fault(files: RunDirectory, since: str) -> str | None:
-    """What training itself noted last in this attempt, such as which machine hung."""
-    faults = files.whole.read_faults()
+    """What training itself recorded last in this attempt, such as which host hung."""
+    faults = _try("faults.jsonl", files.whole.read_faults)
     return faults[-1]["message"] if faults and faults[-1]["time"] >= since else None
 
 
@@ -120,8 +246,10 @@ def _reason(code: int, failure: dict[str, Any] | None, fault: str | None) -> str
 
 
 def main(arguments: list[str]) -> int:
+    """Handles the start or the end of an attempt; returns the exit code."""
     verb, submission, *rest = arguments
-    folders = json.loads((Path(submission) / FOLDERS).read_text())
+    slurm.pauses = PATIENT
+    folders = _with_disk(lambda: json.loads((Path(submission) / FOLDERS).read_text()))
     files = RunDirectory(Path(folders[int(os.environ.get("SLURM_ARRAY_TASK_ID", 0))]))
     try:
         if verb == "end":
@@ -132,7 +260,7 @@ def main(arguments: list[str]) -> int:
         return 1
     except OSError as error:
         print(
-            f"error: {error.filename or files.path}: {error.strerror}; mend that, then run submit.py again", flush=True
+            f"error: {error.filename or files.path}: {error.strerror}; fix that, then run submit.py again", flush=True
         )
         return 1
     return 0

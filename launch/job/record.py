@@ -1,19 +1,20 @@
-"""job.json: what was submitted for a stage, and what became of its attempts.
+"""job.json: what was submitted for a stage, and its attempts so far.
 
-It lies in the stage's run directory, or, where a test is split, in one folder a shard. The launcher writes it when it
+It is in the stage's run directory or, if a test is split, in one folder per shard. The launcher writes it when it
 submits, launch/job/attempts.py at the start and the end of each attempt; nobody else does.
 """
 
 import dataclasses
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from launch.slurm.client import EndedJob, QueuedJob, slurm
 from mvd.config import ConfigError
 from mvd.files import write_json
 from mvd.host import hostname
@@ -22,7 +23,10 @@ from mvd.run_directory import RunDirectory
 
 @dataclass
 class Attempt:
-    """One start of a job: when and where, what was saved by then (see launch.job.attempts), and how it ended."""
+    """One start of a job: when and on which host, how much was saved by then (RunDirectory.progress), how it ended.
+
+    stopped: whether it ended because of a signal from outside, such as SLURM's before a time limit.
+    """
 
     job_id: str
     host: str
@@ -30,6 +34,7 @@ class Attempt:
     saved: int
     ended: str | None = None
     error: str | None = None
+    stopped: bool = False
 
 
 @dataclass
@@ -37,8 +42,9 @@ class Record:
     """A submission: its job id, its sbatch folder, the rows it was submitted for, and its attempts so far.
 
     job_id: SLURM's, or `local-<process id>` of a --local run. parents: ids of the stages it starts from. error: the
-    last lines of what ended it for good. exclude: the nodes that the profile excludes, in sbatch's words. avoided:
-    those that are excluded as well, since faults have named them.
+    last lines of the final error. exclude: the nodes that the profile excludes, as sbatch takes them. avoided: nodes
+    that are excluded too, since faults were blamed on them. directory: the job's working directory, which no other job
+    has; None in a record of version 0.1. requeue_exit: an exit code upon which the site's SLURM requeues a job.
     """
 
     job_id: str
@@ -51,6 +57,8 @@ class Record:
     error: str | None = None
     exclude: str = ""
     avoided: list[str] = field(default_factory=list)
+    directory: str | None = None
+    requeue_exit: int | None = None
 
     @property
     def is_local(self) -> bool:
@@ -58,7 +66,7 @@ class Record:
 
     @property
     def runs_locally(self) -> bool:
-        """Whether a --local run goes on; one on another machine is believed until it says that it has ended."""
+        """Whether a --local run is in progress; one on another machine is, as long as it has recorded no end."""
         if not self.is_local or self.attempts[-1].ended:
             return False
         process = self.job_id.partition("-")[2]
@@ -71,16 +79,36 @@ class Record:
 
     @property
     def script(self) -> Path:
-        """What sbatch was given."""
+        """The batch script."""
         return Path(self.folder) / f"{self.job_id.partition('_')[0]}_submission.sh"
 
     def log(self, rank: int = 0) -> Path:
         """What a rank printed, all attempts of the job one after the other."""
         return Path(self.folder) / f"{self.job_id}_{rank}_log.out"
 
+    def is_of(self, job: QueuedJob | EndedJob) -> bool:
+        """Whether a job under this record's id is the one that was submitted: SLURM may use an id again."""
+        return self.directory in (None, job.directory)
+
+
+def jobs_in_queue(records: Iterable[Record]) -> dict[str, QueuedJob]:
+    """Job id -> job, for the records' jobs that are in the queue.
+
+    Raises:
+        ConfigError: squeue does not answer.
+    """
+    by_id = {record.job_id: record for record in records}
+    return {job: entry for job, entry in slurm.queue(by_id).items() if job in by_id and by_id[job].is_of(entry)}
+
+
+def jobs_in_history(records: Iterable[Record]) -> dict[str, EndedJob]:
+    """Job id -> job, for the records' jobs that accounting knows."""
+    by_id = {record.job_id: record for record in records}
+    return {job: entry for job, entry in slurm.history(by_id).items() if job in by_id and by_id[job].is_of(entry)}
+
 
 def read_record(files: RunDirectory) -> Record | None:
-    """The record in a stage's or shard's folder, or None where it was never submitted.
+    """The record in a stage's or shard's folder, or None if it was never submitted.
 
     Raises:
         ConfigError: the file is damaged.
@@ -97,11 +125,13 @@ def read_record(files: RunDirectory) -> Record | None:
 
 
 def write_record(files: RunDirectory, record: Record) -> None:
+    """Writes job.json; raises OSError if the disk refuses it."""
     files.path.mkdir(parents=True, exist_ok=True)
     write_json(files.job, dataclasses.asdict(record))
 
 
 def now() -> str:
+    """The time in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -110,17 +140,17 @@ def locked(runs: Path) -> Iterator[None]:
     """Lets one submission at a time into a runs folder, so that two of them cannot submit the same stage.
 
     Raises:
-        ConfigError: the folder cannot be written, or does not know locks.
+        ConfigError: the folder cannot be written, or its file system has no locks.
     """
     try:
         runs.mkdir(parents=True, exist_ok=True)
         handle = open(runs / ".lock", "w")  # noqa: SIM115
     except OSError as error:
         reason = error.strerror or error
-        raise ConfigError(f"runs: {runs} cannot be written ({reason}); name another folder in the profile") from error
+        raise ConfigError(f"runs: {runs} cannot be written ({reason}); use another folder in the profile") from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:
-            raise ConfigError(f"runs: {runs} is on a disk without file locks; name another folder") from error
+            raise ConfigError(f"runs: {runs} is on a file system without locks; use another folder") from error
         yield

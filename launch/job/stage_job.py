@@ -5,18 +5,24 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
+from submitit.helpers import TorchDistributedEnvironment
 
-from launch.job.attempts import LINES, job_id
+from launch.job.attempts import LINES, job_id, restarts
 from launch.job.record import now
+from launch.slurm.client import PATIENT, slurm
 from mvd.config import ConfigError
+from mvd.distributed.exit_codes import INVALID, STOPPED
 from mvd.host import hostname
+from mvd.owner import VARIABLE, Owner, lost_to, read_owner
 from mvd.run_directory import RunDirectory
 from mvd.stage import Stage
+
+SECONDS_FOR_OWNER = 120.0  # a network disk may show the record of the first node late
 
 
 @dataclass(frozen=True)
@@ -28,14 +34,15 @@ class StageJob:
 
     def __call__(self) -> None:
         """Runs the stage in this process. Told to stop, it returns early: no result then means to go on later."""
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        rank = int(os.environ["RANK"])
-        print(f"=== job {job_id()}, rank {rank} on {hostname()}, {now()}", flush=True)
         stage = Stage.from_yaml(RunDirectory(Path(self.directory)).stage).in_shards()[self.shard]
-        note = ErrorNote(stage.job_files.error, rank)
+        note = ErrorNote(stage.job_files, int(os.environ["SLURM_PROCID"]))
         for number in (signal.SIGUSR2, signal.SIGTERM):  # submitit's own would requeue in the middle of a step
             signal.signal(number, note.leave)
+        print(f"=== job {job_id()}, rank {note.rank} on {hostname()}, {now()}", flush=True)
         try:
+            os.environ[VARIABLE] = f"{job_id()}.{restarts()}"
+            os.environ["MASTER_PORT"] = str(wait_for_owner(stage.job_files).port)
+            TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
             run(stage, note)
         except Exception:
             note.write("\n".join(traceback.format_exc().strip().splitlines()[-LINES:]))
@@ -50,21 +57,39 @@ class PrepareJob:
     share: tuple[int, int]
 
     def __call__(self) -> None:
-        """Does what is left of the share; where it fails, its exit code keeps the last job from starting."""
+        """Does what is left of the share; if it fails, its exit code keeps the last job from starting."""
         from mvd.data.prepare.prepare import run as prepare
 
+        signal.signal(signal.SIGUSR2, self.requeue)
         print(f"=== job {job_id()} on {hostname()}, {now()}", flush=True)
         code = prepare(argparse.Namespace(**vars(self.arguments) | {"shard": self.share}))
         if code:
             sys.exit(code)
 
-    def checkpoint(self) -> DelayedSubmission:
-        """Called by submitit shortly before a time limit or a preemption, which then requeues the job."""
-        return DelayedSubmission(self)
+    def requeue(self, *_: object) -> None:
+        """Handles SLURM's signal before a time limit or a preemption; submitit would ask scontrol only once."""
+        slurm.pauses = PATIENT
+        error = slurm.requeue(job_id())
+        print(f"=== the job could not be requeued: {error}" if error else "=== requeued", flush=True)
+        os._exit(STOPPED)
+
+
+def wait_for_owner(files: RunDirectory) -> Owner:
+    """What launch.job.attempts recorded of this attempt.
+
+    Raises:
+        ConfigError: the run directory belongs to another attempt.
+    """
+    own, deadline = os.environ[VARIABLE], time.monotonic() + SECONDS_FOR_OWNER
+    while (owner := read_owner(files)) is None or owner.name != own:
+        if time.monotonic() > deadline:
+            raise ConfigError(f"{files.path} does not belong to job {own} but to {owner or 'none'}")
+        time.sleep(0.5)
+    return owner
 
 
 def run(stage: Stage, note: "ErrorNote") -> None:
-    """Imports torch, and trains or tests; leaves with exit code 2 where another attempt would be no better."""
+    """Imports torch, and trains or tests; exits with code 2 if another attempt would be no better."""
     from mvd.distributed.faults import RunFailed
     from mvd.distributed.signals import Interrupted
     from mvd.run import DISK_FAULTS, run_stage
@@ -76,14 +101,14 @@ def run(stage: Stage, note: "ErrorNote") -> None:
     except (ConfigError, RunFailed) as error:
         print(f"error: {error}", flush=True)
         note.write(f"error: {error}", final=True)
-        sys.exit(2)
+        sys.exit(INVALID)
     except OSError as error:
         if error.errno not in DISK_FAULTS:
             raise
-        said = f"error: {error.filename or 'a file'}: {error.strerror}; mend that, then submit the row again"
+        said = f"error: {error.filename or 'a file'}: {error.strerror}; fix that, then submit the row again"
         print(said, flush=True)
-        note.write(said)  # another attempt may meet a disk that has room again, or another machine
-        sys.exit(2)
+        note.write(said)  # another attempt may find room on the disk, or another host
+        sys.exit(INVALID)
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -92,22 +117,27 @@ def run(stage: Stage, note: "ErrorNote") -> None:
 
 @dataclass(frozen=True)
 class ErrorNote:
-    """What launch.job.attempts is to know of a failure; the first process to fail is the cause of the others' failing."""
+    """error.json, for launch.job.attempts; only the first process to fail writes it, since it makes the others fail."""
 
-    path: Path
+    files: RunDirectory
     rank: int
 
-    def write(self, lines: str, final: bool = False) -> None:
-        """Leaves an error's last lines; `final`: another attempt would meet it too."""
+    def write(self, lines: str, final: bool = False, signal_name: str | None = None) -> None:
+        """Records an error's last lines. final: another attempt would meet it too. signal_name: its cause, if any."""
+        entry = {"rank": self.rank, "host": hostname(), "lines": lines, "final": final, "signal": signal_name}
         try:
-            with open(self.path, "x") as handle:
-                json.dump({"rank": self.rank, "host": hostname(), "lines": lines, "final": final}, handle)
+            if (lost := lost_to(self.files)) is not None:
+                print(lost, flush=True)
+                return
+            with open(self.files.error, "x") as handle:
+                json.dump(entry, handle)
         except FileExistsError:
             print("another process has failed before this one", flush=True)
-        except OSError as error:
-            print(f"{self.path} cannot be written: {error}", flush=True)
+        except (ConfigError, OSError) as error:
+            print(f"{self.files.error} cannot be written: {error}", flush=True)
 
     def leave(self, number: int, _: object) -> None:
         """Handles a signal in the seconds before training, when nothing is lost by leaving at once."""
-        self.write(f"told to stop by {signal.Signals(number).name} while starting")
-        os._exit(os.EX_TEMPFAIL)
+        name = signal.Signals(number).name
+        self.write(f"told to stop by {name} while starting", signal_name=name)
+        os._exit(STOPPED)

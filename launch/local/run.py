@@ -12,14 +12,16 @@ from pathlib import Path
 from launch.cli.output import command, print_next, print_table, short
 from launch.cli.parser import Request
 from launch.cluster import ROOT, Cluster
-from launch.job.record import Attempt, Record, locked, now, read_record, write_record
+from launch.job.ownership import is_gone
+from launch.job.record import Attempt, Record, jobs_in_queue, locked, now, read_record, write_record
 from launch.local.processes import STOPPED, run_processes
 from launch.report import print_report, report_line
-from launch.slurm import client as slurm
+from launch.slurm.client import slurm
 from launch.stage_state import result_text
 from mvd.config import ConfigError, dataset_of
 from mvd.files import write_text
 from mvd.host import hostname
+from mvd.owner import VARIABLE, Owner, give_back, read_owner, take
 from mvd.stage import Stage
 
 CORES = len(os.sched_getaffinity(0))
@@ -106,11 +108,14 @@ def run_stage(stage: Stage) -> int:
             raise ConfigError(f"{stage.id}: its {role} input {path} does not exist; run that stage again")
     with locked(Path(stage.execution.runs)):
         record = _new_record(stage)
+        attempt = record.attempts[-1]
+        owner = Owner(attempt.job_id, 0, attempt.host, attempt.started)
+        take(stage.files, owner, is_gone)
         write_record(stage.files, record)
         write_text(stage.files.stage, stage.to_yaml())
-    attempt = record.attempts[-1]
+    processes = stage.execution.world_size
     try:
-        code = run_processes(stage_command(stage), stage.execution.world_size, environment(stage.execution.world_size))
+        code = run_processes(stage_command(stage), processes, environment(processes) | {VARIABLE: owner.name})
         attempt.error = f"exit code {code}" if code else None
         return code
     except KeyboardInterrupt:
@@ -118,13 +123,15 @@ def run_stage(stage: Stage) -> int:
         raise
     finally:
         attempt.ended = now()
-        write_record(stage.files, record)
+        if read_owner(stage.files) == owner:
+            write_record(stage.files, record)
+            give_back(stage.files, owner)
 
 
 def _new_record(stage: Stage) -> Record:
     """What launch/status.py is to know of this run, once nobody else runs the stage."""
     record = read_record(stage.files)
-    if record and (record.runs_locally or (slurm.is_available() and slurm.queue([record.job_id]))):
+    if record and (record.runs_locally or (slurm.is_available() and jobs_in_queue([record]))):
         raise ConfigError(f"{stage.id} is queued or running already, as job {record.job_id}; cancel that first")
     job = f"local-{os.getpid()}"
     return Record(job, str(stage.directory), now(), 1, [], [], [Attempt(job, hostname(), now(), 0)])

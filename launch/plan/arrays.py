@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from launch.cluster import Cluster, Layout
 from launch.plan.graph import Node
-from mvd.config import KINDS
+from mvd.config import KINDS, ConfigError
 from mvd.stage import Stage
 
 
@@ -43,13 +43,25 @@ class Array:
 
 
 def build_arrays(
-    nodes: Sequence[Node], stages: Sequence[Stage], jobs: Mapping[str, str], cluster: Cluster
+    nodes: Sequence[Node],
+    stages: Sequence[Stage],
+    jobs: Mapping[str, str],
+    cluster: Cluster,
+    largest: int | None = None,
 ) -> list[Array]:
     """Arrays for the stages that are to be submitted, parents first.
 
     nodes: the whole plan. jobs: stage id -> job id of the parents that are queued or running already; a parent in
-    neither is complete.
+    neither is complete. largest: the most elements that the site lets an array have.
+
+    Raises:
+        ConfigError: a test has more shards than an array may have elements.
     """
+    if largest is not None and any(stage.execution.shards > largest for stage in stages):
+        raise ConfigError(
+            f"test_shards is {cluster.test_shards}, but this site's arrays have at most {largest} elements "
+            f"(MaxArraySize of `scontrol show config`); set test_shards to {largest} or less"
+        )
     jobs = dict(jobs)
     parents = {node.id: node.stage_parents for node in nodes}
     arrays: list[Array] = []
@@ -60,21 +72,21 @@ def build_arrays(
                 shapes[cluster.layout(kind, stage.recipe)].append(stage)
         for layout, alike in shapes.items():
             waits = {stage.id: tuple(jobs[p] for p in parents[stage.id] if p in jobs) for stage in alike}
-            for group, dependency in _groups(alike, waits):
+            for group, dependency in _groups(alike, waits, largest or len(stages)):
                 array = Array(f"#{len(arrays) + 1}", tuple(group), layout, dependency)
                 arrays.append(array)
                 jobs |= zip((stage.id for stage in group), array.job_ids, strict=True)
     return arrays
 
 
-def _groups(stages: list[Stage], waits: Mapping[str, tuple[str, ...]]) -> list[tuple[list[Stage], str]]:
+def _groups(stages: list[Stage], waits: Mapping[str, tuple[str, ...]], largest: int) -> list[tuple[list[Stage], str]]:
     """Splits stages of one shape into arrays: those that follow another array index by index, then the others.
 
     Elements of an array share one dependency, so the others are put together by what they wait for.
     """
     groups: list[tuple[list[Stage], str]] = []
     remaining = list(stages)
-    while len(layer := _aligned(remaining, waits)) > 1:
+    while len(layer := _aligned(remaining, waits)[:largest]) > 1:
         groups.append((layer, f"aftercorr:{waits[layer[0].id][0].partition('_')[0]}"))
         remaining = [stage for stage in remaining if stage not in layer]
     alike: dict[tuple[str, ...], list[Stage]] = defaultdict(list)
@@ -82,7 +94,8 @@ def _groups(stages: list[Stage], waits: Mapping[str, tuple[str, ...]]) -> list[t
         key = (*waits[stage.id], stage.id) if stage.execution.shards > 1 else waits[stage.id]
         alike[key].append(stage)
     for group in alike.values():
-        groups.append((group, ":".join(("afterok", *waits[group[0].id])) if waits[group[0].id] else ""))
+        dependency = ":".join(("afterok", *waits[group[0].id])) if waits[group[0].id] else ""
+        groups += [(group[first : first + largest], dependency) for first in range(0, len(group), largest)]
     return groups
 
 

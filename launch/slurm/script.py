@@ -1,7 +1,8 @@
-"""What a job asks of sbatch: submitit's parameters, and sbatch's refusals explained."""
+"""What a job asks of sbatch: submitit's parameters, and sbatch's errors explained."""
 
 import dataclasses
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,12 @@ from launch.plan.arrays import Array
 
 # A word of sbatch's message -> the field of the profile to change, most telling word first.
 FIELDS = {
+    "maxwall": "slurm.time_limit_hours (or slurm.qos)",
+    "maxnode": "nodes (or slurm.qos)",
+    "maxgres": "nodes or gpus_per_node (or slurm.qos)",
+    "maxcpu": "nodes or slurm.cpus_per_gpu (or slurm.qos)",
+    "maxmem": "slurm.memory_gb (or slurm.qos)",
+    "job array": "test_shards",
     "qos": "slurm.qos",
     "account": "slurm.account (or slurm.partition)",
     "partition": "slurm.partition",
@@ -25,12 +32,13 @@ FIELDS = {
     "reservation": "slurm.options",
     "option": "slurm.options",
 }
+TOO_MANY_JOBS = ("maxsubmit", "maxjob", "grpsubmit", "grpjobs")  # in the names of SLURM's limits on the jobs of a user, an account or a QOS
 
 
 def parameters(
     array: Array, cluster: Cluster, code: Path, folder: Path, dependency: str, exclude: str
 ) -> dict[str, Any]:
-    """submitit's parameters of an array of stages; dependency and exclude are in sbatch's words, or empty."""
+    """submitit's parameters of an array of stages. dependency, exclude: sbatch's values, or empty."""
     options = {name: value for name, value in cluster.slurm.options.items() if name != "exclude"}
     how = dataclasses.replace(cluster.slurm, exclude=exclude or None, options=options)
     kind = array.stages[0].kind
@@ -47,7 +55,7 @@ def parameters(
             how, code, asked, array.layout, [f"{attempts} begin {shlex.quote(str(folder))} || exit 1"]
         ),
         "array_parallelism": how.array_parallelism or array.size,
-        # The requeue at the end has SLURM send SIGTERM, before the nodes to avoid are settled.
+        # The requeue at the end makes SLURM send SIGTERM, before the nodes to avoid are set.
         "teardown": ["code=$?", "trap '' TERM", f"{attempts} end {shlex.quote(str(folder))} $code", "exit $?"],
     }
 
@@ -55,7 +63,7 @@ def parameters(
 def profile_parameters(
     how: Slurm, code: Path, asked: Mapping[str, Any], layout: Layout, begin: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """submitit's parameters of any job, one process a GPU of the layout: what it asks of sbatch, and the profile's.
+    """submitit's parameters of any job, one process per GPU of the layout: what it asks of sbatch, and the profile's.
 
     code: the snapshot that it runs in. begin: last lines of the script before the processes start.
     """
@@ -71,7 +79,6 @@ def profile_parameters(
     }
     options |= {name.replace("-", "_"): value for name, value in how.options.items()}
     cpus = options["cpus_per_task"]
-    gone = f"error: {code}, the code of this job, is gone; submit it again"
     return {
         "nodes": layout.nodes,
         "ntasks_per_node": layout.gpus,
@@ -79,23 +86,37 @@ def profile_parameters(
         "signal_delay_s": how.warning_seconds,
         "wckey": None,
         "stderr_to_stdout": True,
-        # A rank that dies takes the job along; and srun does not take the number of CPUs from sbatch.
-        "srun_args": ["--kill-on-bad-exit=1", *([f"--cpus-per-task={cpus}"] if cpus else [])],
-        "setup": [
-            *how.setup,
-            *(f"export {name}={shlex.quote(value)}" for name, value in how.environment.items()),
-            f"cd {shlex.quote(str(code))} || {{ echo {shlex.quote(gone)}; exit 1; }}",
-            'export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"',
-            *begin,
-        ],
-        "additional_parameters": {name: value for name, value in options.items() if value not in (None, False)},
+        # A rank that dies ends the job; srun does not take the number of CPUs from sbatch; --export overrides a NONE.
+        "srun_args": ["--kill-on-bad-exit=1", "--export=ALL", *([f"--cpus-per-task={cpus}"] if cpus else [])],
+        "setup": [*_setup(how, code), *begin],
+        "additional_parameters": {k: v for k, v in options.items() if v is not None and v is not False},
     }
 
 
+def _setup(how: Slurm, code: Path) -> list[str]:
+    """Lines of the script that prepare its shell: the profile's, then the code of the job."""
+    gone = f"error: {code}, the code of this job, is gone; submit it again"
+    sbatch = shutil.which("sbatch")
+    clients = [f'export PATH="$PATH:"{shlex.quote(str(Path(sbatch).parent))}'] if sbatch else []
+    return [
+        'cd "$SLURM_SUBMIT_DIR"',
+        *how.setup,
+        "set +eu; trap - ERR",  # the end of an attempt is handled whatever the profile's lines have set
+        *clients,  # whatever they have unloaded
+        *(f"export {name}={shlex.quote(value)}" for name, value in how.environment.items()),
+        f"cd {shlex.quote(str(code))} || {{ echo {shlex.quote(gone)}; exit 1; }}",
+        'export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"',
+    ]
+
+
 def explain(what: str, message: str) -> str:
-    """sbatch's own words in one sentence, with the profile's field that they are about."""
+    """sbatch's error in one sentence, with the profile's field that it is about."""
     lines = [line.removeprefix("sbatch: error: ") for line in message.splitlines() if "error:" in line]
     said = "; ".join(dict.fromkeys(line.removeprefix("Batch job submission failed: ") for line in lines))
     said = said or " ".join(message.split())
-    field = next((field for word, field in FIELDS.items() if word in said.lower()), "the slurm section")
-    return f"sbatch refuses the {what} jobs ({said}); change {field} in the cluster profile"
+    words = said.lower()
+    if any(word in words for word in TOO_MANY_JOBS):
+        advice = "submit fewer rows at once, or change slurm.qos or slurm.account"
+    else:
+        advice = f"change {next((field for word, field in FIELDS.items() if word in words), 'the slurm section')}"
+    return f"sbatch refuses the {what} jobs ({said}); {advice} in the cluster profile"

@@ -1,37 +1,37 @@
-"""Submits a plan to SLURM: what is complete is skipped, what is queued is attached to, the rest becomes arrays."""
+"""Submits a plan to SLURM: complete stages are skipped, queued ones are left alone, the others become arrays."""
 
-import contextlib
 import dataclasses
-import io
 import re
-import secrets
-import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from launch.cli.output import command, print_next, print_table
 from launch.cli.parser import Request
 from launch.cluster import Cluster
 from launch.job.attempts import FOLDERS
-from launch.job.record import Record, locked, now, read_record, write_record
+from launch.job.record import Record, jobs_in_queue, locked, now, read_record, write_record
 from launch.local.run import generate_data
 from launch.plan.arrays import Array, build_arrays
 from launch.plan.graph import Node
-from launch.slurm import client as slurm
+from launch.slurm.client import QueuedJob, slurm
 from launch.slurm.exclusion import blamed_hosts, excludable_hosts, exclusion
-from launch.slurm.script import explain, parameters
+from launch.slurm.sbatch import call_sbatch, new_folder, write_script
+from launch.slurm.script import parameters
 from launch.snapshot import take_snapshot
 from mvd.config import ConfigError
 from mvd.files import write_json, write_text
 from mvd.stage import Stage
 
+SECONDS_FOR_CLEANUP = 120.0  # of jobs that have just ended
+POLL_SECONDS = 2.0
+
 
 def submit_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> int:
-    """Submits what is neither complete nor queued, and says what became of each stage; returns the exit code.
+    """Submits the stages that are neither complete nor queued, and prints what it did; returns the exit code.
 
     Raises:
-        ConfigError: there is no SLURM here, it refuses a job, or the runs folder cannot be written.
+        ConfigError: there is no SLURM here, it rejects a job, or the runs folder cannot be written.
     """
     if not slurm.is_available():
         here = command("submit.py", *request.words, "--local")
@@ -45,29 +45,33 @@ def submit_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]
         missing = [stage for stage in stages if not stage.files.read_result()]
         queued = queued_stages(missing)
         to_submit = [stage for stage in missing if stage.id not in queued]
-        arrays = build_arrays(nodes, to_submit, queued, request.cluster)
+        arrays = build_arrays(nodes, to_submit, queued, request.cluster, slurm.largest_array())
         submitted: dict[str, str] = {}  # name in the plan -> job id
         code = take_snapshot(runs)
         for array in arrays:
             try:
-                record = submit_array(array, request.cluster, code, submitted)
+                submitted[array.name] = submit_array(array, request.cluster, code, submitted, rows, parents)
             except ConfigError as error:
                 raise ConfigError(_with_progress(str(error), submitted, len(arrays))) from error
-            submitted[array.name] = record.job_id
-            write_records(array, record, rows, parents)
     _print_submission(request, stages, queued, arrays, submitted)
     return 0
 
 
 def queued_stages(stages: Sequence[Stage]) -> dict[str, str]:
-    """Stage id -> job id of the stages that are queued or running; a split test's job id is its whole array's."""
+    """Stage id -> job id of the stages that are queued or running; a split test's job id is its whole array's.
+
+    Raises:
+        ConfigError: a stage is running without SLURM, or SLURM does not finish cleaning up after its job.
+    """
     jobs: dict[str, list[str]] = {}
+    records: list[Record] = []
     for stage in stages:
-        records = [record for files in stage.files.job_files() if (record := read_record(files))]
-        jobs[stage.id] = [record.job_id for record in records]
-        if any(record.runs_locally for record in records):
-            raise ConfigError(f"{stage.id} is running without SLURM, as {jobs[stage.id][0]}; let it end, or stop it")
-    alive = slurm.queue(job for ids in jobs.values() for job in ids)
+        own = [record for files in stage.files.job_files() if (record := read_record(files))]
+        jobs[stage.id] = [record.job_id for record in own]
+        if any(record.runs_locally for record in own):
+            raise ConfigError(f"{stage.id} is running without SLURM, as {own[0].job_id}; let it end, or stop it")
+        records += own
+    alive = _settled(records)
     found = {}
     for stage_id, ids in jobs.items():
         present = [job for job in ids if job in alive]
@@ -76,13 +80,38 @@ def queued_stages(stages: Sequence[Stage]) -> dict[str, str]:
     return found
 
 
-def submit_array(array: Array, cluster: Cluster, code: Path, submitted: Mapping[str, str]) -> Record:
-    """Submits an array, which avoids the machines that its stages' faults have named as far as SLURM lets it.
+def _settled(records: Sequence[Record]) -> Mapping[str, QueuedJob]:
+    """The records' jobs in the queue, once none of them is COMPLETING: such a job has ended, or will be requeued."""
+    deadline = time.monotonic() + SECONDS_FOR_CLEANUP
+    said = False
+    while True:
+        alive = jobs_in_queue(records)
+        ending = sorted(job for job, entry in alive.items() if entry.is_completing)
+        if not ending:
+            return alive
+        jobs = ", ".join(ending)
+        if time.monotonic() > deadline:
+            raise ConfigError(f"job {jobs} has ended, but SLURM is still COMPLETING it; submit again when it is gone")
+        if not said:
+            print(f"waiting for the end of job {jobs}, which SLURM is COMPLETING", flush=True)
+        said = True
+        time.sleep(POLL_SECONDS)
 
-    Returns the record of the whole array, without rows and parents.
+
+def submit_array(
+    array: Array,
+    cluster: Cluster,
+    code: Path,
+    submitted: Mapping[str, str],
+    rows: Mapping[str, list[str]],
+    parents: Mapping[str, list[str]],
+) -> str:
+    """Submits an array, which avoids the hosts that its stages' faults were blamed on as far as SLURM lets it.
+
+    Returns the job id of the whole array; each element's record is in its folder.
 
     Raises:
-        ConfigError: sbatch refuses; its own message, and the field to change.
+        ConfigError: sbatch fails, with its own message and the field to change; or a record cannot be written.
     """
     from launch.job.stage_job import StageJob
 
@@ -92,68 +121,33 @@ def submit_array(array: Array, cluster: Cluster, code: Path, submitted: Mapping[
         stage.directory.mkdir(parents=True, exist_ok=True)
         write_text(stage.files.stage, stage.to_yaml())
     write_json(folder / FOLDERS, [str(part.job_directory) for part in parts])
+    dependency, own = resolve(array.dependency, submitted), cluster.slurm.excluded
+    how = parameters(array, cluster, code, folder, dependency, own)
+    blamed = blamed_hosts(stage.directory for stage in array.stages)
+    avoided, _ = excludable_hosts(write_script(folder, how, array.size), own, blamed)
+    how = parameters(array, cluster, code, folder, dependency, exclusion(own, avoided))
     jobs = [StageJob(str(part.directory), part.execution.shard) for part in parts]
-    named = avoided = blamed_hosts(stage.directory for stage in array.stages)
-    while True:
-        exclude = exclusion(cluster.slurm.excluded, avoided)
-        how = parameters(array, cluster, code, folder, resolve(array.dependency, submitted), exclude)
-        try:
-            job = call_sbatch(folder, how, jobs, array.stages[0].kind)
-            break
-        except ConfigError:
-            if not avoided:
-                raise
-            avoided = avoided[:-1]  # the job may not be able to do without it
-    own = cluster.slurm.excluded
+    job = call_sbatch(folder, how, jobs, array.stages[0].kind)
     record = Record(job, str(folder), now(), array.layout.nodes, [], [], exclude=own, avoided=avoided)
-    drop_impossible_exclusions(record)
-    for host in named:
-        fate = "is avoided" if host in record.avoided else "would be avoided, if the job could run without it"
-        print(f"{host}, which faults of the last day have named, {fate}")
-    return record
-
-
-def drop_impossible_exclusions(record: Record) -> None:
-    """Avoids fewer machines where the job could never run: sbatch asks that only of jobs that may start at once."""
-    possible, _ = excludable_hosts(record.script, record.exclude, record.avoided)
-    if possible != record.avoided and not slurm.exclude(record.job_id, exclusion(record.exclude, possible)):
-        record.avoided = possible
-
-
-def new_folder(parent: Path, what: str) -> Path:
-    """Makes the folder of one call of sbatch, for its scripts and logs."""
-    stamp = re.sub(r"\D", "", now())[:14]
-    folder = parent / f"{stamp}-{what}-{secrets.token_hex(2)}"
-    folder.mkdir(parents=True)
-    return folder
-
-
-def call_sbatch(folder: Path, how: Mapping[str, Any], jobs: Sequence[Callable[[], None]], what: str) -> str:
-    """Calls sbatch once, through submitit; returns the job id, which is the whole array's where there are several jobs.
-
-    Raises:
-        ConfigError: sbatch refuses; its own message, and the field to change.
-    """
-    from submitit import SlurmExecutor
-    from submitit.core.utils import FailedJobError
-
-    executor = SlurmExecutor(folder, max_num_timeout=sys.maxsize)  # of the jobs that leave requeueing to submitit
-    executor.update_parameters(**how)
+    record.directory, record.requeue_exit = str(folder), slurm.requeue_exit()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # where submitit repeats what the error says
-            submitted = executor.submit_array(jobs)
-    except FailedJobError as error:
-        raise ConfigError(explain(what, str(error))) from error
-    return submitted[0].job_id.partition("_")[0]
+        write_records(array, record, rows, parents)
+    except OSError as error:
+        slurm.cancel([job])
+        raise ConfigError(f"{error.filename}: {error.strerror}; job {job} is cancelled again; fix that") from error
+    for host in blamed:
+        fate = "is avoided" if host in avoided else "would be avoided, if the job could run without it"
+        print(f"{host}, blamed for faults in the last 24 h, {fate}")
+    return job
 
 
 def resolve(text: str, submitted: Mapping[str, str]) -> str:
-    """Puts job ids for the names of arrays: `afterok:#1_3` becomes `afterok:24_3`."""
+    """Substitutes job ids for the names of arrays: `afterok:#1_3` becomes `afterok:24_3`."""
     return re.sub(r"#\d+", lambda name: submitted[name.group()], text)
 
 
 def write_records(array: Array, whole: Record, rows: Mapping[str, list[str]], parents: Mapping[str, list[str]]) -> None:
-    """Notes in each element's folder under which job it was submitted."""
+    """Writes the record of each element into its folder."""
     parts = [part for stage in array.stages for part in stage.in_shards()]
     for index, part in enumerate(parts):
         job = whole.job_id if len(parts) == 1 else f"{whole.job_id}_{index}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mvd.distributed.faults import RunFailed, record_fault
+from mvd.distributed.ownership import check_owner
 from mvd.distributed.process import Process
 from mvd.distributed.signals import take_save_request
 from mvd.run_directory import update_of
@@ -69,6 +70,7 @@ class CheckpointPolicy:
         return self._try(update, lambda: save_weights(engine, path, self.process, metadata))
 
     def _try(self, update: int, save: Callable[[], None]) -> bool:
+        check_owner(self.files)
         try:
             save()
         except SaveError as error:

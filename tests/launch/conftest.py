@@ -6,6 +6,15 @@ import sys
 import pytest
 
 from launch.cluster import ROOT
+from tests.launch.fake_slurm import FakeSlurm
+
+
+@pytest.fixture
+def fake_slurm(monkeypatch):
+    """SLURM's commands, stood in for in this process."""
+    fake = FakeSlurm()
+    fake.install(monkeypatch)
+    return fake
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What follows an attempt: the end, another one, or the error for good. SLURM is stood in for; see tests/slurm."""
+"""What follows an attempt: the end, another one, or the final error. SLURM is stood in for; see tests/slurm."""
 
 import dataclasses
 import errno
@@ -10,158 +10,342 @@ import pytest
 from launch.job import attempts
 from launch.job.attempts import ATTEMPTS, FOLDERS, main
 from launch.job.record import Record, now, read_record, write_record
-from launch.slurm import client as slurm
+from launch.slurm.client import PATIENT
+from mvd.host import hostname
+from mvd.owner import Owner, read_owner, take
 from mvd.run_directory import RunDirectory
+from tests.launch.fake_slurm import BUSY
+
+ONE_SHORT_OF_A_FAILURE = len(PATIENT)  # tries that fail before the last one
 
 
 @pytest.fixture
-def job(tmp_path, monkeypatch):
-    """One element of an array, whose requeues are listed."""
+def job(tmp_path, monkeypatch, fake_slurm):
+    """One element of an array, which SLURM says is running."""
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "24")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     monkeypatch.setenv("SLURM_JOB_ID", "26")
     folder = tmp_path / "stage"
-    write_record(RunDirectory(folder), Record("24_1", str(tmp_path), now(), 1, ["row"], []))
+    record = Record("24_1", str(tmp_path), now(), 1, ["row"], [], directory=str(tmp_path))
+    write_record(RunDirectory(folder), record)
     (tmp_path / FOLDERS).write_text(json.dumps([str(tmp_path / "other"), str(folder)]))
-    requeued, excluded = [], []
-    monkeypatch.setattr(slurm, "queue", lambda ids: {name: slurm.QueuedJob("RUNNING", "None", "1:00") for name in ids})
-    monkeypatch.setattr(slurm, "requeue", lambda name: requeued.append(name) or "")
-    monkeypatch.setattr(slurm, "exclude", lambda name, nodes: excluded.append((name, nodes)) or "")
-    monkeypatch.setattr(slurm, "exclusion_error", lambda script, nodes: "" if nodes.count(",") < 2 else "too few")
-    return Job(tmp_path, folder, requeued, excluded)
+    fake_slurm.runs("24_1", directory=str(tmp_path))
+    return Job(tmp_path, RunDirectory(folder), fake_slurm, monkeypatch)
 
 
 class Job:
-    def __init__(self, submission, folder, requeued, excluded):
-        self.submission, self.folder, self.requeued, self.excluded = submission, folder, requeued, excluded
+    def __init__(self, submission, files, slurm, monkeypatch):
+        self.submission, self.files, self.slurm, self.monkeypatch = submission, files, slurm, monkeypatch
+        self.restarts = 0
 
-    def attempt(self, code, saved=0, complete=False, error=None):
-        """One attempt; returns the exit code of the job."""
-        assert main(["begin", str(self.submission)]) == 0
+    def attempt(self, code, saved=0, complete=False, **failure):
+        """One attempt; returns the exit code of the job. failure: what a process leaves in error.json."""
+        assert self.begin() == 0
         if saved:
-            (self.folder / "checkpoints" / f"step-{saved:08d}").mkdir(parents=True)
-            (self.folder / "checkpoints" / f"step-{saved:08d}" / "manifest.json").touch()
+            (self.files.checkpoints / f"step-{saved:08d}").mkdir(parents=True)
+            (self.files.checkpoints / f"step-{saved:08d}" / "manifest.json").touch()
         if complete:
-            (self.folder / "result.json").touch()
-        if error:
-            (self.folder / "error.json").write_text(json.dumps({"lines": error, "final": error.startswith("error:")}))
+            self.files.result.touch()
+        if failure:
+            self.files.error.write_text(json.dumps({"final": False, "signal": None, **failure}))
+        return self.end(code)
+
+    def begin(self):
+        self.monkeypatch.setenv("SLURM_RESTART_COUNT", str(self.restarts))
+        return main(["begin", str(self.submission)])
+
+    def end(self, code):
+        self.restarts += 1
         return main(["end", str(self.submission), str(code)])
 
     @property
     def record(self):
-        return read_record(RunDirectory(self.folder))
+        return read_record(self.files)
+
+    @property
+    def requeues(self):
+        return [job for *_, job in self.slurm.called("scontrol requeue")]
+
+    @property
+    def exclusions(self):
+        return [(job.partition("=")[2], nodes.partition("=")[2]) for *_, job, nodes in self.slurm.called(UPDATE)]
+
+
+UPDATE = "scontrol update"
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device", "job.json")
 
 
 def test_a_complete_stage_ends_its_job(job):
     assert job.attempt(0, complete=True) == 0
-    assert job.requeued == [] and job.record.error is None and job.record.attempts[0].ended
+    assert job.requeues == [] and job.record.error is None and job.record.attempts[0].ended
+    assert read_owner(job.files) is None
 
 
-def test_a_stage_that_was_told_to_stop_goes_on_as_often_as_it_takes(job):
+def test_a_stage_that_was_told_to_stop_goes_on_as_many_times_as_needed(job):
     for number in range(1, 8):
         assert job.attempt(0, saved=number) == 1
-    assert job.requeued == ["24_1"] * 7 and job.record.error is None and job.record.requeued == 6
+    assert job.requeues == ["24_1"] * 7 and job.record.error is None and job.record.requeued == 6
     assert [attempt.saved for attempt in job.record.attempts] == [0, 1, 2, 3, 4, 5, 6]
-    assert "stopped before a time limit" in job.record.attempts[0].error
+    assert "stopped before a time limit" in job.record.attempts[0].error and job.record.attempts[0].stopped
 
 
 def test_three_attempts_that_save_nothing_new_are_the_end(job):
-    assert [job.attempt(1, saved=5, error="ValueError: first"), job.attempt(137)] == [1, 1]
-    job.attempt(1, saved=9, error="ValueError: second")
+    assert [job.attempt(1, saved=5, lines="ValueError: first"), job.attempt(137)] == [1, 1]
+    job.attempt(1, saved=9, lines="ValueError: second")
     for _ in range(ATTEMPTS - 1):
-        job.attempt(1, error="Traceback\nValueError: last")
-    assert job.record.error is None and len(job.requeued) == 5
-    assert job.attempt(1, error="Traceback\nValueError: last") == 1
-    assert len(job.requeued) == 5
+        job.attempt(1, lines="Traceback\nValueError: last")
+    assert job.record.error is None and len(job.requeues) == 5
+    assert job.attempt(1, lines="Traceback\nValueError: last") == 1
+    assert len(job.requeues) == 5
     assert job.record.error.startswith("3 attempts have saved nothing new; the last one:")
     assert job.record.error.splitlines()[-1] == "ValueError: last"
     assert "exit code 137, signal 9; no process said why" in job.record.attempts[1].error
 
 
 def test_attempts_that_never_ended_do_not_count(job):
-    for _ in range(5):  # the node was lost, or somebody requeued the job
-        main(["begin", str(job.submission)])
-    assert job.attempt(1) == 1
-    assert job.record.error is None and job.requeued == ["24_1"]
+    for restarts in range(5):  # the node was lost, or somebody requeued the job
+        job.restarts = restarts
+        job.begin()
+    assert job.end(1) == 1
+    assert job.record.error is None and job.requeues == ["24_1"]
+
+
+@pytest.mark.parametrize(
+    ("code", "failure", "preempted"),
+    [
+        (0, {}, False),  # told to stop before the first update
+        (75, {"lines": "told to stop by SIGUSR2 while starting", "signal": "SIGUSR2"}, False),
+        (140, {}, False),  # before there was a handler
+        (75, {"lines": "told to stop by SIGTERM while starting", "signal": "SIGTERM"}, True),
+        (143, {}, True),
+    ],
+)
+def test_being_stopped_from_outside_is_never_an_attempt_without_progress(job, code, failure, preempted):
+    for _ in range(3 * ATTEMPTS):
+        when = "2026-11-25T03:00:00" if preempted else "None"
+        job.slurm.says("scontrol show job", f"JobId=26 PreemptTime={when}\n")
+        job.attempt(code, **failure)
+    assert job.record.error is None and len(job.requeues) == 3 * ATTEMPTS
+    job.attempt(1, lines="ValueError")
+    job.attempt(1, lines="ValueError")
+    assert job.record.error is None
+
+
+@pytest.mark.parametrize("failure", [{}, {"lines": "told to stop by SIGTERM while starting", "signal": "SIGTERM"}])
+def test_the_sigterm_that_srun_sends_after_a_death_is_not_from_outside(job, failure):
+    for _ in range(ATTEMPTS):
+        job.slurm.says("scontrol show job", "JobId=26 PreemptTime=None\n")
+        job.attempt(143, **failure)
+    assert job.record.error is not None
 
 
 def test_what_another_attempt_would_meet_too_ends_the_job_at_once(job):
-    assert job.attempt(2, error="error: /data/train.csv holds no videos; mend it") == 1
-    assert job.requeued == [] and "/data/train.csv holds no videos" in job.record.error
+    assert job.attempt(2, lines="error: /data/train.csv holds no videos", final=True) == 1
+    assert job.requeues == [] and "/data/train.csv holds no videos" in job.record.error
 
 
 def test_an_error_of_an_earlier_attempt_is_forgotten(job):
-    job.attempt(1, error="ValueError: first")
+    job.attempt(1, lines="ValueError: first")
     job.attempt(137)
     assert "no process said why" in job.record.attempts[1].error
 
 
-def test_a_cancelled_job_is_not_requeued(job, monkeypatch):
-    monkeypatch.setattr(slurm, "queue", lambda ids: {"24_1": slurm.QueuedJob("COMPLETING", "None", "1:00")})
+def test_a_cancelled_job_is_not_requeued(job):
+    job.slurm.runs("24_1", "COMPLETING", directory=str(job.submission))
     assert job.attempt(143) == 1
-    assert job.requeued == [] and job.record.error is None
+    assert job.requeues == [] and job.record.error is None
 
 
-def test_a_requeue_that_slurm_refuses_is_the_end(job, monkeypatch):
-    monkeypatch.setattr(slurm, "requeue", lambda name: "Requested operation is presently disabled")
+def test_a_requeue_that_slurm_refuses_is_the_end(job):
+    job.slurm.fails("scontrol requeue", "Requested operation is presently disabled")
     job.attempt(0, saved=1)
     assert job.record.error.startswith("it could not be requeued (Requested operation is presently disabled)")
 
 
+def test_a_controller_that_restarts_does_not_end_the_job(job):
+    job.begin()
+    job.slurm.fails("squeue", times=ONE_SHORT_OF_A_FAILURE)
+    job.slurm.fails("scontrol requeue", "slurm_load_jobs error: Unable to contact slurm controller", times=5)
+    assert job.end(1) == 1
+    assert job.record.error is None and len(job.requeues) == 6
+    assert job.slurm.pauses == [*PATIENT, *PATIENT[:5]]
+
+
+def test_a_silent_squeue_is_no_reason_not_to_requeue(job):
+    job.begin()
+    job.slurm.fails("squeue", times=len(PATIENT) + 1)
+    assert job.end(1) == 1
+    assert job.record.error is None and job.requeues == ["24_1"]
+
+
+def test_a_requeue_whose_answer_was_lost_is_no_failure(job):
+    def requeued(_):
+        job.slurm.runs("24_1", "PENDING", directory=str(job.submission))
+
+    job.begin()
+    job.slurm.fails("scontrol requeue", times=1)
+    job.slurm.fails("scontrol requeue", "Job is pending execution for job 24_1")
+    job.monkeypatch.setattr(type(attempts.slurm), "sleep", staticmethod(requeued))
+    job.end(1)
+    assert job.record.error is None and len(job.requeues) == 2
+
+
+def test_a_full_disk_at_the_end_does_not_prevent_the_requeue(job, capsys):
+    job.begin()
+    job.files.error.write_text('{"rank": 0, "li')
+    job.monkeypatch.setattr(attempts, "write_record", full)
+    assert job.end(1) == 1
+    assert job.requeues == ["24_1"]
+    assert "job.json: [Errno 28] No space left on device: 'job.json'; going on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{")])
+def test_a_record_that_cannot_be_read_does_not_prevent_the_requeue(job, damage):
+    job.begin()
+    damage(job.files.job)
+    assert job.end(1) == 1
+    assert job.requeues == ["24_1"]
+
+
+def test_the_start_waits_for_room_on_the_disk(job, capsys):
+    waits = []
+    write = attempts.write_record
+
+    def slept(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            job.monkeypatch.setattr(attempts, "write_record", write)
+
+    job.monkeypatch.setattr(attempts, "write_record", full)
+    job.monkeypatch.setattr(attempts.time, "sleep", slept)
+    assert job.begin() == 0
+    assert waits == [1, 2, 5] and len(job.record.attempts) == 1
+    assert "=== job.json: No space left on device; waiting for the disk" in capsys.readouterr().out
+
+
+def test_a_disk_that_refuses_for_good_is_named(job, capsys):
+    def forbidden(*_):
+        raise OSError(errno.EACCES, "Permission denied", "job.json")
+
+    job.monkeypatch.setattr(attempts, "write_record", forbidden)
+    assert job.begin() == 1
+    assert "error: job.json: Permission denied; fix that, then run submit.py again" in capsys.readouterr().out
+
+
 def fault(job, hosts, hours=0):
-    """Notes a fault of so many hours ago."""
+    """Records a fault of so many hours ago."""
     time = (datetime.now(UTC) - timedelta(hours=hours)).isoformat(timespec="seconds")
     entry = {"time": time, "fault": "hang", "update": 1, "hosts": hosts, "message": "it hangs"}
-    with open(job.folder / "faults.jsonl", "a") as handle:
+    with open(job.files.faults, "a") as handle:
         handle.write(json.dumps(entry) + "\n")
 
 
-def test_a_machine_that_a_fault_has_named_is_avoided_for_a_day(job):
-    write_record(RunDirectory(job.folder), dataclasses.replace(job.record, exclude="bad[1-3]"))
+def test_a_host_that_a_fault_is_blamed_on_is_avoided_for_a_day(job):
+    write_record(job.files, dataclasses.replace(job.record, exclude="bad[1-3]"))
     fault(job, ["node4"], hours=25)
     fault(job, ["node2"], hours=23)
-    with open(job.folder / "faults.jsonl", "a") as handle:
+    with open(job.files.faults, "a") as handle:
         handle.write('{"time": "2026\n')  # the disk was full
     job.attempt(76, saved=1)
-    assert job.excluded == [("24_1", "bad[1-3],node2")] and job.record.avoided == ["node2"]
+    assert job.exclusions == [("24_1", "bad[1-3],node2")] and job.record.avoided == ["node2"]
     job.attempt(0, saved=2)
-    assert len(job.excluded) == 1 and len(job.requeued) == 2
-    (job.folder / "faults.jsonl").unlink()
+    assert len(job.exclusions) == 1 and len(job.requeues) == 2
+    job.files.faults.unlink()
     job.attempt(0, saved=3)
-    assert job.excluded[1:] == [("24_1", "bad[1-3]")] and job.record.avoided == []
+    assert job.exclusions[1:] == [("24_1", "bad[1-3]")] and job.record.avoided == []
 
 
-def test_the_machine_named_last_is_avoided_where_the_job_cannot_do_without_all(job):
+def test_the_host_blamed_last_is_avoided_if_the_job_needs_the_others(job):
     for number in (1, 2, 3):
         fault(job, [f"node{number}"], hours=4 - number)
+    job.slurm.fails("sbatch --test-only", "too few")
     job.attempt(76)
-    assert job.excluded == [("24_1", "node3,node2")] and job.record.avoided == ["node3", "node2"]
+    assert job.exclusions == [("24_1", "node3,node2")] and job.record.avoided == ["node3", "node2"]
     assert job.record.attempts[0].error.endswith("\nnode1 is not avoided: too few")
 
 
-def test_an_exclusion_that_slurm_refuses_is_no_reason_to_give_up(job, monkeypatch):
-    monkeypatch.setattr(slurm, "exclude", lambda name, nodes: "Invalid node name specified")
+def test_an_exclusion_that_slurm_refuses_does_not_end_the_job(job):
+    job.slurm.fails(UPDATE, "Invalid node name specified")
     fault(job, ["node2"])
     job.attempt(76)
-    assert job.requeued == ["24_1"] and job.record.avoided == [] and job.record.error is None
+    assert job.requeues == ["24_1"] and job.record.avoided == [] and job.record.error is None
     assert "node2 is not avoided: Invalid node name" in job.record.attempts[0].error
 
 
-def test_a_full_disk_is_named(job, monkeypatch, capsys):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device", "job.json")
-
-    assert main(["begin", str(job.submission)]) == 0
-    (job.folder / "error.json").write_text('{"rank": 0, "li')
-    monkeypatch.setattr(attempts, "write_record", full)
-    for verb in (["begin", str(job.submission)], ["end", str(job.submission), "1"]):
-        assert main(verb) == 1
-        assert "error: job.json: No space left on device; mend that, then" in capsys.readouterr().out
+def test_a_job_that_is_not_the_stages_own_does_not_run(job, capsys):
+    job.monkeypatch.setattr(attempts, "SECONDS_FOR_RECORD", 0)
+    job.monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "23")
+    assert job.begin() == 1
+    assert "job.json is not of job 23_1; run submit.py again" in capsys.readouterr().out
+    assert job.record.attempts == [] and read_owner(job.files) is None
 
 
-def test_a_job_that_is_not_the_stages_own_does_not_run(job, monkeypatch, capsys):
-    monkeypatch.setattr(attempts, "SECONDS_FOR_RECORD", 0)
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "23")
-    assert main(["begin", str(job.submission)]) == 1
-    assert "job.json does not name job 23_1; run submit.py again" in capsys.readouterr().out
+def test_an_attempt_owns_the_run_directory_until_it_ends(job):
+    job.begin()
+    owner = read_owner(job.files)
+    assert (owner.name, owner.host, owner.directory) == ("24_1.0", hostname(), str(job.submission)) and owner.port
+    job.end(1)
+    assert read_owner(job.files) is None
+    job.begin()
+    assert read_owner(job.files).name == "24_1.1"
+
+
+def test_a_second_owner_stops_before_it_writes_anything(job, capsys):
+    job.slurm.runs("7")
+    take(job.files, Owner("7", 0, "node9", "2026-01-01"), lambda _: False)
+    job.files.error.touch()
+    content = {path: path.read_bytes() for path in job.files.path.iterdir()}
+    assert job.begin() == 1
+    assert "belongs to job 7, attempt 1, on node9 since 2026-01-01; cancel that first" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in job.files.path.iterdir()} == content
+
+
+def test_an_owner_that_slurm_does_not_know_any_more_is_taken_over(job):
+    take(job.files, Owner("7", 0, "node9", "2026-01-01"), lambda _: False)
+    job.slurm.history["7"] = ("NODE_FAIL", "")
+    assert job.begin() == 0 and read_owner(job.files).job == "24_1"
+
+
+def test_an_attempt_that_was_replaced_neither_writes_nor_requeues(job, capsys):
+    job.begin()
+    job.restarts = 1  # its node was cut off, and SLURM has started the job elsewhere
+    job.begin()
+    job.monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    before = job.files.job.read_text()
+    assert job.end(1) == 1
+    assert job.requeues == [] and job.files.job.read_text() == before and read_owner(job.files).name == "24_1.1"
+    assert "this attempt leaves it alone" in capsys.readouterr().out
+
+
+def test_a_node_without_scontrol_is_found_at_the_first_start(job, capsys):
+    job.slurm.missing.add("scontrol")
+    assert job.begin() == 1
+    assert f"there is no scontrol on {hostname()}, so the job could not go back into" in capsys.readouterr().out
     assert job.record.attempts == []
+
+
+def test_a_node_without_scontrol_leaves_the_requeue_to_slurm_if_that_is_set_up(job):
+    job.slurm.missing.add("scontrol")
+    write_record(job.files, dataclasses.replace(job.record, requeue_exit=99))
+    assert job.attempt(0, saved=1) == 99
+    assert job.record.error is None and job.requeues == [] and read_owner(job.files) is None
+    assert job.attempt(2, lines="error: no videos", final=True) == 1
+
+
+def test_every_attempt_chooses_a_port_of_its_own(job):
+    ports = set()
+    for _ in range(4):
+        job.begin()
+        ports.add(read_owner(job.files).port)
+        job.end(0)
+    assert len(ports) > 1
+
+
+def test_an_unknown_error_of_squeue_counts_as_silence(job):
+    job.begin()
+    job.slurm.fails("squeue", f"some plugin: {BUSY[:10]} failed")
+    job.end(1)
+    assert job.requeues == ["24_1"]

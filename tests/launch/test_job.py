@@ -1,27 +1,105 @@
-"""What a process of a job says of its end."""
+"""What a process of a job does at its start, and says of its end."""
 
 import errno
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 
-from launch.job.stage_job import ErrorNote, run
+from launch.cluster import ROOT
+from launch.job import stage_job
+from launch.job.rendezvous import free_port
+from launch.job.stage_job import ErrorNote, PrepareJob, run, wait_for_owner
 from mvd import run as run_module
+from mvd.config import ConfigError
+from mvd.owner import VARIABLE, Owner, take
+from mvd.run_directory import RunDirectory
 
 
-def test_a_full_disk_is_one_sentence_and_another_attempt_is_made(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def note(tmp_path):
+    return ErrorNote(RunDirectory(tmp_path), rank=0)
+
+
+def owner(attempt):
+    return Owner("24", attempt, "node1", "2026-01-01", port=12345)
+
+
+def test_a_full_disk_is_one_sentence_and_another_attempt_is_made(note, monkeypatch, capsys):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device", "/runs/metrics.jsonl")
 
     monkeypatch.setattr(run_module, "run_stage", full)
     with pytest.raises(SystemExit) as left:
-        run(None, ErrorNote(tmp_path / "error.json", rank=0))
-    said = "error: /runs/metrics.jsonl: No space left on device; mend that, then submit the row again"
+        run(None, note)
+    said = "error: /runs/metrics.jsonl: No space left on device; fix that, then submit the row again"
     assert left.value.code == 2 and said in capsys.readouterr().out
-    note = json.loads((tmp_path / "error.json").read_text())
-    assert note["lines"] == said and not note["final"]
+    written = json.loads(note.files.error.read_text())
+    assert written["lines"] == said and not written["final"]
 
 
 def test_a_note_that_cannot_be_written_is_no_further_error(tmp_path, capsys):
-    ErrorNote(tmp_path / "missing" / "error.json", rank=0).write("error: no matter")
+    ErrorNote(RunDirectory(tmp_path / "missing"), rank=0).write("error: no matter")
     assert "cannot be written" in capsys.readouterr().out
+
+
+def test_only_the_first_process_to_fail_is_noted(note, capsys):
+    note.write("ValueError: the cause")
+    note.write("ConnectionError: the effect")
+    assert json.loads(note.files.error.read_text())["lines"] == "ValueError: the cause"
+    assert "another process has failed before this one" in capsys.readouterr().out
+
+
+def test_a_process_whose_attempt_was_replaced_leaves_no_note(note, monkeypatch, capsys):
+    monkeypatch.setenv(VARIABLE, "24.0")
+    take(note.files, owner(attempt=1), lambda _: False)
+    note.write("error: no matter", final=True)
+    assert not note.files.error.exists()
+    assert "no longer belongs to this attempt (24.0), but to job 24, attempt 2" in capsys.readouterr().out
+
+
+def test_a_process_waits_for_its_attempts_record(note, monkeypatch):
+    def slept(_):  # a network disk shows the other node's record late
+        take(note.files, owner(attempt=1), lambda _: False)
+
+    monkeypatch.setenv(VARIABLE, "24.1")
+    monkeypatch.setattr(stage_job.time, "sleep", slept)
+    take(note.files, owner(attempt=0), lambda _: False)
+    assert wait_for_owner(note.files) == owner(attempt=1)
+
+
+def test_a_process_of_another_attempt_does_not_start(note, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "25.0")
+    monkeypatch.setattr(stage_job, "SECONDS_FOR_OWNER", 0)
+    take(note.files, owner(attempt=0), lambda _: False)
+    with pytest.raises(ConfigError, match="does not belong to job 25.0 but to job 24, attempt 1, on node1"):
+        wait_for_owner(note.files)
+
+
+def test_a_rendezvous_port_is_free_and_not_the_kernels(tmp_path):
+    (tmp_path / "range").write_text("10010\t65535\n")
+    with socket.create_server(("", 10005)):
+        ports = {free_port(tmp_path / "range") for _ in range(200)}
+    assert ports <= set(range(10000, 10010)) - {10005} and len(ports) > 5
+    (tmp_path / "range").write_text("1024 65535\n")  # leaves none
+    assert free_port(tmp_path / "range") > 0
+    assert not 32_768 <= free_port(tmp_path / "missing") <= 60_999
+
+
+def test_a_share_of_preparing_requeues_its_job_when_told_to_stop(fake_slurm, monkeypatch, capsys):
+    left = []
+    monkeypatch.setenv("SLURM_JOB_ID", "24")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.setattr(os, "_exit", left.append)
+    fake_slurm.fails("scontrol requeue", times=4)
+    PrepareJob(None, (0, 1)).requeue()
+    assert left == [75] and len(fake_slurm.called("scontrol requeue")) == 5
+    assert "=== requeued" in capsys.readouterr().out
+
+
+def test_the_hooks_of_the_batch_script_do_not_import_torch():
+    code = "import sys, launch.job.attempts; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

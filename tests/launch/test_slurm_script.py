@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from launch.plan.arrays import build_arrays
 from launch.plan.graph import build_graph
 from launch.plan.resolve import build_stage
 from launch.plan.rows import load_rows
+from launch.slurm.sbatch import call_sbatch, new_folder
 from launch.slurm.script import explain, parameters
 from launch.slurm.submit import resolve
 from launch.snapshot import take_snapshot
@@ -85,17 +88,82 @@ def test_every_field_of_the_profile_reaches_sbatch():
     expected |= {"cpus-per-task": "12", "mem": "480000M", "time": "90", "signal": "USR2@60", "reservation": "r1"}
     assert expected.items() <= asked.items()
     assert asked["exclusive"] == "" and asked["gres"] == "gpu:a100:8" and "gpus-per-node" not in asked
-    assert "--kill-on-bad-exit=1 --cpus-per-task=12" in text
+    assert "--kill-on-bad-exit=1 --export=ALL --cpus-per-task=12" in text
     order = [
         "module load cuda",
         "source my/env.sh",
+        "set +eu",
         "export GREETING='two words'",
-        "cd ",
+        "cd '/runs",
         "launch.job.attempts begin",
         "srun ",
     ]
     places = [text.index(part) for part in [*order, "code=$?", "launch.job.attempts end /runs/jobs/1 $code", "exit $?"]]
     assert places == sorted(places)
+
+
+def test_an_option_of_zero_is_not_dropped():
+    asked = options(script(memory_gb=480.0, options={"mem": 0, "exclusive": False, "gpus-per-node": None}))
+    assert asked["mem"] == "0" and "exclusive" not in asked and "gpus-per-node" not in asked
+
+
+def run_script(tmp_path, setup, srun="exit 7"):
+    """Runs the script with an srun and a Python of this test's own; returns the lines that they print."""
+    for name, line in {"srun": srun, "python": 'echo "$3 $5"; exit 3'}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    text = script(setup=[f"PATH={tmp_path}:$PATH", *setup]).replace(sys.executable, "python")
+    text = text.replace(shlex.quote(str(CODE)), str(tmp_path)).replace("|| exit 1", "|| true")
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, cwd=tmp_path)
+    return done.returncode, done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("line", ["set -e", "set -euo pipefail", "trap 'exit 9' ERR", ":"])
+def test_whatever_the_setup_sets_the_end_of_an_attempt_is_handled(line, tmp_path):
+    code, printed = run_script(tmp_path, [line])
+    assert (code, printed) == (3, ["begin ", "end 7"])
+
+
+def test_relative_paths_of_the_setup_start_from_where_the_job_was_submitted(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_SUBMIT_DIR", str(tmp_path))
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "env.sh").write_text("echo sourced\n")
+    text = script(setup=["source my/env.sh", "exit"])
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, cwd="/")
+    assert done.stdout == "sourced\n"
+
+
+def test_sbatch_gets_a_script_whose_working_directory_is_its_own_folder(tmp_path, fake_slurm):
+    folder = new_folder(tmp_path / "jobs", "finetune")
+    cluster = Cluster(slurm=Slurm())
+    nodes = build_graph(load_rows(["vith_k400"], []))
+    array = build_arrays(nodes, [build_stage(node, cluster) for node in nodes], {}, cluster)[1]
+    how = parameters(array, cluster, CODE, folder, "", "")
+    assert call_sbatch(folder, how, [print], "finetune") == "101"
+    assert {path.name for path in folder.iterdir()} == {"101_submission.sh", "101_submitted.pkl"}
+    asked = options((folder / "101_submission.sh").read_text())
+    assert asked["chdir"] == str(folder) and "array" not in asked
+    folder = new_folder(tmp_path / "jobs", "finetune")
+    assert call_sbatch(folder, how, [print, print], "finetune") == "102"
+    names = {"102_submission.sh", "102_0_submitted.pkl", "102_1_submitted.pkl"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert options((folder / "102_submission.sh").read_text())["array"] == "0-1%1"
+
+
+def test_nobody_else_can_put_a_pickle_into_a_submissions_folder(tmp_path):
+    before = os.umask(0)
+    try:
+        folder = new_folder(tmp_path / "jobs", "pretrain")
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o022 == 0
+    assert folder.parent.stat().st_mode & 0o1022 == 0o1022  # others may add folders, not replace this one
+
+
+@pytest.mark.parametrize("name", ["100%", "run-%j", "back\\slash"])
+def test_a_path_that_slurm_would_change_is_refused(name, tmp_path):
+    with pytest.raises(ConfigError, match="SLURM replaces % and .* choose a path without them"):
+        new_folder(tmp_path / name / "jobs", "pretrain")
 
 
 def test_the_script_ends_where_its_code_is_gone(tmp_path):
@@ -119,6 +187,9 @@ def test_names_of_arrays_become_job_ids():
         ("Requested time limit is invalid (missing or exceeds some limit)", "time limit", "slurm.time_limit_hours"),
         ("Node count specification invalid", "Node count", "nodes"),
         ("Job violates accounting/QOS policy", "QOS policy", "slurm.qos"),
+        ("Invalid job array specification", "array", "test_shards"),
+        ("QOSMaxWallDurationPerJobLimit", "QOSMaxWall", "slurm.time_limit_hours"),
+        ("QOSMaxGRESPerJob", "QOSMaxGRES", "nodes or gpus_per_node"),
         ("Unable to contact slurm controller (connect failure)", "Unable to contact", "the slurm section"),
     ],
 )
@@ -127,6 +198,14 @@ def test_a_refusal_names_the_field(message, said, field):
     sentence = explain("pretrain", error)
     assert sentence.startswith("sbatch refuses the pretrain jobs (something first; ") and said in sentence
     assert f"; change {field}" in sentence and sentence.endswith(" in the cluster profile")
+
+
+@pytest.mark.parametrize("limit", ["QOSMaxSubmitJobPerUserLimit", "AssocMaxSubmitJobLimit", "AssocGrpSubmitJobsLimit"])
+def test_a_limit_on_the_number_of_jobs_is_explained(limit):
+    error = f"sbatch: error: {limit}\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy"
+    sentence = explain("pretrain", error + " (job submit limit, user's size and/or time limits)")
+    assert f"({limit}; Job violates" in sentence
+    assert sentence.endswith("; submit fewer rows at once, or change slurm.qos or slurm.account in the cluster profile")
 
 
 def test_the_snapshot_is_the_code_as_it_is_now(tmp_path, monkeypatch):

@@ -11,7 +11,6 @@ from launch.job.record import Attempt, Record, read_record, write_record
 from launch.plan.graph import build_graph
 from launch.plan.resolve import build_stage
 from launch.plan.rows import load_rows
-from launch.slurm import client as slurm
 from launch.stage_state import duration, from_plan, from_runs, stage_states
 from launch.status import show
 from mvd.distributed.faults import record_fault
@@ -24,14 +23,11 @@ PRETRAIN, FINETUNE, TEST = (node.id for node in NODES)
 
 
 @pytest.fixture
-def runs(tmp_path, monkeypatch):
+def runs(tmp_path, fake_slurm):
     """Run directories of a row, submitted as jobs 1, 2 and 3."""
     parents = {PRETRAIN: [], FINETUNE: [PRETRAIN], TEST: [FINETUNE]}
     for number, (stage, waits) in enumerate(parents.items(), start=1):
         write_record(RunDirectory(tmp_path / stage), Record(str(number), str(tmp_path), "2026-01-01", 4, [ROW], waits))
-    monkeypatch.setattr(slurm, "is_available", lambda: True)
-    monkeypatch.setattr(slurm, "queue", lambda ids: {})
-    monkeypatch.setattr(slurm, "ended", lambda ids: {})
     return tmp_path
 
 
@@ -51,13 +47,10 @@ def attempts(job, *saved, **last):
     return [*made[:-1], Attempt(job, "node1", "2026-01-01", saved[-1], **last)]
 
 
-def test_queued_running_and_waiting(runs, monkeypatch):
-    queue = {
-        "1": slurm.QueuedJob("RUNNING", "None", "3:20:00"),
-        "2": slurm.QueuedJob("PENDING", "Dependency", "0:00"),
-        "3": slurm.QueuedJob("PENDING", "Priority", "0:00"),
-    }
-    monkeypatch.setattr(slurm, "queue", lambda ids: queue)
+def test_queued_running_and_waiting(runs, fake_slurm):
+    fake_slurm.runs("1")
+    fake_slurm.runs("2", "PENDING", "Dependency")
+    fake_slurm.runs("3", "PENDING", "Priority")
     assert texts(runs)[PRETRAIN] == "running for 3:20:00: starting, 0 of 400 epochs"
     change(runs, PRETRAIN, attempts=attempts("1", 0, 5000, 9000))
     line = {"update": 23_400, "epoch": 101, "epochs_done": 100.0, "samples_per_second": 1024.0}
@@ -69,14 +62,14 @@ def test_queued_running_and_waiting(runs, monkeypatch):
     }
 
 
-def test_a_failure_is_the_reason_of_its_children(runs, monkeypatch):
+def test_a_failure_is_the_reason_of_its_children(runs, fake_slurm):
     change(
         runs,
         PRETRAIN,
         error="3 attempts have saved nothing new; the last one:\nValueError: x",
         attempts=attempts("1", 0),
     )
-    monkeypatch.setattr(slurm, "ended", lambda ids: dict.fromkeys(ids, "CANCELLED"))
+    fake_slurm.history |= dict.fromkeys("123", ("CANCELLED by 0", ""))
     assert texts(runs) == {
         PRETRAIN: "failed: ValueError: x",
         FINETUNE: f"cancelled: its parent {PRETRAIN} failed",
@@ -84,14 +77,14 @@ def test_a_failure_is_the_reason_of_its_children(runs, monkeypatch):
     }
 
 
-def test_a_job_that_left_without_a_word(runs, monkeypatch):
+def test_a_job_that_left_without_a_word(runs, fake_slurm):
     change(runs, PRETRAIN, attempts=attempts("1", 0))
     assert texts(runs)[PRETRAIN] == "failed: its job has left the queue"
-    monkeypatch.setattr(slurm, "ended", lambda ids: {"1": "TIMEOUT"})
+    fake_slurm.history["1"] = ("TIMEOUT", "")
     assert texts(runs)[PRETRAIN] == "failed: SLURM says TIMEOUT"
     (runs / "1_0_log.out").write_text("=== job 1\nslurmstepd: error: Detected 1 oom-kill event\nbye\n")
     assert texts(runs)[PRETRAIN] == "failed: slurmstepd: error: Detected 1 oom-kill event"
-    monkeypatch.setattr(slurm, "ended", lambda ids: {"1": "CANCELLED"})
+    fake_slurm.history["1"] = ("CANCELLED by 0", "")
     assert texts(runs)[PRETRAIN] == "cancelled"
 
 
@@ -103,8 +96,8 @@ def test_what_is_done_and_what_was_never_submitted(runs):
     assert (found[PRETRAIN], found[TEST]) == ("done: training loss 0.5000", "not submitted")
 
 
-def test_a_local_run(runs, monkeypatch):
-    monkeypatch.setattr(slurm, "is_available", lambda: False)
+def test_a_local_run(runs, fake_slurm):
+    fake_slurm.missing.add("sbatch")
     mine = f"local-{os.getpid()}"
     change(runs, PRETRAIN, job_id=mine, attempts=[Attempt(mine, hostname(), "2026-01-01", 0)])
     assert texts(runs)[PRETRAIN] == f"running on {hostname()}: starting, 0 of 400 epochs"
@@ -115,16 +108,14 @@ def test_a_local_run(runs, monkeypatch):
     assert texts(runs)[PRETRAIN] == "stopped: its launcher is gone"
 
 
-def test_shards_are_one_line(runs, monkeypatch):
+def test_shards_are_one_line(runs, fake_slurm):
     (runs / TEST / "job.json").unlink()
     folders = [runs / TEST / "shards" / f"{number:04d}-of-0003" for number in range(3)]
     for number, folder in enumerate(folders):
         write_record(RunDirectory(folder), Record(f"3_{number}", str(runs), "2026-01-01", 1, [ROW], [FINETUNE]))
     (folders[0] / "result.json").write_text("{}")
-    running = slurm.QueuedJob("RUNNING", "None", "0:10")
-    monkeypatch.setattr(
-        slurm, "queue", lambda ids: {"3_1": running, "3_2": slurm.QueuedJob("PENDING", "Resources", "0")}
-    )
+    fake_slurm.runs("3_1")
+    fake_slurm.runs("3_2", "PENDING", "Resources")
     assert texts(runs)[TEST] == "running: 3 shards, 1 done, 1 running, 1 queued"
 
 

@@ -1,0 +1,139 @@
+"""owner.json: which attempt writes to a run directory. There is one at a time.
+
+An attempt takes the record when it starts, its processes check it at every save, and it gives the record back at its
+end. The operations used are atomic on NFS as well, and need no locks: link() to take, rename() to take over.
+
+Must not import torch: the launcher takes the record.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mvd.config import ConfigError
+from mvd.host import hostname
+from mvd.run_directory import RunDirectory
+
+VARIABLE = "MVD_OWNER"  # tells the processes of an attempt which one that is
+
+
+@dataclass(frozen=True)
+class Owner:
+    """An attempt. job: SLURM's job id, or `local-<process id>`. attempt: SLURM's count of restarts, or 0.
+
+    port: where its processes find each other; 0 if that is settled otherwise. directory: the job's working directory,
+    which tells it from another job that SLURM gave the same id later; None if it has none of its own.
+    """
+
+    job: str
+    attempt: int
+    host: str
+    started: str
+    port: int = 0
+    directory: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What MVD_OWNER holds."""
+        return f"{self.job}.{self.attempt}"
+
+    def __str__(self) -> str:
+        return f"job {self.job}, attempt {self.attempt + 1}, on {self.host} since {self.started}"
+
+
+class OwnedByAnother(ConfigError):
+    """Another attempt writes to the run directory; the sentence says which."""
+
+
+def read_owner(files: RunDirectory) -> Owner | None:
+    """The attempt that writes to a run directory, or None."""
+    try:
+        return Owner(**json.loads(files.owner.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{files.owner} is damaged; delete it if no job of this stage is running") from error
+
+
+def take(files: RunDirectory, owner: Owner, is_gone: Callable[[Owner], bool]) -> None:
+    """Makes an attempt the owner. is_gone: whether another owner has ended without giving the record back.
+
+    A later attempt of the same job replaces the earlier one, whose processes stop at their next save.
+
+    Raises:
+        OwnedByAnother: another attempt is the owner, and not gone.
+        OSError: the disk refuses the record.
+    """
+    files.path.mkdir(parents=True, exist_ok=True)
+    while not _create(files, owner):
+        current = read_owner(files)
+        if current == owner:
+            return
+        if current is None:  # given back meanwhile
+            continue
+        superseded = current.job == owner.job and current.attempt <= owner.attempt
+        if not superseded and not is_gone(current):
+            raise OwnedByAnother(
+                f"{files.path} belongs to {current}; cancel that first (if it has ended, delete {files.owner})"
+            )
+        _remove(files, current)
+
+
+def give_back(files: RunDirectory, owner: Owner) -> None:
+    """Removes the record if it is this attempt's."""
+    if read_owner(files) == owner:
+        files.owner.unlink(missing_ok=True)
+
+
+def lost_to(files: RunDirectory) -> str | None:
+    """Who owns the run directory instead of this process's attempt, in a sentence; None while it is this attempt.
+
+    A process without MVD_OWNER, such as one started by hand with torchrun, is not checked.
+    """
+    own = os.environ.get(VARIABLE)
+    if own is None:
+        return None
+    current = read_owner(files)
+    if current is not None and current.name == own:
+        return None
+    return f"{files.path} no longer belongs to this attempt ({own}), but to {current or 'none'}; stopping"
+
+
+def _create(files: RunDirectory, owner: Owner) -> bool:
+    """Writes the record unless there is one; returns whether it did."""
+    temporary = _unique(files)
+    try:
+        with open(temporary, "x") as handle:
+            json.dump(dataclasses.asdict(owner), handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.link(temporary, files.owner)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _remove(files: RunDirectory, stale: Owner) -> None:
+    """Removes a stale record, but not the one of somebody who has taken it over meanwhile."""
+    aside = _unique(files)
+    try:
+        files.owner.rename(aside)
+    except FileNotFoundError:
+        return
+    try:
+        if Owner(**json.loads(aside.read_text())) != stale:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, files.owner)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _unique(files: RunDirectory) -> Path:
+    return files.owner.with_name(f".{files.owner.name}.{hostname()}.{secrets.token_hex(8)}")
