@@ -67,7 +67,7 @@ def findings(request: Request) -> Iterator[Finding]:
     yield from check_inputs(cluster)
     site = list(check_site(cluster, slurm))
     yield from site
-    if not site[0].ok:  # no clients
+    if not all(finding.ok for finding in site[:2]):  # no clients, or no answer
         return
     if request.rows:
         yield from _check_rows(request)

@@ -14,23 +14,25 @@ NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "srun")
 
 
 def check_site(cluster: Cluster, client: SlurmClient) -> Iterator[Finding]:
-    """Clients, accounting, partition, limits and requeueing; only the first if there are no clients."""
+    """Clients, controller, accounting, partition, requeueing and limits; ends with the first two if one is missing."""
     missing = [name for name in NEEDED if shutil.which(name) is None]
-    yield examine("SLURM clients", lambda: _check_clients(missing, client))
+    config = {} if missing else client.config()
+    yield examine("SLURM clients", lambda: _check_clients(missing))
     if missing:
         return
-    config = client.config()
     yield examine("controller", lambda: _check_controller(config))
+    if not config:
+        return
     yield examine("accounting", lambda: _check_accounting(config))
     yield examine("partition", lambda: _check_partition(cluster, client))
     yield examine("requeue", lambda: _check_requeue(config))
     yield examine("arrays", lambda: _check_arrays(config))
 
 
-def _check_clients(missing: Sequence[str], client: SlurmClient) -> str:
+def _check_clients(missing: Sequence[str]) -> str:
     if missing:
         raise ConfigError(f"{', '.join(missing)} not found; run this on a login node, or load the site's SLURM module")
-    return f"{client.call(('sbatch', '--version')).out.strip()}: {', '.join(NEEDED)}"
+    return ", ".join(NEEDED)
 
 
 def _check_controller(config: dict[str, str]) -> str:
