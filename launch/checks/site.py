@@ -1,7 +1,6 @@
 """Whether this site's SLURM can run what the profile asks for."""
 
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "srun")
 
 def check_site(cluster: Cluster, client: SlurmClient) -> Iterator[Finding]:
     """Clients, controller, accounting, partition, requeueing and limits; ends with the first two if one is missing."""
-    missing = [name for name in NEEDED if shutil.which(name) is None]
+    missing = [name for name in NEEDED if not client.has(name)]
     config = {} if missing else client.config()
     yield examine("SLURM clients", lambda: _check_clients(missing))
     if missing:
@@ -23,7 +22,7 @@ def check_site(cluster: Cluster, client: SlurmClient) -> Iterator[Finding]:
     yield examine("controller", lambda: _check_controller(config))
     if not config:
         return
-    yield examine("accounting", lambda: _check_accounting(config))
+    yield examine("accounting", lambda: _check_accounting(config, client))
     yield examine("partition", lambda: _check_partition(cluster, client))
     yield examine("requeue", lambda: _check_requeue(config))
     yield examine("arrays", lambda: _check_arrays(config))
@@ -41,8 +40,8 @@ def _check_controller(config: dict[str, str]) -> str:
     return f"cluster {config.get('ClusterName', '?')}, SLURM {config.get('SLURM_VERSION', '?')}"
 
 
-def _check_accounting(config: dict[str, str]) -> str:
-    if shutil.which("sacct") is None or config.get("AccountingStorageType", "(null)") in ("(null)", "none", ""):
+def _check_accounting(config: dict[str, str], client: SlurmClient) -> str:
+    if not client.has("sacct") or config.get("AccountingStorageType", "(null)") in ("(null)", "none", ""):
         return "none: jobs that vanish are explained by their logs alone"
     return f"sacct, {config['AccountingStorageType']}"
 

@@ -31,6 +31,7 @@ from mvd.host import hostname
 from mvd.run_directory import MANIFEST, RunDirectory, checkpoint_name
 from mvd.train.engine import Engine, full_state_dict
 from mvd.train.reshard import load_resharded
+from mvd.train.safe_pickle import is_safe, load_pickle, refusal
 from mvd.train.stateful import States, split_tensors
 
 logger = logging.getLogger(__name__)
@@ -123,6 +124,10 @@ class ErrorCollectingWriter(TorchCheckpointEngine):  # type: ignore[misc]  # unt
         with self.collecting_errors():
             write_atomically(Path(path), lambda temporary: torch.save(state_dict, temporary))
 
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """Called by DeepSpeed; its own would run any code that the file holds."""
+        return load_pickle(Path(path), map_location)
+
     @contextmanager
     def collecting_errors(self) -> Iterator[None]:
         try:
@@ -154,7 +159,8 @@ def load_newest_checkpoint(
     all, and the one before is tried. A checkpoint of another number of processes or another ZeRO stage is converted.
 
     Raises:
-        ConfigError: the newest good checkpoint was made with other settings than `made_by`.
+        ConfigError: the newest good checkpoint was made with other settings than `made_by`, or a file of it
+            would run code when it is loaded.
         HostFault: reading failed with an I/O error, which is no evidence of a corrupt checkpoint.
     """
     candidates = gather(files.complete_checkpoints())[0]
@@ -166,6 +172,7 @@ def load_newest_checkpoint(
                 logger.warning("checkpoint %s is damaged (%s); trying the one before", candidate, ", ".join(damaged))
             continue
         _check_made_by(candidate, manifest["made_by"], made_by)
+        _check_safe(candidate, manifest, process)
         logger.info("resuming after update %d from %s", manifest["update"], candidate)
         _load(engine, candidate, manifest, process)
         return LoadedCheckpoint(manifest["update"], _load_state(candidate, manifest))
@@ -183,10 +190,11 @@ def _load(engine: Engine, folder: Path, manifest: dict[str, Any], process: Proce
         )
         load_resharded(engine, folder, *saved)
         return
+    engine.checkpoint_engine = ErrorCollectingWriter()
     loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
     if loaded is None:
         raise ConfigError(f"DeepSpeed could not read {folder}; remove that folder to resume from the one before")
-    _restore_random_state(torch.load(folder / f"rng-{process.rank}.pt", weights_only=False))
+    _restore_random_state(load_pickle(folder / f"rng-{process.rank}.pt"))
 
 
 def _load_state(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -205,6 +213,14 @@ def _check_made_by(folder: Path, saved: dict[str, Any], running: dict[str, Any])
                 f"{folder} was made with {name} {saved[name]} and this run has {name} {value}, which would change the "
                 f"result; continue with {saved[name]}, or remove {folder.parent} to start from scratch"
             )
+
+
+def _check_safe(folder: Path, manifest: dict[str, Any], process: Process) -> None:
+    """Raises ConfigError on all ranks if a file would run code when it is loaded."""
+    pickles = [folder / name for name in sorted(manifest["files"]) if name.endswith(".pt")]
+    unsafe = sorted(set().union(*gather([path for path in _share(pickles, process) if not is_safe(path)])))
+    if unsafe:
+        raise ConfigError(refusal(unsafe[0]))
 
 
 def _verify(folder: Path, process: Process) -> tuple[dict[str, Any] | None, list[str]]:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mvd.train.engine import Engine
+from mvd.train.safe_pickle import load_pickle
 
 MASTER = "weights"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -33,7 +34,8 @@ def load_resharded(engine: Engine, folder: Path, world_size: int, zero_stage: in
 
 def _open(folder: Path, name: str) -> Any:
     (path,) = folder.glob(name)
-    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    content: dict[str, Any] = load_pickle(path, mmap=True)
+    return content
 
 
 def _optimizer_files(folder: Path, world_size: int) -> list[dict[str, Any]]:

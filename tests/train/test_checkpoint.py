@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from mvd.config import ConfigError
@@ -32,6 +33,7 @@ from tests.runs import (
 
 KILLED_AT = 8
 DAMAGES = ("truncated", "flipped", "manifest", "two", "none", "all")
+PLANTED = {"planted rng": "rng-1.pt", "planted optimizer": "zero_pp_rank_0_mp_rank_00_optim_states.pt"}
 
 
 def run_those_without_result(folder: Path) -> None:
@@ -127,6 +129,27 @@ def damage(stage: Stage, how: str) -> None:
             path.unlink()
 
 
+class Planted:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def plant(stage: Stage, name: str) -> None:
+    """Puts code into a file of the newest checkpoint, with a manifest to match."""
+    folder = step(stage, UPDATES)
+    content = torch.load(folder / name, weights_only=False)
+    torch.save({**content, "planted": Planted(stage.directory / "it-ran")}, folder / name)
+    manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
+    manifest.pop("sha256")
+    manifest["files"] |= checkpoint._describe(folder, [folder / name])
+    write_json(folder / checkpoint.MANIFEST, {**manifest, "sha256": checkpoint._own_digest(manifest)})
+
+
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory, lists, undisturbed, killed) -> tuple[dict[str, Stage], dict[str, str]]:
     """Name -> run that was started again, and what its first process printed then."""
@@ -139,6 +162,9 @@ def resumed(tmp_path_factory, lists, undisturbed, killed) -> tuple[dict[str, Sta
     unread = step(stages["unread"], UPDATES) / "rng-1.pt"
     unread.unlink()
     unread.symlink_to(unread.name)  # a loop: it is there, and opening it fails
+    for how, name in PLANTED.items():
+        stages[how] = again(undisturbed, folder / how)
+        plant(stages[how], name)
     shorter = folder / "shorter.csv"
     shorter.write_text("".join(Path(lists.train).read_text().splitlines(keepends=True)[1:]))
     stages["other list"] = again(
@@ -178,6 +204,14 @@ def test_a_resumed_run_ends_as_the_undisturbed_one(undisturbed, resumed, name):
     assert numbers(stage) == numbers(undisturbed)
     timeless = {key: value for key, value in read_result(undisturbed).items() if key != "wall_seconds"}
     assert timeless.items() <= read_result(stage).items()
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_code_that_somebody_put_into_a_checkpoint_is_not_run(resumed, name):
+    stage = resumed[0][name]
+    refused = json.loads((stage.directory / "refused.json").read_text())
+    assert f"{PLANTED[name]} holds code or objects that no checkpoint of this project does" in refused
+    assert not (stage.directory / "it-ran").exists()
 
 
 def test_the_undisturbed_run_validates_and_counts_each_update_once(undisturbed):

@@ -1,0 +1,116 @@
+"""The doctor says in one line each what of the profile does not fit the site. tests/slurm asks a real SLURM."""
+
+import dataclasses
+import errno
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from launch.checks.folders import check_runs_folder, file_system
+from launch.checks.inputs import check_inputs
+from launch.checks.site import check_site, check_test_submission, hours
+from launch.cluster import Cluster, Slurm
+from launch.slurm.client import slurm
+from mvd.config import ConfigError, DatasetPaths
+from mvd.models import build_image_teacher
+from mvd.models.checkpoints import to_official
+
+PARTITIONS = (
+    "PartitionName=gpu Default=YES MaxNodes=UNLIMITED MaxTime=1-00:00:00 State=UP TotalNodes=8\n"
+    "PartitionName=old Default=NO MaxNodes=2 MaxTime=04:00:00 State=DOWN TotalNodes=4\n"
+)
+
+
+def site_findings(fake_slurm, **fields):
+    fake_slurm.says("scontrol show partition", PARTITIONS)
+    profile = {name: fields.pop(name) for name in ("partition", "time_limit_hours") if name in fields}
+    cluster = Cluster(slurm=dataclasses.replace(Slurm(), **profile), **fields)
+    return {finding.subject: finding for finding in check_site(cluster, slurm)}
+
+
+def test_a_profile_that_fits(fake_slurm):
+    found = site_findings(fake_slurm, nodes=8, partition="gpu")
+    assert all(finding.ok for finding in found.values())
+    assert found["partition"].text == "gpu: up, 8 nodes, at most 1-00:00:00"
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"partition": "gpus"}, "slurm.partition=gpus does not exist; set slurm.partition to one of gpu, old"),
+        ({"partition": "old"}, "old is DOWN; set slurm.partition to another one"),
+        ({"time_limit_hours": 48.0}, "gpu allows 1-00:00:00, less than slurm.time_limit_hours=48; lower it"),
+        ({"nodes": 9}, "gpu allows 8 nodes per job, less than nodes=9; lower nodes"),
+    ],
+)
+def test_what_does_not_fit_the_partition(fake_slurm, fields, text):
+    finding = site_findings(fake_slurm, **fields)["partition"]
+    assert not finding.ok and text in finding.text
+
+
+def test_a_machine_without_clients_gets_one_line(fake_slurm):
+    fake_slurm.missing = {"sbatch", "scontrol"}
+    (finding,) = check_site(Cluster(), slurm)
+    assert not finding.ok and finding.text.startswith("sbatch, scontrol not found; run this on a login node")
+
+
+def test_a_controller_that_does_not_answer_ends_the_checks(fake_slurm):
+    fake_slurm.fails("scontrol show config", times=9)
+    found = list(check_site(Cluster(), slurm))
+    assert [finding.subject for finding in found if not finding.ok] == ["controller"] == [found[-1].subject]
+
+
+def test_a_refused_job_is_told_in_the_sites_words(fake_slurm, tmp_path):
+    fake_slurm.fails("sbatch --test-only", "allocation failure: Invalid account", times=9)
+    with pytest.raises(ConfigError, match="sbatch would refuse it: allocation failure: Invalid account"):
+        check_test_submission(tmp_path / "script.sh", slurm)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [("UNLIMITED", float("inf")), ("30", 0.5), ("30:00", 0.5), ("04:00:00", 4), ("1-12", 36), ("2-00:30:00", 48.5)],
+)
+def test_slurms_time_formats(limit, expected):
+    assert hours(limit) == expected
+
+
+def test_a_runs_folder_that_several_nodes_cannot_share(monkeypatch, tmp_path):
+    assert "can be written, locked and renamed in" in check_runs_folder(tmp_path / "runs", nodes=4)
+    assert list((tmp_path / "runs").iterdir()) == []
+    with pytest.raises(ConfigError, match="is on tmpfs, which other nodes do not see"):
+        check_runs_folder(Path("/dev/shm/mvd-doctor-test"), nodes=2)
+    Path("/dev/shm/mvd-doctor-test").rmdir()
+    assert file_system(Path("/dev/shm")) == "tmpfs"
+
+
+def test_a_disk_without_locks(monkeypatch, tmp_path):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("launch.checks.folders.fcntl.flock", refuse)
+    with pytest.raises(ConfigError, match="is on a disk without file locks"):
+        check_runs_folder(tmp_path, nodes=1)
+
+
+def test_data_sets_and_teachers_of_the_profile(tmp_path):
+    teacher = tmp_path / "teacher.safetensors"
+    save_file(to_official(build_image_teacher("tiny")), teacher)
+    (tmp_path / "clip.mp4").touch()
+    (tmp_path / "train.csv").write_text("clip.mp4 3\n")
+    (tmp_path / "val.csv").write_text("gone.mp4 3\n")
+    good = DatasetPaths(root=str(tmp_path), val="none.csv", test="none.csv")
+    datasets = {"k400": good, "ssv2": DatasetPaths(root=str(tmp_path)), "mine": DatasetPaths(root="/gone")}
+    cluster = Cluster(datasets=datasets, teachers={"mae_tiny": str(teacher), "mae_vitb": str(teacher)})
+    found = {finding.subject: finding for finding in check_inputs(cluster)}
+    assert found["datasets.k400"].ok and found["datasets.k400"].text.endswith("1 in train.csv")
+    assert "val.csv: there is no file" in found["datasets.ssv2"].text and not found["datasets.ssv2"].ok
+    assert found["datasets.mine"].text == "there is no folder /gone; correct datasets.mine.root"
+    assert found["teachers.mae_tiny"].ok and "size 'base' has width 768" in found["teachers.mae_vitb"].text
+
+
+def test_the_command_says_what_to_fix(launch):
+    done = launch("doctor.py", "cluster.datasets.k400.root=/gone")
+    assert done.returncode == 2
+    assert "FIX  datasets.k400: there is no folder /gone; correct datasets.k400.root" in done.stdout
+    assert "ok   runs folder: " in done.stdout and "to fix" in done.stdout
