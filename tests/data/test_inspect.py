@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from launch.cluster import ROOT
 from mvd.config import ConfigError, Mixing
 from mvd.config.run_settings import DatasetPaths
 from mvd.config.sizes import SIZES
@@ -19,6 +21,8 @@ from mvd.data.annotations import Entry, load_annotations
 from mvd.data.on_device import normalise
 from mvd.data.rng import epoch_order
 from tests.data.stages import PLAIN, recipe
+
+SCRIPT = (str(ROOT / "launch" / "inspect_data.py"),)
 
 
 @pytest.fixture
@@ -99,17 +103,18 @@ def run_inspect(tmp_path, monkeypatch):
     monkeypatch.setenv("MVD_CLUSTER", str(profile))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(Path.cwd()), *sys.path])))
 
-    def run(*arguments: object, **profile_fields: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object, program: Sequence[str] = SCRIPT, **profile_fields: str):
         with profile.open("a") as handle:
             handle.writelines(f"{name}: {value}\n" for name, value in profile_fields.items())
-        command = [sys.executable, "-m", "mvd.data.inspect", *map(str, arguments)]
+        command = [sys.executable, *program, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
 
     return run
 
 
 def test_the_command_writes_a_picture_of_all_stages(motion_root, run_inspect, tmp_path):
-    result = run_inspect("demo", "--data", motion_root, "--videos", "2", "--output", "seen.png")
+    words = ("demo", "--data", motion_root, "--videos", "2", "--output", "seen.png")
+    result = run_inspect(*words, program=("-m", "mvd.data.inspect"))
     assert result.returncode == 0, result.stderr
     assert "drawing demo, the first of 2 rows" in result.stdout
     with Image.open(tmp_path / "seen.png") as picture:

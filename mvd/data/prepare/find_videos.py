@@ -11,7 +11,7 @@ from typing import NamedTuple
 from mvd.config import ConfigError
 from mvd.data.prepare.annotation_lists import Listed
 from mvd.data.prepare.class_numbers import Numbering, known_classes, number_names
-from mvd.data.prepare.video_files import why_unusable
+from mvd.data.prepare.video_files import MISSING, why_unusable
 
 SPLIT_NAMES = {
     "train": "train",
@@ -65,7 +65,7 @@ def _look_up(folder: Path, by_name: Mapping[str, list[Path]], item: Listed, spli
 
 def _usable(found: Found) -> Found:
     """The same without its path, but with the reason, if the file cannot be used."""
-    reason = "no such file" if found.path is None else why_unusable(found.path)
+    reason = MISSING if found.path is None else why_unusable(found.path)
     return found if reason is None else found._replace(path=None, reason=reason)
 
 
