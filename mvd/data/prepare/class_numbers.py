@@ -136,7 +136,7 @@ def _by_number(
         return Numbering(dict(known), by_label | _folders(items, by_label, known))
     folders = _folders(items, numbers, None)
     if sorted(numbers.values()) != list(range(1, len(numbers) + 1)) or len(numbers) == 1:
-        return Numbering({**numbers} if not folders else folders, numbers | folders)
+        return Numbering(folders or numbers, numbers | folders)
     if not folders:
         raise ConfigError(
             f"labels run from 1 to {highest}, but class indices start at 0; subtract 1, or give the classes with "
