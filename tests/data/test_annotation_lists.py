@@ -197,6 +197,12 @@ def test_what_a_known_data_set_lacks_is_refused(write):
         indices(write("a.mp4 zumba\n"), labels=other, dataset="k400")
 
 
+def test_classes_that_differ_only_in_case_are_refused(write):
+    with pytest.raises(ConfigError, match="the classes 'Ant' and 'ant' differ only in case"):
+        indices(write("a.mp4 Ant\nb.mp4 ant\n"))
+    assert indices(write("a.mp4 Zumba\nb.mp4 zumba\n"), dataset="k400") == [399, 399]
+
+
 def test_numbers_with_gaps_stay_as_they_are(write):
     assert indices(write("a.mp4 7\nwith a space.mp4 3\n")) == [7, 3]
     assert indices(write("a.mp4 1.0\nb.mp4 0.0\n")) == [1, 0]  # as pandas writes integers

@@ -135,6 +135,31 @@ def test_rows_settings_and_the_profile_are_the_launchers(motion_root, run_inspec
     assert "inspect.png: 6 strips" in result.stdout
 
 
+def test_a_given_folder_keeps_the_profiles_lists(motion_root, run_inspect, tmp_path):
+    lines = (motion_root / "train.csv").read_text().splitlines()
+    (tmp_path / "few.csv").write_text("".join(f"{motion_root}/{line}\n" for line in lines[:3]))
+    words = [
+        "demo",
+        "--data",
+        motion_root,
+        "--videos",
+        "9",
+        "pretrain.weights=few.csv",
+        "finetune.augmentation.samples=1",
+    ]
+    result = run_inspect(*words, datasets=f"{{motion: {{root: nowhere, train: {tmp_path / 'few.csv'}}}}}")
+    assert "finetune: the training list holds 3 files; all of them are drawn" in result.stdout, result.stderr
+    assert "inspect.png: 17 strips" in result.stdout  # a mixed pair, and 15 views; given weights end pre-training
+
+
+def test_a_video_of_the_test_that_is_unreadable_is_the_error(motion_root, run_inspect, tmp_path):
+    (tmp_path / "broken.mp4").write_text("no video")
+    profile = f"{{motion: {{root: {motion_root}, test: {tmp_path / 'test.csv'}}}}}"
+    (tmp_path / "test.csv").write_text(f"{tmp_path / 'broken.mp4'} 0\n")
+    result = run_inspect("demo", "pretrain.weights=test.csv", "--videos", "2", datasets=profile)
+    assert result.returncode == 2 and re.search("error: test: .*broken.mp4 cannot be read", result.stderr)
+
+
 def test_a_teachers_row_is_drawn(motion_root, run_inspect):
     fields = "{size: tiny, dataset: motion, stride: 1}"
     result = run_inspect("videomae_vitb", f"video_teacher={fields}", "--data", motion_root, "--videos", "3")

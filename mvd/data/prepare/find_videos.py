@@ -146,13 +146,6 @@ def _check_classes(folder: Path, classes: Sequence[str], layout: Layout, dataset
     if not classes:
         found = f"{layout.loose} videos but no folder per class" if layout.loose else "no videos"
         raise ConfigError(f"{folder} holds {found}; make one folder per class, or give --train LIST")
-    seen: dict[str, str] = {}
-    for name in classes:
-        other = seen.setdefault(name.casefold(), name)
-        if other != name:
-            raise ConfigError(
-                f"{folder}: the class folders {other} and {name} differ only in case; rename or merge them"
-            )
     if len(classes) == 1 and dataset is None:
         below = {path.relative_to(folder).parts[1] for path in next(iter(layout.splits.values()))[classes[0]]}
         inside = folder / classes[0]
