@@ -87,7 +87,8 @@ def with_folder(cluster: Cluster, nodes: Sequence[Node], folder: str) -> Cluster
             "for each instead"
         )
     root = str(Path(folder).expanduser().absolute())
-    return dataclasses.replace(cluster, datasets=cluster.datasets | {names[0]: DatasetPaths(root=root)})
+    lists = cluster.datasets.get(names[0], DatasetPaths(root=root))
+    return dataclasses.replace(cluster, datasets=cluster.datasets | {names[0]: dataclasses.replace(lists, root=root)})
 
 
 def check_data(nodes: Sequence[Node], cluster: Cluster) -> None:

@@ -134,7 +134,13 @@ def test_labels_files(write):
     "text, message",
     [
         ("", "lists no videos"),
-        ("path label\n", "lists no videos below its header"),
+        ("path label\n", "lists no videos"),
+        ("[]", "lists no videos"),
+        ("{}", "lists no videos"),
+        ("label,youtube_id,time_start,time_end\n", "lists no videos"),
+        ("a.mp4,\nb.mp4,\n", "list.csv:1: the label is empty"),
+        ("label,youtube_id,time_start,time_end\n,id,0,10\n", "list.csv:2: the label is empty"),
+        ("label,youtube_id,time_start,time_end\n-1,id,0,10\n", "list.csv:2: the label must be .*got -1"),
         ("a.mp4\n", "list.csv:1: 'a.mp4' has no label"),
         ("a.mp4 0\nb.mp4\n", "list.csv:2: 'b.mp4' has no label"),
         ("a.mp4 -1\n", "list.csv:1: the label must be a class index from 0 or a class name, got -1"),
@@ -189,6 +195,12 @@ def test_what_a_known_data_set_lacks_is_refused(write):
     other = write('{"zumba": 0, "abseiling": 1}', "labels.json")
     with pytest.raises(ConfigError, match="gives 'zumba' the number 0, but in k400 it is 399"):
         indices(write("a.mp4 zumba\n"), labels=other, dataset="k400")
+
+
+def test_classes_that_differ_only_in_case_are_refused(write):
+    with pytest.raises(ConfigError, match="the classes 'Ant' and 'ant' differ only in case"):
+        indices(write("a.mp4 Ant\nb.mp4 ant\n"))
+    assert indices(write("a.mp4 Zumba\nb.mp4 zumba\n"), dataset="k400") == [399, 399]
 
 
 def test_numbers_with_gaps_stay_as_they_are(write):

@@ -24,11 +24,27 @@ def test_relative_absolute_and_spaced_paths(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_encodings_line_ends_and_tabs(tmp_path, encoding):
+    (tmp_path / "train.csv").write_bytes("é.mp4 0\r\nu\u2028 x.mp4\t1\r\n".encode(encoding))
+    entries = load_annotations(DatasetPaths(root=str(tmp_path)), "train", 2)
+    assert entries == [(str(tmp_path / "é.mp4"), 0), (str(tmp_path / "u\u2028 x.mp4"), 1)]
+
+
+def test_another_encoding_is_refused(tmp_path):
+    (tmp_path / "train.csv").write_bytes("a.mp4 0\ncafé.mp4 1\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="train.csv:2: byte 0xe9 is not valid UTF-8; convert the file"):
+        load_annotations(DatasetPaths(root=str(tmp_path)), "train", 2)
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
         ("", "train.csv lists no videos"),
         ("a.mp4 0\nb.mp4 8\n", "train.csv:2: the label must be an integer from 0 to 7, got '8'"),
+        ("path label\na.mp4 0\n", "train.csv:1: .*got 'label'. Lists in other formats .* mvd.data.prepare"),
+        ("a.mp4,0\n", "train.csv:1: 'a.mp4,0' has no label; .* mvd.data.prepare"),
+        ("a\0.mp4 0\n", "train.csv:1: holds a zero byte"),
         ("a.mp4 -1\n", "train.csv:1: the label must be .*got '-1'"),
         ("a.mp4 1.5\n", "train.csv:1: the label must be .*got '1.5'"),
         ("a.mp4 0\n\nb.mp4\n", "train.csv:3: 'b.mp4' has no label"),

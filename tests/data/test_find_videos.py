@@ -110,7 +110,7 @@ def test_class_folders_of_a_known_data_set_have_its_indices(make):
         (["1.mp4", "2.mp4"], "holds 2 videos but no folder per class"),
         (["train/a/1.mp4", "val/a/1.mp4", "b/1.mp4"], r"folders of splits \(train, val\) beside others \(b\)"),
         (["train/a/1.mp4", "training/b/1.mp4"], "several folders for train: train, training; keep one"),
-        (["Jump/1.mp4", "jump/2.mp4"], "the class folders Jump and jump differ only in case"),
+        (["Jump/1.mp4", "jump/2.mp4"], "the classes 'Jump' and 'jump' differ only in case"),
         (
             ["UCF-101/a/1.mp4", "UCF-101/b/2.mp4"],
             "a single class folder, UCF-101; give .*/UCF-101, which holds 2 folders",

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from launch.cluster import ROOT
 from mvd.config import ConfigError, Mixing
 from mvd.config.run_settings import DatasetPaths
 from mvd.config.sizes import SIZES
@@ -19,6 +21,8 @@ from mvd.data.annotations import Entry, load_annotations
 from mvd.data.on_device import normalise
 from mvd.data.rng import epoch_order
 from tests.data.stages import PLAIN, recipe
+
+SCRIPT = (str(ROOT / "launch" / "inspect_data.py"),)
 
 
 @pytest.fixture
@@ -99,17 +103,18 @@ def run_inspect(tmp_path, monkeypatch):
     monkeypatch.setenv("MVD_CLUSTER", str(profile))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(Path.cwd()), *sys.path])))
 
-    def run(*arguments: object, **profile_fields: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object, program: Sequence[str] = SCRIPT, **profile_fields: str):
         with profile.open("a") as handle:
             handle.writelines(f"{name}: {value}\n" for name, value in profile_fields.items())
-        command = [sys.executable, "-m", "mvd.data.inspect", *map(str, arguments)]
+        command = [sys.executable, *program, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
 
     return run
 
 
 def test_the_command_writes_a_picture_of_all_stages(motion_root, run_inspect, tmp_path):
-    result = run_inspect("demo", "--data", motion_root, "--videos", "2", "--output", "seen.png")
+    words = ("demo", "--data", motion_root, "--videos", "2", "--output", "seen.png")
+    result = run_inspect(*words, program=("-m", "mvd.data.inspect"))
     assert result.returncode == 0, result.stderr
     assert "drawing demo, the first of 2 rows" in result.stdout
     with Image.open(tmp_path / "seen.png") as picture:
@@ -128,6 +133,31 @@ def test_rows_settings_and_the_profile_are_the_launchers(motion_root, run_inspec
     result = run_inspect(*words, datasets=f"{{motion: {{root: {motion_root}}}}}")
     assert result.returncode == 0, result.stderr
     assert "inspect.png: 6 strips" in result.stdout
+
+
+def test_a_given_folder_keeps_the_profiles_lists(motion_root, run_inspect, tmp_path):
+    lines = (motion_root / "train.csv").read_text().splitlines()
+    (tmp_path / "few.csv").write_text("".join(f"{motion_root}/{line}\n" for line in lines[:3]))
+    words = [
+        "demo",
+        "--data",
+        motion_root,
+        "--videos",
+        "9",
+        "pretrain.weights=few.csv",
+        "finetune.augmentation.samples=1",
+    ]
+    result = run_inspect(*words, datasets=f"{{motion: {{root: nowhere, train: {tmp_path / 'few.csv'}}}}}")
+    assert "finetune: the training list holds 3 files; all of them are drawn" in result.stdout, result.stderr
+    assert "inspect.png: 17 strips" in result.stdout  # a mixed pair, and 15 views; given weights end pre-training
+
+
+def test_a_video_of_the_test_that_is_unreadable_is_the_error(motion_root, run_inspect, tmp_path):
+    (tmp_path / "broken.mp4").write_text("no video")
+    profile = f"{{motion: {{root: {motion_root}, test: {tmp_path / 'test.csv'}}}}}"
+    (tmp_path / "test.csv").write_text(f"{tmp_path / 'broken.mp4'} 0\n")
+    result = run_inspect("demo", "pretrain.weights=test.csv", "--videos", "2", datasets=profile)
+    assert result.returncode == 2 and re.search("error: test: .*broken.mp4 cannot be read", result.stderr)
 
 
 def test_a_teachers_row_is_drawn(motion_root, run_inspect):

@@ -211,6 +211,7 @@ def test_a_folder_with_everything_that_goes_wrong_ends_with_a_table(videos, tmp_
             ("broken", "1", "its path contains a line break; rename it", r"b/two\nlines.mp4"),
             ("broken", "1", "its path is not valid UTF-8; rename it", r"b/caf\udce9.mp4"),
         ]
+        assert "10 videos are listed, 0 of them missing, 3 unusable; 7 files to check" in result.stdout
         assert "1 x .txt files" in result.stdout and "1 x videos outside of class folders" in result.stdout
     entries = load_annotations(DatasetPaths(root=str(output)), "train", 2)
     assert sorted(Path(entry.path).name for entry in entries)[:4] == [

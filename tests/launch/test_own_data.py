@@ -143,9 +143,12 @@ def test_the_facts_decide_the_run_directory():
     ("fields", "message"),
     [
         ({"dataset": "mine"}, "no video data set is called 'mine'; use one of k400, ssv2, motion, or declare your own"),
-        ({"dataset": "k400", "own_dataset": Dataset(**FACTS)}, "k400 needs no own_dataset"),
-        ({"dataset": "my set", "own_dataset": Dataset(**FACTS)}, "use letters, digits"),
-        ({"dataset": "mine", "own_dataset": Dataset(**FACTS, media="image")}, "mine holds images"),
+        ({"dataset": "k400", "own_dataset": Dataset(**FACTS)}, "k400 is a known data set; remove own_dataset"),
+        ({"dataset": "my set", "own_dataset": Dataset(**FACTS)}, "use only letters, digits, _ and -"),
+        (
+            {"dataset": "mine", "own_dataset": Dataset(**FACTS, media="image")},
+            "must hold videos, got media=.image. for mine",
+        ),
     ],
 )
 def test_names_that_cannot_work(fields, message):

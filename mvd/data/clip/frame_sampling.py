@@ -4,6 +4,8 @@
 Generator. All functions raise ValueError if `length` is less than 1.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 
@@ -49,7 +51,7 @@ def segment_train_indices(length: int, rng: np.random.Generator, frames: int = 1
     """Uniform fine-tuning: one random frame of each of `frames` equal segments, (frames,). Segments share borders."""
     _check_length(length)
     borders = _segment_borders(length, frames)
-    return np.array([rng.integers(low, high + 1) for low, high in zip(borders, borders[1:], strict=False)], np.int64)
+    return np.array([rng.integers(low, high + 1) for low, high in pairwise(borders)], np.int64)
 
 
 def dense_test_indices(length: int, clips: int = 5, frames: int = 16, stride: int = 4) -> np.ndarray:

@@ -62,10 +62,14 @@ def read_list(file: Path) -> list[Listed]:
     if not lines:
         raise ConfigError(f"{file} lists no videos; check that it is the annotation file")
     if text.lstrip().startswith(("[", "{")):
-        return _read_json(text, file)
-    if "youtube_id" in _columns(re.split("[,\t]", lines[0][1])):
-        return _read_kinetics(lines, file)
-    return _read_plain(lines, file)
+        listed = _read_json(text, file)
+    elif "youtube_id" in _columns(re.split("[,\t]", lines[0][1])):
+        listed = _read_kinetics(lines, file)
+    else:
+        listed = _read_plain(lines, file)
+    if not listed:
+        raise ConfigError(f"{file} lists no videos; check that it is the annotation file")
+    return listed
 
 
 def _columns(fields: Sequence[str]) -> list[str]:
@@ -101,7 +105,7 @@ def _kinetics(name: str, start: int, end: int, label: str) -> Listed:
 
 def _read_kinetics(lines: Sequence[tuple[int, str]], file: Path) -> list[Listed]:
     delimiter = "\t" if "\t" in lines[0][1] else ","
-    rows = [next(csv.reader([line], delimiter=delimiter)) for _, line in lines]
+    rows = [_split_at(line, delimiter) for _, line in lines]
     columns = _columns(rows[0])
     if "label" not in columns:
         raise ConfigError(
@@ -114,9 +118,8 @@ def _read_kinetics(lines: Sequence[tuple[int, str]], file: Path) -> list[Listed]
             raise ConfigError(f"{file}:{number}: expected {len(columns)} columns as in line 1, found {len(row)}")
         values = dict(zip(columns, row, strict=False))
         start, end = (_seconds(values, column, f"{file}:{number}") for column in ("time_start", "time_end"))
-        listed.append(_kinetics(values["youtube_id"].strip(), start, end, values["label"]))
-    if not listed:
-        raise ConfigError(f"{file} lists no videos below its header; check that it is the annotation file")
+        label = _label(values["label"], f"{file}:{number}")
+        listed.append(_kinetics(values["youtube_id"], start, end, label))
     return listed
 
 
@@ -133,9 +136,7 @@ def _read_plain(lines: Sequence[tuple[int, str]], file: Path) -> list[Listed]:
     path_column, label_column, has_header = _find_columns(rows[0], file)
     if has_header:
         rows, numbers = rows[1:], numbers[1:]
-        if not rows:
-            raise ConfigError(f"{file} lists no videos below its header; check that it is the annotation file")
-    if all(len(row) == 1 for row in rows) and not has_header:
+    elif all(len(row) == 1 for row in rows):
         return [_without_label(row[0], f"{file}:{number}") for number, row in zip(numbers, rows, strict=True)]
     listed = []
     for number, row in zip(numbers, rows, strict=True):
@@ -212,6 +213,10 @@ def _with_label(path: str, label: str | None) -> Listed:
 
 
 def _label(text: str, where: str) -> str:
+    if not text:
+        raise ConfigError(
+            f"{where}: the label is empty; lists without classes, such as a test server's, cannot be used"
+        )
     if not _INTEGER.fullmatch(text):
         return text
     number = int(float(text))

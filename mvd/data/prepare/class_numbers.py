@@ -93,9 +93,17 @@ def number_classes(lists: Iterable[Sequence[Listed]], labels: Path | None, datas
 
 
 def number_names(names: Iterable[str], known: Mapping[str, int] | None, source: str) -> Numbering:
-    """Looks class names up in those that are known, or numbers them in alphabetical order."""
+    """Looks class names up in those that are known, or numbers them in alphabetical order.
+
+    Raises:
+        ConfigError: a name that is not known, or two names that differ only in case.
+    """
     if known is None:
-        numbers = {name: index for index, name in enumerate(sorted(names))}
+        spellings: dict[str, str] = {}
+        for name in sorted(names):
+            if (other := spellings.setdefault(name.casefold(), name)) != name:
+                raise ConfigError(f"the classes {other!r} and {name!r} differ only in case; rename or merge them")
+        numbers = {name: index for index, name in enumerate(sorted(spellings.values()))}
         return Numbering(numbers, numbers)
     by_form = {_form(name): index for name, index in known.items()}
     found: dict[str, int] = {}
@@ -136,7 +144,7 @@ def _by_number(
         return Numbering(dict(known), by_label | _folders(items, by_label, known))
     folders = _folders(items, numbers, None)
     if sorted(numbers.values()) != list(range(1, len(numbers) + 1)) or len(numbers) == 1:
-        return Numbering({**numbers} if not folders else folders, numbers | folders)
+        return Numbering(folders or numbers, numbers | folders)
     if not folders:
         raise ConfigError(
             f"labels run from 1 to {highest}, but class indices start at 0; subtract 1, or give the classes with "

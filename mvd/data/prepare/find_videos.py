@@ -11,7 +11,7 @@ from typing import NamedTuple
 from mvd.config import ConfigError
 from mvd.data.prepare.annotation_lists import Listed
 from mvd.data.prepare.class_numbers import Numbering, known_classes, number_names
-from mvd.data.prepare.video_files import why_unusable
+from mvd.data.prepare.video_files import MISSING, why_unusable
 
 SPLIT_NAMES = {
     "train": "train",
@@ -65,7 +65,7 @@ def _look_up(folder: Path, by_name: Mapping[str, list[Path]], item: Listed, spli
 
 def _usable(found: Found) -> Found:
     """The same without its path, but with the reason, if the file cannot be used."""
-    reason = "no such file" if found.path is None else why_unusable(found.path)
+    reason = MISSING if found.path is None else why_unusable(found.path)
     return found if reason is None else found._replace(path=None, reason=reason)
 
 
@@ -146,13 +146,6 @@ def _check_classes(folder: Path, classes: Sequence[str], layout: Layout, dataset
     if not classes:
         found = f"{layout.loose} videos but no folder per class" if layout.loose else "no videos"
         raise ConfigError(f"{folder} holds {found}; make one folder per class, or give --train LIST")
-    seen: dict[str, str] = {}
-    for name in classes:
-        other = seen.setdefault(name.casefold(), name)
-        if other != name:
-            raise ConfigError(
-                f"{folder}: the class folders {other} and {name} differ only in case; rename or merge them"
-            )
     if len(classes) == 1 and dataset is None:
         below = {path.relative_to(folder).parts[1] for path in next(iter(layout.splits.values()))[classes[0]]}
         inside = folder / classes[0]

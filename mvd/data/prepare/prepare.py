@@ -31,7 +31,7 @@ from mvd.data.prepare.checking import Job, check_all, read_records, target_of
 from mvd.data.prepare.class_numbers import Numbering, check_count, number_classes
 from mvd.data.prepare.find_videos import Found, find_class_folders, find_listed
 from mvd.data.prepare.summary import print_next, print_summary
-from mvd.data.prepare.video_files import scan
+from mvd.data.prepare.video_files import MISSING, scan
 from mvd.data.prepare.write_lists import count, sort_out, write_lists, write_manifest
 
 KNOWN = [name for name, record in DATASETS.items() if record.media == "video" and not record.generated]
@@ -97,8 +97,13 @@ def jobs_of(found: Sequence[Found], arguments: argparse.Namespace) -> list[Job]:
     """
     videos, output = arguments.videos, arguments.output
     sources = sorted({item.path for item in found if item.path is not None})
-    missing = sum(item.path is None for item in found)
-    print(f"{len(found):,} videos are listed, {missing:,} of them missing; {len(sources):,} files to check", flush=True)
+    missing = sum(item.reason == MISSING for item in found)
+    unusable = sum(item.path is None for item in found) - missing
+    others = f", {unusable:,} unusable" if unusable else ""
+    print(
+        f"{len(found):,} videos are listed, {missing:,} of them missing{others}; {len(sources):,} files to check",
+        flush=True,
+    )
     if not sources:
         example = f", such as {found[0].name!r}" if found else ""
         raise ConfigError(f"none of the listed videos{example} is below {videos}; check the folder and the lists")

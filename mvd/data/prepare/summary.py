@@ -21,7 +21,7 @@ def print_summary(
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console = Console(width=WIDTH, highlight=False, markup=False)
-    table = Table("split", "listed", "good", "broken", "missing", "repeated", "the paper's list")
+    table = _table("split", "listed>", "good>", "broken>", "missing>", "repeated>", "the paper's list>")
     for split, values in counts.items():
         paper = paper_count(dataset, split)
         numbers = (f"{values[name]:,}" for name in ("listed", "good", "broken", "missing", "repeated"))
@@ -40,12 +40,20 @@ def print_summary(
         )
 
 
+def _table(*columns: str) -> Table:
+    """A table; columns whose name ends in `>` are aligned to the right."""
+    table = Table()
+    for column in columns:
+        table.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
+    return table
+
+
 def _reasons(quarantined: Sequence[Quarantined]) -> Table:
     """The reasons, most frequent first; those that differ in numbers only are one."""
     groups: dict[tuple[str, str], list[Quarantined]] = defaultdict(list)
     for item in quarantined:
         groups[item.kind, re.sub(r"\d+", "0", item.reason)].append(item)
-    table = Table("quarantined", "videos", "why", "for instance")
+    table = _table("quarantined", "videos>", "why", "for instance")
     for (kind, _), items in sorted(groups.items(), key=lambda group: -len(group[1])):
         first = items[0]
         table.add_row(kind, f"{len(items):,}", printable(first.reason), printable(first.name))

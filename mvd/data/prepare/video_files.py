@@ -12,6 +12,7 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".webm", ".mkv", ".avi", ".divx", ".wmv", ".asf", ".flv"),
     *(".ts", ".mts", ".m2ts", ".m2t", ".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".ogv", ".mxf", ".dv"),
 )
+MISSING = "no such file"
 SYSTEM = ("__macosx", "@eadir", "thumbs.db", "desktop.ini", "lost+found")
 
 
@@ -77,7 +78,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 def why_unusable(path: Path) -> str | None:
     """Why a file cannot be in a list, which is UTF-8 text with one path per line; None if it can."""
     if not os.path.isfile(path):
-        return "a link to a file that does not exist" if os.path.islink(path) else "no such file"
+        return "a link to a file that does not exist" if os.path.islink(path) else MISSING
     if "\n" in str(path) or "\r" in str(path):
         return "its path contains a line break; rename it"
     try:

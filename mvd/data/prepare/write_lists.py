@@ -11,6 +11,7 @@ from mvd.config import DATASETS
 from mvd.data.annotations import MANIFEST
 from mvd.data.prepare.checking import Record
 from mvd.data.prepare.find_videos import Found
+from mvd.data.prepare.video_files import MISSING
 from mvd.files import write_json, write_text
 
 Counts = dict[str, Counter[str]]  # split -> listed, good, broken, missing, repeated
@@ -39,7 +40,7 @@ def sort_out(
         lines = good.setdefault(item.split, {})
         record = None if item.path is None else records.get(str(item.path))
         if item.path is None:
-            kind = "missing" if item.reason == "no such file" else "broken"
+            kind = "missing" if item.reason == MISSING else "broken"
             others.append(Quarantined(item.split, item.name, kind, item.reason))
         elif record is None:
             others.append(Quarantined(item.split, item.name, "broken", "it has not been checked", temporary=True))
