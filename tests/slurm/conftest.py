@@ -13,6 +13,7 @@ from launch.job.record import Record, read_record
 from launch.plan.graph import build_graph
 from launch.plan.rows import load_rows
 from mvd.config.typed import parse_override
+from mvd.run_directory import RunDirectory
 from tests.slurm.lab import Lab, can_run, running_lab, wait_for
 from tests.slurm.lab.quirks import wrap_clients
 
@@ -97,7 +98,7 @@ class Site:
         return {cells[1]: cells[2] for cells in lines if len(cells) > 3 and cells[1] != "stage"}
 
     def record(self, stage: str) -> Record:
-        record = read_record(self.runs / stage)
+        record = read_record(RunDirectory(self.runs / stage))
         assert record is not None
         return record
 

@@ -64,10 +64,13 @@ def test_an_unknown_version_string_is_refused():
 def test_slurm_sees_a_crashed_node_not_a_batch_script_that_died_by_a_signal(lab, sleepers):
     jobs = sleepers(12)
     lab.crash(NODE)
-    lab.restart(NODE)
-    wait_for("the nodes", lab.nodes_ready)
-    wait_for("the requeue of all jobs", lambda: all(len(attempts(lab, job)) == 2 for job in jobs))
-    assert {attempts(lab, job)[0] for job in jobs} == {"NODE_FAIL"}
+    try:
+        wait_for("the end of the first attempts", lambda: all(attempts(lab, job)[0] != "RUNNING" for job in jobs))
+        assert {attempts(lab, job)[0] for job in jobs} == {"NODE_FAIL"}
+        assert states(lab, jobs) == dict.fromkeys(jobs, "PENDING")
+    finally:
+        lab.restart(NODE)
+        wait_for("the nodes", lab.nodes_ready)
 
 
 def test_a_running_job_outlives_a_restart_of_the_controller(lab, sleepers):
