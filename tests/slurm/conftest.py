@@ -1,4 +1,4 @@
-"""The virtual cluster, and a runs folder of its own for each test on it."""
+"""Fixtures: the virtual cluster, and a user of it with a runs folder of its own for each test."""
 
 import os
 import re
@@ -15,6 +15,7 @@ from launch.plan.rows import load_rows
 from mvd.config.typed import parse_override
 from mvd.run_directory import RunDirectory
 from tests.slurm.lab import Lab, can_run, running_lab, wait_for
+from tests.slurm.lab.quirks import wrap_clients
 
 TINY = "tests/slurm/tiny"
 LONG = "pretrain.optimization.epochs=20"
@@ -50,7 +51,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory):
-    """The cluster of `make slurm-up` where it is up, or one of this session's own."""
+    """The cluster of `make slurm-up` if there is one, otherwise one for this session."""
     if not can_run():
         pytest.skip("a virtual SLURM needs root on Debian or Ubuntu")
     with running_lab(tmp_path_factory.mktemp("lab")) as lab:
@@ -58,7 +59,10 @@ def lab(tmp_path_factory):
 
 
 class Site:
-    """A user of the cluster: a folder with a profile and runs, and the launcher's commands."""
+    """A user of the cluster: a folder with a profile and runs, and the launcher's commands.
+
+    clients: wrappers of SLURM's commands, first in the PATH of the user and so of the user's jobs; see lab/quirks.py.
+    """
 
     def __init__(self, lab: Lab, folder: Path, motion: Path, teachers: dict[str, str]) -> None:
         self.lab, self.folder, self.runs = lab, folder, folder / "runs"
@@ -66,7 +70,11 @@ class Site:
         self.profile = folder / "cluster.yaml"
         self.profile.write_text(PROFILE.format(folder=folder, motion=motion, **teachers))
         hooks = str(Path(__file__).with_name("hooks"))
-        self.environment = os.environ | lab.environment | {"MVD_CLUSTER": str(self.profile), "PYTHONPATH": hooks}
+        self.clients = folder / "bin"
+        wrap_clients(self.clients, lab)
+        path = os.pathsep.join((str(self.clients), lab.environment["PATH"]))
+        own = {"MVD_CLUSTER": str(self.profile), "PYTHONPATH": hooks, "PATH": path}
+        self.environment = os.environ | lab.environment | own
 
     def start(self, script: str, *words: str) -> subprocess.Popen[str]:
         command = [sys.executable, str(ROOT / "launch" / script), *words]
@@ -74,7 +82,7 @@ class Site:
         return subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=pipe, stderr=pipe, text=True)
 
     def run(self, script: str, *words: str, code: int = 0) -> str:
-        """Runs a command of launch/; returns all it prints."""
+        """Run a command of launch/; return all it prints."""
         with self.start(script, *words) as process:
             out, err = process.communicate(timeout=120)
         assert process.returncode == code, out + err
@@ -84,7 +92,7 @@ class Site:
         return self.run("submit.py", *words, code=code)
 
     def states(self, *words: str) -> dict[str, str]:
-        """Stage id -> what status.py says of it."""
+        """Stage id -> its state as status.py prints it."""
         table = self.run("status.py", *words)
         lines = [re.split(r"  +", line.strip()) for line in table.splitlines()]
         return {cells[1]: cells[2] for cells in lines if len(cells) > 3 and cells[1] != "stage"}
@@ -109,18 +117,18 @@ class Site:
         self.wait("the jobs' end", lambda: not self.queued(*self.jobs()), seconds)
 
     def jobs(self) -> list[str]:
-        """All jobs that were submitted here, the first one first."""
+        """Ids of all jobs that were submitted here, oldest first."""
         ids = {path.name.partition("_")[0] for path in self.folder.glob("*/jobs/*/*_submission.sh")}
         return sorted(ids, key=int)
 
     def queued(self, *jobs: str) -> dict[str, str]:
-        """Job id -> state of the jobs that wait or run."""
+        """Job id -> state of those that are pending or running."""
         listed = self.lab.run("squeue", "-h", "-r", "-o", "%i %T").splitlines()
         pairs = [line.split() for line in listed]
         return {job: state for job, state in pairs if job.partition("_")[0] in jobs}
 
     def account(self, *jobs: str) -> dict[str, str]:
-        """Job id -> state, from accounting, once it knows them all."""
+        """Job id -> state in accounting, of the jobs that it knows already."""
         command = ("sacct", "-n", "-X", "-P", "-o", "jobid,state", "-j", ",".join(jobs))
         return dict(line.split("|") for line in self.lab.run(*command).splitlines())
 
@@ -135,7 +143,7 @@ def new_site(lab, motion_root, teachers):
 
 @pytest.fixture
 def site(new_site, tmp_path):
-    """A site of this test's own; what it has left in the queue is cancelled."""
+    """A user of this test's own; jobs still in the queue after the test are cancelled."""
     site = new_site(tmp_path)
     yield site
     end(site)
@@ -149,7 +157,7 @@ def end(site: Site) -> None:
 
 
 def stage_ids(target: str, *settings: str) -> dict[str, list[str]]:
-    """Kind -> ids of the stages of rows."""
+    """Kind -> stage ids of these rows."""
     found: dict[str, list[str]] = {}
     for node in build_graph(load_rows([target], [parse_override(text) for text in settings])):
         found.setdefault(node.kind, []).append(node.id)
@@ -158,9 +166,9 @@ def stage_ids(target: str, *settings: str) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def limited(new_site, tmp_path_factory):
-    """A stage that meets its time limit again and again while the other tests run, and two that wait for it.
+    """A stage that reaches its time limit again and again while the other tests run, and two stages that depend on it.
 
-    SLURM looks at the limits every 30 s, so the limit of two minutes makes itself felt after 45 to 75 s.
+    SLURM checks the limits every 30 s, so the limit of two minutes takes effect after 45 to 75 s.
     """
     site = new_site(tmp_path_factory.mktemp("limited"))
     site.brake.touch()

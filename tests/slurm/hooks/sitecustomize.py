@@ -1,10 +1,10 @@
-"""Python imports this by itself in the tests' jobs, which have this folder in PYTHONPATH.
+"""Faults that a test asks for. Python imports this module at its start in jobs that have this folder in PYTHONPATH.
 
-MVD_TEST_BRAKE=FILE: as long as the file exists, an attempt waits after two updates, until it is told to stop; so a test
-can count on a stage's not being over. The file may hold {"updates": 5} to wait after so many, and {"flush": 3, "rank":
-1} to wait within a save after that, when that rank flushes its third file to the disk. FILE.reached then says after
-which update of the run it waits. MVD_TEST_FAULT=FILE: as long as the file exists, no stage starts. MVD_TEST_BAD=FILE:
-the node that the file names cannot write to run directories; if the file is empty, the second rank's node is the one.
+MVD_TEST_BRAKE=FILE: while the file exists, an attempt pauses after two updates until it is told to stop, so that a test
+can rely on the stage being unfinished. The file may hold {"updates": 5} to pause after that many, and {"flush": 3,
+"rank": 1} to pause in the save that follows, when that rank flushes its third file to disk. FILE.reached then holds the
+update of the run at which it pauses. MVD_TEST_FAULT=FILE: while the file exists, no stage starts. MVD_TEST_BAD=FILE:
+the node whose name is in the file cannot write to run directories; if the file is empty, the second rank's node.
 """
 
 import importlib.abc
@@ -72,7 +72,7 @@ def spoil(preflight: ModuleType) -> None:
 
 
 class Change(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Changes a module once it has been imported, if the file that asks for it exists then."""
+    """Changes a module right after its import, if the file that asks for it exists then."""
 
     def __init__(self, file: Path, name: str, change: Callable[[ModuleType], None]) -> None:
         self.file, self.name, self.change = file, name, change
@@ -90,7 +90,7 @@ class Change(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class Fault(importlib.abc.MetaPathFinder):
-    """Fails before anything slow is imported."""
+    """Fails the import of mvd.run, before anything slow is imported."""
 
     def find_spec(self, name, path, target=None):
         if name == "mvd.run" and FAULT.exists():
