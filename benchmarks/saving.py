@@ -1,8 +1,7 @@
-"""How long training stands still while a checkpoint is saved: `make bench-saving`.
+"""Time that training is blocked while a checkpoint is saved: `make bench-saving`.
 
-A student's engine under ZeRO-1, after one update, is saved several times by the processes of this machine, as a run
-does it: files, flush to the disk, checksums, manifest. The share of run time is that of the profile's default, one
-checkpoint in so many minutes.
+The engine of a student under ZeRO-1, after one update, is saved several times by the processes of this machine, as in
+a run: files, sync to disk, checksums, manifest. The share of run time assumes the profile's default interval.
 """
 
 import argparse
@@ -22,6 +21,7 @@ from mvd.batch import Batch
 from mvd.config import Optimization
 from mvd.distributed.process import start_processes
 from mvd.models import build_student
+from mvd.run_directory import RunDirectory
 from mvd.train.checkpoint import save_checkpoint
 from mvd.train.engine import build_engine
 from mvd.train.optimizer import build_optimizer
@@ -49,13 +49,14 @@ def measure(size: str, rounds: int, folder: Path) -> None:
     engine = build_engine(model, build_optimizer(model, OPTIMIZATION), "zero1", batch, "fp32")
     engine.backward(engine())
     engine.step()
+    files = RunDirectory(folder)
     seconds = []
     for update in range(1, rounds + 2):
         started = time.monotonic()
-        save_checkpoint(engine, folder, update, process, {}, {})
+        save_checkpoint(engine, files, update, process, {}, {})
         seconds.append(time.monotonic() - started)
     if process.is_first:
-        saved = sum(path.stat().st_size for path in folder.glob("step-00000001/*")) / 1e9
+        saved = sum(path.stat().st_size for path in files.checkpoints.glob("step-00000001/*")) / 1e9
         median, minutes = statistics.median(seconds[1:]), Cluster().checkpoint_minutes
         share = 100 * median / (60 * minutes)
         print(

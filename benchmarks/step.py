@@ -1,11 +1,11 @@
-"""Times one real-size update against the same maths as plain PyTorch: `make bench-step`.
+"""Compares the time of one real-size update with plain PyTorch: `make bench-step`.
 
 Two updates: B-from-B pre-training and ViT-B fine-tuning, each of two clips. The baseline is `plain.py`: explicit
 softmax attention, teachers, student and optimizer in fp32, no DeepSpeed. Ours runs through the engine, in fp32 and in
-bf16 autocast, on the same weights and clips. Every round times all variants one after the other, so that
-a ratio compares neighbours in time; the table gives the median, lowest and highest ratio of the rounds.
+bf16 autocast, with the same weights and clips. Every round times all variants in turn, so that a ratio compares times
+measured next to each other; the table has the median, lowest and highest ratio of the rounds.
 
-Peak memory is measured apart, in a process of its own for each variant.
+Peak memory is measured separately, in a process of its own for each variant.
 """
 
 import argparse
@@ -50,7 +50,7 @@ Step = Callable[[], tuple[float, float]]
 
 
 def make_step(update: str, variant: str) -> Step:
-    """One variant of one update, ready to run and with fixed weights and clips; returns loss and gradient norm."""
+    """One variant of an update with fixed weights and clips; the step returns loss and gradient norm."""
     make = _pretrain_step if update.startswith("pretrain") else _finetune_step
     torch.manual_seed(0)
     return make(variant)
@@ -135,7 +135,7 @@ def _engine_step(
 
 
 def compare(update: str, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds and first loss of every round and variant; stops where the results do not agree."""
+    """Seconds and first loss of every round and variant; exits if the results do not agree."""
     variants = {name: make_step(update, name) for name in VARIANTS}
     first = {name: variant() for name, variant in variants.items()}  # also warms up
     check_agreement(update, first)
@@ -149,7 +149,7 @@ def compare(update: str, rounds: int) -> dict[str, list[tuple[float, float]]]:
 
 
 def check_agreement(update: str, results: dict[str, tuple[float, float]]) -> None:
-    """Exits with a sentence where a variant's loss or gradient norm is further from the baseline's than tolerated."""
+    """Exits if a variant's loss or gradient norm differs from the baseline's by more than TOLERANCE."""
     baseline = results[VARIANTS[0]]
     for name, values in results.items():
         for what, value, expected in zip(("loss", "gradient norm"), values, baseline, strict=True):
@@ -179,7 +179,7 @@ def main() -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
         return
     memory = {(update, name): peak_memory_gb(update, name) for update in UPDATES for name in VARIANTS}
-    start_processes()  # after the children, which would want the same port
+    start_processes()  # after the child processes, which use the same port
     table = Table("update", "variant", "seconds", "speed-up", "lowest - highest", "peak GB")
     for update in UPDATES:
         for name, pairs in compare(update, arguments.rounds).items():
@@ -193,7 +193,7 @@ def main() -> None:
                 f"{memory[update, name]:.2f}",
             )
     threads = torch.get_num_threads()
-    Console(width=110).print(f"{CLIPS} clips an update, {threads} threads, torch {torch.__version__}", table)
+    Console(width=110).print(f"{CLIPS} clips per update, {threads} threads, torch {torch.__version__}", table)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ UPDATES = 12  # two epochs of the 48 training videos in batches of 8
 
 
 class Finished(NamedTuple):
-    """What became of processes: the first failing exit code, or 0, and what each rank printed."""
+    """The result of several processes: the first exit code that is not 0, or 0, and the output of each rank."""
 
     code: int
     output: list[str]
@@ -38,12 +38,12 @@ def run(command: list[str], count: int, folder: Path, **environment: str) -> Fin
 
 
 def call(function: Callable[[Path], None], folder: Path, count: int = 2) -> Finished:
-    """Calls a test module's function in `count` processes; what it is to know lies in `folder`."""
+    """Calls a test module's function in `count` processes, with `folder` as its argument."""
     return run([sys.executable, "-m", "tests.runs", function.__module__, function.__name__, str(folder)], count, folder)
 
 
 def succeed(function: Callable[[Path], None], folder: Path, count: int = 2) -> list[str]:
-    """The same where nothing may fail; returns what each rank printed."""
+    """As `call`, but fails if a process fails; returns the output of each rank."""
     finished = call(function, folder, count)
     assert finished.code == 0, "\n".join(finished.output)
     return finished.output
@@ -118,7 +118,7 @@ def again(stage: Stage, runs: Path, **execution: Any) -> Stage:
 
 
 def events(stage: Stage) -> dict[str, list[int]]:
-    """TensorBoard's tags, and the updates at which each has a point."""
+    """TensorBoard's tags, and the updates of their points."""
     accumulator = EventAccumulator(str(stage.directory / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     return {tag: [point.step for point in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
 
@@ -128,12 +128,12 @@ def read_metrics(stage: Stage) -> list[dict[str, float]]:
 
 
 def curve(stage: Stage, name: str) -> list[float]:
-    """A number's value at every update that has one."""
+    """The values of a metric, by update."""
     return [record[name] for record in read_metrics(stage) if name in record]
 
 
 def numbers(stage: Stage) -> list[tuple]:
-    """What metrics.jsonl says of each update that does not depend on the machine."""
+    """The metrics of each update that do not depend on the machine."""
     names = ("update", "epoch", "loss", "grad_norm", "lr", "val_top1")
     return [tuple(record.get(name) for name in names) for record in read_metrics(stage)]
 

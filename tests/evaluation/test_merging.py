@@ -31,7 +31,7 @@ def test_views_golden(real_videos, sampling, section, clips):
 
 @pytest.mark.parametrize("sampling, section, clips", [("dense", "k400_test", 5), ("segment", "ssv2_test", 2)])
 def test_views_are_bit_equal_before_they_are_normalised(real_videos, sampling, section, clips):
-    """Taken back to levels of 0 to 255, the official floats are whole numbers, and ours the same ones."""
+    """Denormalised to 0 to 255, the official values are integers, and ours are equal."""
 
     def levels(normalised: np.ndarray) -> np.ndarray:
         exact = (normalised * np.reshape(STD, (3, 1, 1, 1)) + np.reshape(MEAN, (3, 1, 1, 1))) * 255
@@ -76,7 +76,7 @@ def test_ids_labels_order_and_duplicates_do_not_matter(recorded):
     names = [f"video_{number:03d}" for number in videos[again]]
     view_names = [f"chunk{view // 3}-split{view % 3}" for view in views[again]]
     spoiled = torch.from_numpy(logits[again].copy())
-    spoiled[-6:] = 0  # the later copies are the ones left out
+    spoiled[-6:] = 0  # only the later copies are ignored
     forms = [
         {f"video_{number:03d}": int(label) for number, label in enumerate(recorded["labels"])},
         torch.from_numpy(recorded["labels"][videos[again]]),

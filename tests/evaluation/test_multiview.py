@@ -1,4 +1,4 @@
-"""Accuracy over several processes equals what a plain reading of the definition gives."""
+"""Accuracy over several processes equals that of a plain implementation of the definition."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ COUNTS = (1, 2)
 
 
 class Judged(NamedTuple):
-    """The stages as one and as two processes ran them, with what they printed, and what is to come out, in percent."""
+    """The stages as one and as two processes ran them, with their output, and the expected accuracies in percent."""
 
     test: dict[int, Stage]
     val_top1: dict[int, dict[str, float]]
@@ -57,7 +57,7 @@ def run_both(folder: Path) -> None:
         run_stage(Stage.from_yaml(folder / "headless" / "stage.yaml"))
     except ConfigError as error:
         write_json(folder / "refused.json", str(error))
-    except SystemExit as leaving:  # the first process names the error
+    except SystemExit as leaving:  # the first process prints the error
         write_json(folder / f"left-{process.rank}.json", leaving.code)
     try:
         run_stage(Stage.from_yaml(folder / "gone" / "stage.yaml"))
@@ -66,7 +66,7 @@ def run_both(folder: Path) -> None:
 
 
 def run_in_shards(folder: Path) -> None:
-    """The test in three shards, of which the second is told to stop after two videos, and is then begun again."""
+    """The test in three shards, of which the second is stopped after two videos and then started again."""
     how = {"shards": 3, "runs": str(folder / "split")}
     stage = Stage.from_yaml(folder / "test" / "stage.yaml")
     stage = dataclasses.replace(stage, execution=dataclasses.replace(stage.execution, world_size=1, **how))
@@ -89,7 +89,7 @@ def run_in_shards(folder: Path) -> None:
 
 
 def lively_classifier() -> nn.Module:
-    """Random weights whose answers differ from video to video, which a fresh head's hardly do."""
+    """Random weights with predictions that differ between videos; those of a new head hardly do."""
     torch.manual_seed(2)
     model = build_classifier("tiny", num_classes=8).eval()
     with torch.no_grad():
@@ -99,7 +99,7 @@ def lively_classifier() -> nn.Module:
 
 @torch.no_grad()
 def answers(model: nn.Module, path: str, clips: int, crops: int) -> list[int]:
-    """The classes of a video, the likeliest first."""
+    """The classes of a video, by descending probability."""
     views = test_views(path, "dense", clips, crops, stride=1, clip=CLIP)
     return model(views).softmax(dim=1).mean(dim=0).argsort(descending=True).tolist()
 

@@ -27,7 +27,7 @@ BUILDERS = {
 
 
 def randomised(model: torch.nn.Module) -> torch.nn.Module:
-    """All weights drawn anew, so that zeros and ones of an initialisation cannot hide a lost key."""
+    """Random weights everywhere, so that zeros and ones of the initialisation cannot hide a lost key."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "pos_embed" not in name:

@@ -1,4 +1,4 @@
-"""What fresh networks start from, and their drop-path rates: the official ranges, and the rule for every layer."""
+"""Initial weights and drop-path rates of the networks: the official ranges, and the rule for every layer."""
 
 import math
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def layers(model: nn.Module, kind: type) -> Iterator[tuple[str, nn.Module]]:
 
 
 def drop_rates(blocks: nn.Module) -> list[float]:
-    """Each block's rate, which both of its residual branches have."""
+    """The rate of each block, the same in both residual branches."""
     rates = []
     for block in blocks:
         first, second = (

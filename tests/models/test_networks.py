@@ -148,7 +148,7 @@ def test_autoencoders_predict_the_masked_values():
 
 
 def test_autoencoders_predict_in_token_order():
-    """With the decoder's blocks taken out, a prediction depends on its own position alone."""
+    """Without the decoder's blocks, a prediction depends on its own position only."""
     images, mask = torch.randn(2, 3, 48, 48), tube_mask(1, TINY.image_training.positions, MASKED_PATCHES)
     model = build_image_autoencoder("tiny")
     model.decoder_blocks = nn.Identity()

@@ -1,4 +1,4 @@
-"""Names, shapes and numbers of parameters of every network of the rows, by the rule that the official lists follow."""
+"""Names, shapes and numbers of parameters of every network of the rows, by the rule of the official lists."""
 
 import pytest
 import torch

@@ -18,7 +18,7 @@ from tests.official import golden_images, golden_mask, golden_video, with_golden
 
 @pytest.fixture(autouse=True)
 def two_blocks(monkeypatch):
-    """Leaves every encoder and decoder two blocks, and takes no gradients."""
+    """Keeps two blocks of every encoder and decoder, without gradients."""
     for name, size in SIZES.items():
         encoder, decoder = (dataclasses.replace(shape, depth=2) for shape in (size.encoder, size.decoder))
         monkeypatch.setitem(SIZES, name, dataclasses.replace(size, encoder=encoder, decoder=decoder))

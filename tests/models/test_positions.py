@@ -21,7 +21,7 @@ def code(width: int, position: int) -> np.ndarray:
 
 @pytest.mark.parametrize("width", [384, 512, 640, 768, 1024, 1280])
 def test_every_place_has_the_code_of_its_slice_column_and_row(width):
-    """At the widths of all encoders and decoders, one place after the other."""
+    """For the widths of all encoders and decoders, position by position."""
     in_space, in_time = sincos_2d(width, side=14)[0], sincos_3d(width, slices=8, side=14)[0]
     for place in range(0, 1568, 5):
         time, (row, column) = place // 196, divmod(place % 196, 14)

@@ -1,4 +1,4 @@
-"""The classifiers as timm's users meet them."""
+"""The classifiers through timm's interface."""
 
 import argparse
 
@@ -42,7 +42,7 @@ def test_every_size_of_the_rows_is_registered(size):
 
 @torch.no_grad()
 def test_an_official_file_gives_the_official_numbers(tmp_path):
-    """As DeepSpeed's official fine-tuning leaves it: under `module`, beside arguments."""
+    """As the official fine-tuning with DeepSpeed writes it: under `module`, besides arguments."""
     weights = to_official(with_golden_weights(build_classifier("small", num_classes=400)))
     torch.save({"module": weights, "args": argparse.Namespace(lr=1e-3)}, tmp_path / "official.pth")
     model = timm.create_model(
@@ -52,7 +52,7 @@ def test_an_official_file_gives_the_official_numbers(tmp_path):
 
 
 def files(folder, weights):
-    """The same weights in every layout that a file may have."""
+    """The same weights in every layout of a file."""
     full = {}
     for key, value in weights.items():
         if key.endswith(".q_bias"):

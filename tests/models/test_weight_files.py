@@ -1,4 +1,4 @@
-"""A downloaded file runs no code, and what cannot be read ends in one sentence."""
+"""Loading a downloaded file runs no code, and an unreadable file gives one sentence."""
 
 import argparse
 import io
@@ -35,14 +35,14 @@ class Hostile:
 
 
 class HostileNamespace(argparse.Namespace):
-    """Looks like the arguments of an official file, but sets itself up by a method of its own."""
+    """Looks like the arguments of an official file, but has a __setstate__ of its own."""
 
     def __setstate__(self, state):
         os.mkdir(state["path"])
 
 
 def save_tar(content, path):
-    """A file as PyTorch wrote them before version 0.1.10."""
+    """A file as PyTorch before 0.1.10 wrote it."""
     with tarfile.open(path, "w") as tar:
         for name in ("storages", "tensors", "pickle"):
             data = pickle.dumps(content)
@@ -124,7 +124,7 @@ def test_entries_that_are_no_weights_are_passed_over(tmp_path):
 
 
 def test_a_container_that_pretends_to_be_another_ends_in_a_sentence(tmp_path):
-    """Pickles may set an OrderedDict's attributes, and so hide its methods."""
+    """Pickles may set attributes of an OrderedDict, which hide its methods."""
     weights = OrderedDict(to_official(classifier()))
     weights.get = argparse.Namespace
     torch.save(weights, tmp_path / "odd.pth")

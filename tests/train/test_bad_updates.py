@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite, and losses that jump: who is named, what is left out, when a run ends."""
+"""Non-finite losses and gradients, and loss spikes: what is reported, which updates are skipped, when a run ends."""
 
 import json
 import math

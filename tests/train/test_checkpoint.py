@@ -37,7 +37,7 @@ PLANTED = {"planted rng": "rng-1.pt", "planted optimizer": "zero_pp_rank_0_mp_ra
 
 
 def run_those_without_result(folder: Path) -> None:
-    """Runs the stages one after the other; where one is refused, its folder gets the reason."""
+    """Runs the stages in turn; if one is refused, the error is written to its folder."""
     for path in sorted(folder.glob("*/*/stage.yaml")):
         stage = Stage.from_yaml(path)
         print(f"=== {path.parent.parent.name}", flush=True)
@@ -49,7 +49,7 @@ def run_those_without_result(folder: Path) -> None:
 
 
 def run_killed(folder: Path) -> None:
-    """Runs the stage until the first process is killed: all files of a checkpoint are there but its manifest."""
+    """Runs the stage until the first process is killed: its last checkpoint has all files except the manifest."""
     write = checkpoint.write_json
 
     def write_or_die(path: Path, manifest: dict) -> None:
@@ -96,7 +96,7 @@ def undisturbed(tmp_path_factory, lists) -> Stage:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, undisturbed) -> tuple[Stage, list[str]]:
-    """A killed run of the same, and what its checkpoint folder held."""
+    """A killed run of the same stage, and the content of its checkpoint folder."""
     folder = tmp_path_factory.mktemp("killed")
     execution = dataclasses.replace(undisturbed.execution, runs=str(folder / "killed"), keep_checkpoints=1)
     stage = dataclasses.replace(undisturbed, execution=execution)
@@ -152,7 +152,7 @@ def plant(stage: Stage, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory, lists, undisturbed, killed) -> tuple[dict[str, Stage], dict[str, str]]:
-    """Name -> run that was started again, and what its first process printed then."""
+    """Name -> resumed run, and the output of its first process."""
     folder = tmp_path_factory.mktemp("resumed")
     stages = {"killed": again(killed[0], folder / "killed")}
     for how in DAMAGES:
@@ -161,7 +161,7 @@ def resumed(tmp_path_factory, lists, undisturbed, killed) -> tuple[dict[str, Sta
     stages["unread"] = again(undisturbed, folder / "unread")
     unread = step(stages["unread"], UPDATES) / "rng-1.pt"
     unread.unlink()
-    unread.symlink_to(unread.name)  # a loop: it is there, and opening it fails
+    unread.symlink_to(unread.name)  # a loop: it exists, and opening it fails
     for how, name in PLANTED.items():
         stages[how] = again(undisturbed, folder / how)
         plant(stages[how], name)

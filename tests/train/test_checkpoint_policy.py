@@ -1,4 +1,4 @@
-"""When checkpoints are saved, which are kept, and a disk that does not take them."""
+"""When checkpoints are saved, which are kept, and full disks."""
 
 import json
 import os

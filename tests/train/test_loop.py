@@ -1,4 +1,4 @@
-"""The loop on two processes: what it reports."""
+"""Metrics and results of the loop on two processes."""
 
 from pathlib import Path
 

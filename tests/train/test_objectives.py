@@ -124,7 +124,7 @@ def test_video_targets_are_normalised_per_tubelet_and_channel():
     [(build_image_autoencoder, image_reconstruction_loss, 1), (build_video_autoencoder, video_reconstruction_loss, 8)],
 )
 def test_autoencoders_learn_from_the_visible_tokens(build, loss, slices):
-    """One sample gets brighter to the right, one downwards: without looking, the loss stays at 0.5."""
+    """One sample gets brighter to the right, one downwards: without the visible tokens, the loss stays at 0.5."""
     ramp = torch.linspace(-2, 2, 48).expand(3, 48, 48)
     inputs = torch.stack([ramp, ramp.transpose(1, 2)])
     if slices > 1:

@@ -1,4 +1,4 @@
-"""A run goes on with another number of processes, or another ZeRO stage, as if nothing had happened."""
+"""A run resumes with another number of processes or another ZeRO stage as if it had not been interrupted."""
 
 import os
 import shutil

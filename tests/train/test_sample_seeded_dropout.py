@@ -1,4 +1,4 @@
-"""Drop path and dropout by sample: the right distribution, and nothing but the sample decides."""
+"""Drop path and dropout by sample: the right distribution, which depends on the sample only."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def forward(clips: torch.Tensor, seeds: torch.Tensor, at_once: int) -> torch.Ten
 def test_another_split_into_micro_batches_draws_the_same(clips):
     torch.manual_seed(1)
     whole = forward(clips, SEEDS, 6)
-    torch.manual_seed(2)  # the global state has no say
+    torch.manual_seed(2)  # the global state has no effect
     torch.testing.assert_close(forward(clips, SEEDS, 2), whole, rtol=0, atol=1e-5)
 
 

@@ -36,7 +36,7 @@ RECIPES = {f"{row.name}-{kind}": getattr(row, kind) for row in all_rows.rows for
 
 
 def rates_of(recipe) -> tuple[np.ndarray, int]:
-    """All learning rates that a recipe lays out on the paper's data, and its steps per epoch."""
+    """All learning rates of a recipe on the paper's data, and its steps per epoch."""
     o: Optimization = recipe.optimization
     steps = steps_per_epoch(DATASETS[recipe.dataset].train_samples, o.global_batch)
     return cosine_schedule(o.peak_lr, o.floor_lr, o.laid_out_epochs, o.warmup_epochs, steps), steps
@@ -74,7 +74,7 @@ def test_every_recipe_lays_out_warmup_and_cosine(name):
 
 
 def test_the_epoch_that_is_laid_out_but_not_run_is_the_one_the_official_loop_overran():
-    """Officially the leftover mini-batch of the last epoch asks for an update that the schedule does not have."""
+    """In the official code the leftover mini-batch of the last epoch needs an update beyond the schedule."""
     names = {"vitb": "vitb_from_vitb", "vitl": "vitl", "vitb_from_l": "vitb_from_vitl", "vith": "vith"}
     for name, facts in golden("engine_quirks.json")["pretrain_real_sizes"].items():
         recipe = BY_NAME[f"{names[name]}_k400"].pretrain

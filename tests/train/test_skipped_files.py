@@ -1,4 +1,4 @@
-"""Training files that could not be read: all processes know of the same ones."""
+"""Training files that could not be read: the same list on all processes."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.runs import small_stage, succeed, write_stage
 
 
 def count(folder: Path) -> None:
-    """The second process's disk does not show yet what the first one wrote; then it meets two more files."""
+    """The second process does not see yet what the first one wrote; then it finds two more files."""
     process = start_processes()
     files = SkippedFiles(Stage.from_yaml(folder / str(process.rank) / "stage.yaml"), process, 10)
     before = files.share(1)

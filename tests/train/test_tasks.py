@@ -1,4 +1,4 @@
-"""What the stages of the fourteen rows train, built on the meta device."""
+"""The tasks of the fourteen rows, built on the meta device."""
 
 import pytest
 import torch

@@ -37,7 +37,7 @@ LAYER_DECAY = 0.75
 
 
 class Plain(NamedTuple):
-    """What the plain loop did: losses, gradient norms and learning rates by update, and the final weights."""
+    """Losses, gradient norms and learning rates of the plain loop by update, and its final weights."""
 
     losses: list[float]
     norms: list[float]
@@ -124,7 +124,7 @@ def plain_loop(
     laid_out: int,
     layer_decay: float | None,
 ) -> Plain:
-    """Every update a whole batch in the order of its epoch; what is left of an epoch is not looked at."""
+    """Every update a whole batch in the order of its epoch; an epoch's incomplete last batch is dropped."""
     dataset = build_dataset(stage)
     optimizer = torch.optim.AdamW(groups(model, layer_decay), betas=(0.9, 0.95), eps=1e-8)
     losses, norms, rates = [], [], []
