@@ -15,7 +15,7 @@ from mvd.data.synthetic_motion import CLASSES, generate_motion
 from mvd.models import build_image_teacher, build_video_teacher
 from mvd.models.checkpoints import to_official
 
-SLOW_FOLDERS = {"chaos", "fullsize", "slurm", "torture"}
+SLOW_FOLDERS = {"chaos", "fullsize", "models", "slurm", "torture"}  # models: networks at real size
 STARTS_PROCESSES = re.compile(r"^(import|from) (subprocess|multiprocessing|tests\.runs|tests\.slurm)\b", re.MULTILINE)
 
 
