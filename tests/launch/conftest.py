@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from launch.cluster import ROOT
+from tests.waiting import LIMIT
 
 
 @pytest.fixture
@@ -24,7 +25,9 @@ def launch(profile, tmp_path):
 
     def run(script, *words):
         command = [sys.executable, str(ROOT / "launch" / script), *words]
-        return subprocess.run(command, cwd=tmp_path, env=os.environ.copy(), capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            command, cwd=tmp_path, env=os.environ.copy(), capture_output=True, text=True, timeout=LIMIT
+        )
 
     return run
 
