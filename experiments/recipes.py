@@ -4,22 +4,19 @@ Learning rates are per 256 samples. `micro_batch` is the official number of samp
 """
 
 from mvd.config import (
+    DATASETS,
     Augmentation,
     Finetune,
     ImageTeacher,
     Mixing,
     Optimization,
     Pretrain,
-    Sampling,
     Test,
     VideoTeacher,
 )
 
 PRETRAIN_BETAS = (0.9, 0.95)
 FINETUNE_BETAS = (0.9, 0.999)
-SAMPLING: dict[str, Sampling] = {"k400": "dense", "ssv2": "segment"}
-TEST_CLIPS = {"k400": 5, "ssv2": 2}
-FLIP = {"k400": 0.5, "ssv2": 0.0}  # Something-Something tells "from left to right" from its mirror image
 
 
 def masked_images(size: str, *, micro_batch: int) -> ImageTeacher:
@@ -121,11 +118,11 @@ def finetuning(
     return Finetune(
         size=size,
         dataset=dataset,
-        sampling=SAMPLING[dataset],
+        sampling=DATASETS[dataset].sampling,
         drop_path=drop_path,
         head_dropout=head_dropout,
         activation_checkpointing=activation_checkpointing,
-        augmentation=Augmentation(flip=FLIP[dataset]),
+        augmentation=Augmentation(flip=0.5 if DATASETS[dataset].mirrored_is_same_class else 0.0),
         mixing=Mixing(group=micro_batch),
         optimization=Optimization(
             global_batch=global_batch,
@@ -142,4 +139,5 @@ def finetuning(
 
 def multi_view_test(size: str, dataset: str) -> Test:
     """5 clips x 3 crops on Kinetics-400, 2 x 3 on Something-Something V2."""
-    return Test(size=size, dataset=dataset, sampling=SAMPLING[dataset], clips=TEST_CLIPS[dataset])
+    record = DATASETS[dataset]
+    return Test(size=size, dataset=dataset, sampling=record.sampling, clips=record.test_clips)

@@ -15,18 +15,19 @@ from mvd.data.synthetic_motion import CLASSES, generate_motion
 from mvd.models import build_image_teacher, build_video_teacher
 from mvd.models.checkpoints import to_official
 
-SLOW_FOLDERS = {"chaos", "fullsize", "slurm", "torture"}
-STARTS_PROCESSES = re.compile(r"^(import|from) (subprocess|multiprocessing|tests\.runs|tests\.slurm)\b", re.MULTILINE)
+SLOW_FOLDERS = {"chaos", "fullsize", "models", "slurm", "torture"}
+STARTS_PROCESSES = r"^(import|from) (subprocess|multiprocessing|tests\.runs|tests\.slurm)\b"
+BUILDS_REAL_SIZES = r"\bwith_golden_weights\b"
+SLOW_SOURCE = re.compile(f"{STARTS_PROCESSES}|{BUILDS_REAL_SIZES}", re.MULTILINE)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks a test as slow if it may start processes: by its folder, its module's imports or its fixtures."""
+    """Marks a test as slow by its folder, by what its module imports, or by its fixtures."""
     for item in items:
         folders = item.path.relative_to(Path(__file__).parent).parts
-        by_import = STARTS_PROCESSES.search(item.path.read_text())
-        by_fixture = "launch" in getattr(item, "fixturenames", ())
-        if by_import or by_fixture or SLOW_FOLDERS.intersection(folders):
+        starts_launcher = "launch" in getattr(item, "fixturenames", ())
+        if SLOW_FOLDERS.intersection(folders) or SLOW_SOURCE.search(item.path.read_text()) or starts_launcher:
             item.add_marker(pytest.mark.slow)
 
 

@@ -16,6 +16,7 @@ from mvd.models.checkpoints import to_official
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_example_classifies_a_video_file(tmp_path, monkeypatch, real_videos, capsys):
     examples = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)

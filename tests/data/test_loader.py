@@ -26,6 +26,7 @@ from mvd.data.loader import (
 )
 from mvd.data.on_device import prepare
 from tests.data.stages import stage
+from tests.waiting import LIMIT
 
 SPLITS = [(1, 16, 0), (1, 4, 2), (2, 2, 1), (4, 4, 0), (4, 2, 0)]  # ranks, micro-batch, workers
 
@@ -132,7 +133,7 @@ raise RuntimeError("in the middle of an epoch")
 
 
 def test_an_error_ends_the_process_whatever_its_workers_do():
-    run = subprocess.run([sys.executable, "-c", END_IN_THE_MIDDLE], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", END_IN_THE_MIDDLE], capture_output=True, text=True, timeout=LIMIT)
     assert run.returncode == 1 and "in the middle of an epoch" in run.stderr
 
 

@@ -20,6 +20,7 @@ from mvd.data.video.errors import UnreadableVideo
 from mvd.data.video.packets import PacketVideo
 from mvd.files import sha256
 from tests.data import torture
+from tests.waiting import LIMIT
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def videos(tmp_path) -> Path:
 
 def prepare(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mvd.data.prepare", *map(str, arguments), "--workers", "2"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
 
 
 def test_facts_of_a_video(videos):

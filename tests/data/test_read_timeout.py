@@ -9,6 +9,7 @@ import pytest
 
 from mvd.data.video.errors import Unreadable
 from mvd.data.video.read_timeout import RETRYABLE, ReadTimeout
+from tests.waiting import LIMIT
 
 READ = """
 import sys
@@ -52,7 +53,7 @@ def _hang(pipe: Path, folder: Path, processes: int) -> None:
     for process in running:
         assert process.stdout.readline() == "ready\n"
     for process in running:
-        _, said = process.communicate("go\n", timeout=60)
+        _, said = process.communicate("go\n", timeout=LIMIT)
         assert process.returncode == RETRYABLE and f"has been reading {pipe} for 0.5 s" in said
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from mvd.run import run_stage
 from mvd.stage import Stage
 from mvd.train.loop import TrainingRun
 from tests.runs import UPDATES, numbers, read_result, small_stage, succeed, write_stage
+from tests.waiting import LIMIT, wait_until
 
 # After which update which process and its loaders get which signal: one alone, the other one, both.
 SIGNALLED = {3: (signal.SIGUSR2, (1,)), 7: (signal.SIGTERM, (0,)), 9: (signal.SIGINT, (0, 1))}
@@ -146,22 +147,15 @@ def alive(pid: int) -> bool:
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def wait_until(condition: Callable[[], object], run: subprocess.Popen[str] | None = None) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline and (run is None or run.poll() is None)
-        time.sleep(0.05)
-
-
 def test_a_signal_from_outside_ends_the_command_with_its_own_exit_code(tmp_path, motion_root):
     stage = small_stage(
         "video_teacher", "stopped", tmp_path, motion_root, epochs=400, schedule_epochs=400, checkpoint_every=9999
     )
     command = [sys.executable, "-m", "mvd.run", str(write_stage(alone(stage)))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
-        wait_until(lambda: (stage.directory / "metrics.jsonl").exists(), run)
+        wait_until((stage.directory / "metrics.jsonl").exists, run)
         run.send_signal(signal.SIGINT)
-        printed, _ = run.communicate(timeout=60)
+        printed, _ = run.communicate(timeout=LIMIT)
     assert run.returncode == os.EX_TEMPFAIL, printed
     last = printed.splitlines()[-1]
     assert "stopped: stopped by a signal after update " in last and "start it again to go on" in last

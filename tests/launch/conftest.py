@@ -7,6 +7,7 @@ import pytest
 
 from launch.cluster import ROOT
 from tests.launch.fake_slurm import FakeSlurm
+from tests.waiting import LIMIT
 
 
 @pytest.fixture
@@ -33,7 +34,9 @@ def launch(profile, tmp_path):
 
     def run(script, *words):
         command = [sys.executable, str(ROOT / "launch" / script), *words]
-        return subprocess.run(command, cwd=tmp_path, env=os.environ.copy(), capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            command, cwd=tmp_path, env=os.environ.copy(), capture_output=True, text=True, timeout=LIMIT
+        )
 
     return run
 

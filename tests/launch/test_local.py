@@ -15,6 +15,7 @@ from launch.plan.graph import build_graph
 from launch.plan.rows import load_rows
 from mvd.config import ConfigError
 from mvd.stage import Stage
+from tests.waiting import LIMIT
 
 # What a stage leaves: each process says who it is, the first one writes weights and the result.
 STAGE = """
@@ -138,7 +139,7 @@ def test_an_interrupted_run_lets_its_processes_save_and_says_how_to_go_on(number
     with start(words, SAVES) as run:
         wait_for(run, "ready\n", times=2)
         run.send_signal(number)
-        out, err = run.communicate(timeout=60)
+        out, err = run.communicate(timeout=LIMIT)
     assert run.returncode == 130
     assert "stopped" in out and f"python launch/submit.py {' '.join(words)}" in out
     assert "Traceback" not in err
@@ -151,7 +152,7 @@ def test_a_second_interruption_does_not_wait(words):
         run.send_signal(signal.SIGINT)
         wait_for(run, "asked\n", times=2)
         run.send_signal(signal.SIGINT)
-        _, err = run.communicate(timeout=60)
+        _, err = run.communicate(timeout=LIMIT)
     assert run.returncode == 130 and "Traceback" not in err
 
 

@@ -13,6 +13,7 @@ from launch.plan.graph import build_graph
 from mvd.config import ConfigError, Dataset, Row
 from mvd.stage import Stage
 from tests.data.stages import recipe
+from tests.waiting import LIMIT
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 ROW = """
@@ -34,7 +35,7 @@ row = Row(
 
 def test_own_videos_from_their_folders_to_an_accuracy(class_folders, launch, profile, tmp_path):
     command = [sys.executable, "-m", "mvd.data.prepare", str(class_folders), str(tmp_path / "mine"), "--workers", "1"]
-    prepared = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    prepared = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
     assert prepared.returncode == 0, prepared.stderr
     (named,) = re.findall(r"^ +(datasets: .*)$", prepared.stdout, flags=re.MULTILINE)
     (facts,) = re.findall(r"Dataset\(.*\)", prepared.stdout)
