@@ -106,8 +106,8 @@ def test_a_tie_goes_to_the_lower_class():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((np.zeros((2, 3)), ["a"], [0, 1], {"a": 0}), "give one row and one id"),
-        ((np.zeros((0, 3)), [], [], []), "give one row and one id"),
+        ((np.zeros((2, 3)), ["a"], [0, 1], {"a": 0}), "must have one row per view"),
+        ((np.zeros((0, 3)), [], [], []), "must have one row per view"),
         ((np.array([[0.0, np.nan]]), ["a"], [0], {"a": 0}), "video .*a.* are not finite"),
         ((np.zeros((2, 3)), ["a", "b"], [0, 0], {"a": 0}), "'b' has no label"),
         ((np.zeros((2, 3)), ["a", "a"], [0, 1], [0, 1]), "'a'.* different labels"),

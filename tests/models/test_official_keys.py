@@ -7,7 +7,7 @@ from experiments import all as all_rows
 from mvd.models import build_classifier, build_image_teacher, build_student, build_video_teacher
 from tests.official import golden
 
-# width, depth; then a student's decoder: width, depth (method.md's tables)
+# encoder width and depth, then those of the student's decoder
 SIZES = {
     "small": (384, 12, 384, 2),
     "base": (768, 12, 768, 2),

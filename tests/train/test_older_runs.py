@@ -1,4 +1,4 @@
-"""Run directories that version 0.1.0 wrote go on with this version."""
+"""Run directories that version 0.1.0 wrote are resumed by this version."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from mvd.stage import Stage
 from tests.runs import UPDATES, read_metrics, read_result, run_cli
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "run-0.1.0.tar.xz"
-SAVED = 6  # the update of the checkpoint in it; its metrics go on to the end of the undisturbed run
+SAVED = 6  # the update of the checkpoint in it; its metrics continue to the end of the undisturbed run
 
 
 def test_a_run_directory_of_version_0_1_0_is_resumed(tmp_path, motion_root):
