@@ -116,7 +116,7 @@ while True:
 
 def start(words, program):
     code = (
-        "import signal, sys; from launch import local, submit\n"
+        "import signal, sys; from launch import submit; from launch.local import run as local\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # as in a terminal, even where the tests run under nohup
         f"local.stage_command = lambda stage: [sys.executable, '-S', '-c', {program!r}, str(stage.directory)]\n"
         f"sys.exit(submit.main({words!r}))"
