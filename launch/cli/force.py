@@ -35,7 +35,7 @@ def move_aside(name: str, nodes: Sequence[Node], stages: Sequence[Stage]) -> Non
             aside = runs / "old" / f"{directory.name}-{now().replace(':', '')}"
             aside.parent.mkdir(exist_ok=True)
             directory.rename(aside)
-            print(f"moved away: {short(aside)}")
+            print(f"put aside: {short(aside)}")
 
 
 def _check_idle(directory: Path) -> None:

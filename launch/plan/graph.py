@@ -121,4 +121,6 @@ def _check_given_once(rows: Sequence[Row]) -> None:
         for role, path in _given_files(row).items():
             stage = identity({"pretrain": row.pretrain, role: getattr(row, role)})
             if instead.setdefault((role, path), stage) != stage:
-                raise ConfigError(f"{role}.weights: {path} cannot replace the different {role} stages of these rows; submit them separately")
+                raise ConfigError(
+                    f"{role}.weights: {path} cannot replace the different {role} stages of these rows; submit them separately"
+                )
