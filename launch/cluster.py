@@ -5,6 +5,7 @@ the defaults below apply. cluster.example.yaml explains every field.
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from omegaconf import OmegaConf
 
 from mvd.batch import working_world_sizes
 from mvd.config import DATASETS, SIZES, ConfigError, DatasetPaths, Kind, Precision, Recipe, RunSettings, Test
-from mvd.config.errors import check_positive
+from mvd.config.errors import check, check_positive
 from mvd.config.typed import Override, apply_overrides, nearest
 
 CODE = Path(__file__).resolve().parents[1]  # holds mvd, launch, experiments and ds_configs
@@ -81,12 +82,17 @@ class Slurm:
             value = getattr(self, name)
             if value is not None:
                 check_positive(f"slurm.{name}", value)
+                check(math.isfinite(value), f"slurm.{name} must be a finite number, got {value}")
         if self.time_limit_hours * 3600 <= self.warning_seconds:
             raise ConfigError(
                 f"slurm.time_limit_hours must be longer than slurm.warning_seconds={self.warning_seconds}, "
                 f"got {self.time_limit_hours:g} h; raise the limit"
             )
-        for name in self.options:
+        for name, value in self.options.items():
+            check(
+                value is None or isinstance(value, str | int | float),
+                f"slurm.options.{name} must be a string, a number, true, false or null, got {value!r}",
+            )
             if name.replace("-", "_") in PLANNED_OPTIONS:
                 raise ConfigError(f"slurm.options.{name} is set by the launcher; use the profile's own fields instead")
 
@@ -128,6 +134,7 @@ class Cluster(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self.runs != "", "runs must be a folder, got an empty string")
         for name in ("nodes", "gpus_per_node", "local_processes", "test_shards", "sustained_tflops"):
             check_positive(name, getattr(self, name))
         for name in self.teachers:
@@ -206,7 +213,8 @@ def _file_settings(file: str | None) -> list[Override]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except Exception as error:  # PyYAML's and OmegaConf's own errors
-        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}; fix that line") from error
+        reason = " ".join(str(error).partition("object_type=")[0].split())  # the rest is OmegaConf's own type
+        raise ConfigError(f"{path} cannot be read: {reason}; fix that line") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} has no fields; write `field: value` lines, as in {EXAMPLE}")
     return [Override((f"{key!s}",), value, f"{path}: {key!s}") for key, value in content.items()]

@@ -122,5 +122,5 @@ def _check_given_once(rows: Sequence[Row]) -> None:
             stage = identity({"pretrain": row.pretrain, role: getattr(row, role)})
             if instead.setdefault((role, path), stage) != stage:
                 raise ConfigError(
-                    f"{role}.weights: {path} cannot replace the different {role} stages of these rows; submit them separately"
+                    f"{role}.weights: {path} cannot replace different {role} stages; submit these rows separately"
                 )

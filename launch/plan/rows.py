@@ -11,7 +11,7 @@ from typing import Any
 
 from launch.cluster import CODE
 from mvd.config import ConfigError, Row
-from mvd.config.typed import Override, apply_overrides, check_keys, nearest
+from mvd.config.typed import Override, apply_overrides, check_keys, check_types, nearest
 
 EXPERIMENTS = CODE / "experiments"
 SECTIONS = ("image_teacher", "video_teacher", "pretrain", "finetune", "test", "target")
@@ -55,13 +55,15 @@ def find(target: str) -> Path:
 def _rows_of(path: Path) -> list[Row]:
     try:
         module = _import(path)
+        declared = getattr(module, "rows", None) or (getattr(module, "row", None),)
+        rows = [row for row in declared if isinstance(row, Row)]
+        for row in rows:
+            check_types(row)
     except ConfigError as error:
         raise ConfigError(f"{path}{_line(error, path)}: {error}") from error
     except Exception as error:  # row files run any Python
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}{_line(error, path)}: {type(error).__name__}: {reason}; fix the row file") from error
-    declared = getattr(module, "rows", None) or (getattr(module, "row", None),)
-    rows = [row for row in declared if isinstance(row, Row)]
     if len(rows) != len(declared) or not rows:
         raise ConfigError(f"{path} declares no row; give it `row = Row(...)`, or `rows = (...)` for several")
     return rows
@@ -80,7 +82,7 @@ def _import(path: Path) -> ModuleType:
 
 
 def _line(error: Exception, path: Path) -> str:
-    """`, line 7` of the row file, if the error arose there."""
+    """`, line 7` if the error was raised in the row file or below it."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     if isinstance(error, SyntaxError) and error.filename == str(path):
         lines = [error.lineno]

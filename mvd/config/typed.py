@@ -1,23 +1,24 @@
-"""Applies `key=value` settings to frozen dataclasses: typed by OmegaConf, refused with the nearest key otherwise."""
+"""Applies `key=value` settings to frozen dataclasses: typed by OmegaConf, and an error suggests the nearest key."""
 
 import dataclasses
 import difflib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mvd.config.errors import ConfigError
 
 Settings = TypeVar("Settings")
+SCALARS: dict[Any, str] = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
 
 
 @dataclass(frozen=True)
 class Override:
-    """One setting: where it goes, what it is, and how to name it in an error (as the user wrote it)."""
+    """One setting: the path of its key, its value, and its text for errors (as the user wrote it)."""
 
     path: tuple[str, ...]
     value: Any
@@ -25,10 +26,11 @@ class Override:
 
     @property
     def layer(self) -> dict[str, Any]:
-        layer = self.value
+        """The value in nested dictionaries, one per key of the path."""
+        layer: Any = self.value
         for key in reversed(self.path):
             layer = {key: layer}
-        return layer
+        return dict(layer)
 
 
 def merge_typed(base: Any, *layers: Any) -> Any:
@@ -41,43 +43,69 @@ def parse_override(text: str) -> Override:
     """`pretrain.optimization.epochs=2`: dots lead into sections, the value is YAML.
 
     Raises:
-        ConfigError: an empty key or a value that is no YAML.
+        ConfigError: an empty key, or a value that is not valid YAML.
     """
     key, _, value = text.partition("=")
     path = tuple(key.split("."))
     if not all(path):
-        raise ConfigError(f"{text}: the key is not complete; write it as section.field=value")
+        raise ConfigError(f"{text}: the key is incomplete; write it as section.field=value")
     try:
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
-    except Exception as error:  # whatever PyYAML's scanner raises
-        raise ConfigError(f"{text}: the value cannot be read as YAML; put quotes around it") from error
+    except Exception as error:  # PyYAML's and OmegaConf's own errors
+        raise ConfigError(f"{text}: the value is not valid YAML; quote it") from error
     return Override(path, parsed["value"], text)  # type: ignore[index,call-overload]
 
 
 def apply_overrides(settings: Settings, overrides: Iterable[Override]) -> Settings:
-    """A copy of a settings dataclass with the overrides merged in, in order; its own checks run once at the end.
+    """A copy of a settings dataclass with the overrides applied in order; its own checks run once at the end.
 
     Raises:
-        ConfigError: an unknown key, a value of a wrong type, or a combination that cannot work.
+        ConfigError: an unknown key, a value of the wrong type, a missing field, or an invalid combination.
     """
     merged = OmegaConf.structured(settings)
+    overrides = list(overrides)
     for override in overrides:
         expected = check_keys(type(settings), override)
         try:
             merged = merge_typed(merged, override.layer)
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list instead of a mapping
             raise ConfigError(_wrong_type(override, expected, error)) from error
     try:
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{_source(error, overrides)}{error.full_key} is missing; set it as well") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key} has no value; set it as well") from error
+        raise ConfigError(f"{_source(error, overrides)}{_first_line(error)}") from error
+
+
+def check_types(settings: Any) -> None:
+    """Checks that the fields of a settings dataclass, which Python does not check, have their declared types.
+
+    Raises:
+        ConfigError: a field has a value of the wrong type.
+    """
+    try:
+        OmegaConf.structured(settings)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or error.key}: {_first_line(error)}") from error
+
+
+def _source(error: OmegaConfBaseException, overrides: Sequence[Override]) -> str:
+    """The text of the setting that an error's key comes from, with a colon."""
+    key = f"{error.full_key}."
+    texts = [override.text for override in overrides if key.startswith(".".join(override.path) + ".")]
+    return f"{texts[-1]}: " if texts else ""
+
+
+def _first_line(error: OmegaConfBaseException) -> str:
+    return str(error).splitlines()[0]
 
 
 def check_keys(settings_type: type, override: Override) -> Any:
-    """Follows an override's keys through the dataclasses and returns the type that its value should have.
+    """Follows an override's keys through the dataclasses and returns the type of its value.
 
     Raises:
-        ConfigError: a key that does not exist; names the nearest one and all of that level.
+        ConfigError: a key does not exist; the message lists the nearest one and all keys of that section.
     """
     hint: Any = settings_type
     for position, key in enumerate(override.path):
@@ -87,16 +115,20 @@ def check_keys(settings_type: type, override: Override) -> Any:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` (nearest: a, b)`: up to three similar names, or else the least different one."""
+    """` (nearest: a, b)`: up to three similar names, else the most similar one."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or difflib.get_close_matches(name, names, 1, 0.0)
     return f" (nearest: {', '.join(close)})"
 
 
 def _check_mapping(hint: Any, value: Any, section: str, text: str) -> None:
+    if isinstance(value, list) and _without_none(hint) in SCALARS:  # which OmegaConf accepts in a dict[str, str]
+        raise ConfigError(f"{text}: {section} must be {_describe(hint)}, got {value!r}")
     if isinstance(value, Mapping):
         for key, nested in value.items():
-            _check_mapping(_step_into(hint, str(key), section, text), nested, f"{section}.{key}", text)
+            if not isinstance(key, str):
+                raise ConfigError(f"{text}: the keys of {section} must be strings, got {key!r}; quote it")
+            _check_mapping(_step_into(hint, key, section, text), nested, f"{section}.{key}", text)
 
 
 def _step_into(hint: Any, key: str, section: str, text: str) -> Any:
@@ -110,7 +142,7 @@ def _step_into(hint: Any, key: str, section: str, text: str) -> Any:
         return fields[key]
     if get_origin(hint) is dict:
         return get_args(hint)[1]
-    raise ConfigError(f"{text}: {section} is {_describe(hint)} and has no key {key!r}; set {section} itself")
+    raise ConfigError(f"{text}: {section} is {_describe(hint)} and has no key {key!r}; set {section}")
 
 
 def _without_none(hint: Any) -> Any:
@@ -119,29 +151,28 @@ def _without_none(hint: Any) -> Any:
     return hint
 
 
-def _wrong_type(override: Override, expected: Any, error: OmegaConfBaseException) -> str:
+def _wrong_type(override: Override, expected: Any, error: Exception) -> str:
     path, value = override.path, override.value
-    full_key = tuple(str(error.full_key or "").split("."))
+    full_key = tuple(str(getattr(error, "full_key", None) or "").split("."))
     if isinstance(value, Mapping) and full_key[: len(path)] == path and len(full_key) > len(path):
         for key in full_key[len(path) :]:
             value, expected = value[key], _step_into(expected, key, ".".join(path), override.text)
         path = full_key
-    return f"{override.text}: {'.'.join(path)} is to be {_describe(expected)}, not {value!r}"
+    return f"{override.text}: {'.'.join(path)} must be {_describe(expected)}, got {'null' if value is None else repr(value)}"
 
 
 def _describe(hint: Any) -> str:
-    names = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
     inner = _without_none(hint)
     if inner is not hint:
         return f"{_describe(inner)} or null"
-    if inner in names:
-        return names[inner]
+    if inner in SCALARS:
+        return SCALARS[inner]
     if get_origin(inner) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(inner))
     if get_origin(inner) is list:
-        return "a list of texts"
+        return "a list of strings"
     if get_origin(inner) is tuple:
         return f"a list of {len(get_args(inner))} numbers"
     if dataclasses.is_dataclass(inner):
         return "a section with the keys " + ", ".join(f.name for f in dataclasses.fields(inner))
-    return "a section of names"
+    return "a mapping"
