@@ -146,7 +146,7 @@ def submit(options: argparse.Namespace, cluster: Cluster) -> Submission:
 
 
 def queued_jobs(output: Path) -> list[str]:
-    """Ids of queued and running jobs of earlier submissions for this folder."""
+    """Jobs of earlier submissions for this folder that wait or run."""
     jobs = {path.name.partition("_")[0] for path in output.glob("jobs/*/*_submission.sh")}
     return sorted({job.partition("_")[0] for job in slurm.queue(jobs)}, key=int)
 

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     print_report(lines)
     print_next(
         [
-            ("run what is not finished", command("submit.py", *request.words, "--local")),
+            ("run what is not finished", command("submit.py", *request.words)),
             ("see the curves", f"tensorboard --logdir {short(request.cluster.runs)}"),
         ]
     )

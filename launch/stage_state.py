@@ -43,7 +43,7 @@ class StageInfo:
 
 @dataclass(frozen=True)
 class State:
-    """word: waiting, queued, running, done, failed, cancelled, stopped or new; text: the state with its details."""
+    """word: waiting, queued, running, done, failed, cancelled, stopped or new; text: the same in full."""
 
     word: str
     text: str
@@ -84,7 +84,7 @@ def stage_states(stages: Sequence[StageInfo], runs: Path) -> dict[str, State]:
     records = {folder: read_record(folder) for group in folders.values() for folder in group}
     ids = [record.job_id for record in records.values() if record and not record.is_local]
     queued = slurm.queue(ids) if slurm.is_available() else {}
-    ended = slurm.ended(set(ids) - set(queued)) if slurm.is_available() else {}
+    over = slurm.ended(set(ids) - set(queued)) if slurm.is_available() else {}
     states: dict[str, State] = {}
     for stage in stages:
         directory = runs / stage.id
@@ -93,8 +93,8 @@ def stage_states(stages: Sequence[StageInfo], runs: Path) -> dict[str, State]:
         if result:
             states[stage.id] = State("done", f"done: {result_text(result)}", jobs[0][1])
             continue
-        parts = [_job_state(stage, folder, record, queued, ended, states) for folder, record in jobs]
-        states[stage.id] = parts[0] if len(parts) == 1 else _combined(parts)
+        parts = [_job_state(stage, folder, record, queued, over, states) for folder, record in jobs]
+        states[stage.id] = parts[0] if len(parts) == 1 else _together(parts)
     return states
 
 
@@ -103,7 +103,7 @@ def _job_state(
     files: RunDirectory,
     record: Record | None,
     queued: Mapping[str, slurm.QueuedJob],
-    ended: Mapping[str, str],
+    over: Mapping[str, str],
     states: Mapping[str, State],
 ) -> State:
     if record is None and not files.provenance.exists():
@@ -129,7 +129,7 @@ def _job_state(
     lost = [parent for parent in stage.parents if parent in states and states[parent].lost]
     if lost and not (record.attempts and record.attempts[-1].job_id == record.job_id):
         return State("cancelled", f"cancelled: its parent {lost[0]} {states[lost[0]].word}", record)
-    return _ended(record, ended.get(record.job_id, ""), again)
+    return _ended(record, over.get(record.job_id, ""), again)
 
 
 def _ended(record: Record, state: str, again: str) -> State:
@@ -137,21 +137,21 @@ def _ended(record: Record, state: str, again: str) -> State:
     if state.startswith("CANCELLED"):
         return State("cancelled", f"cancelled{again}", record)
     if record.is_local:
-        return State("stopped", f"stopped: {record.attempts[-1].error or 'its launcher has exited'}", record)
+        return State("stopped", f"stopped: {record.attempts[-1].error or 'its launcher is gone'}", record)
     last = last_error(record.log())
-    reason = f"SLURM reports {state}" if state else "its job has left the queue"
+    reason = f"SLURM says {state}" if state else "its job has left the queue"
     return State("failed", f"failed: {last or reason}{again}", record)
 
 
-def _combined(parts: Sequence[State]) -> State:
-    """The state of a sharded test."""
+def _together(parts: Sequence[State]) -> State:
+    """One state for a split test."""
     counts = {word: sum(part.word == word for part in parts) for word in ("done", "running", "queued", "waiting")}
     worst = next((part for part in parts if part.lost), None)
     if worst:
         return worst
     word = next((word for word in ("running", "queued", "waiting") if counts[word]), "queued")
-    summary = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    return State(word, f"{word}: {len(parts)} shards, {summary}", parts[0].record)
+    said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return State(word, f"{word}: {len(parts)} shards, {said}", parts[0].record)
 
 
 def _progress(stage: StageInfo, files: RunDirectory) -> str:
@@ -187,7 +187,7 @@ def faults_of(directory: Path) -> str | None:
         return None
     counts = Counter(fault["fault"] for fault in faults)
     summary = ", ".join(f"{count} x {kind}" for kind, count in counts.items())
-    return f"{summary}; last at {faults[-1]['time']}: {faults[-1]['message']}"
+    return f"{summary}; the last, at {faults[-1]['time']}: {faults[-1]['message']}"
 
 
 def last_error(log: Path) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project, not launch/
 
-from launch.cli.output import command, print_next, print_table, short
+from launch.cli.output import command, counted, print_next, print_table, short
 from launch.cli.parser import Parser, Request, run_command
 from launch.plan.graph import build_graph
 from launch.stage_state import faults_of, from_plan, from_runs, stage_states
@@ -56,7 +56,7 @@ def show(request: Request) -> None:
         job, nodes = (state.record.job_id, str(state.record.nodes)) if state.record else ("-", "-")
         directory = runs / stage.id
         lines.append([rows or "-", stage.id, state.text, job, nodes, short(directory) if directory.exists() else "-"])
-    print_table(f"{len(stages)} stages", COLUMNS, lines)
+    print_table(counted(len(stages), "stage"), COLUMNS, lines)
     faults = {stage.id: faults_of(runs / stage.id) for stage in stages if states[stage.id].word != "done"}
     if any(faults.values()):
         print("\nfaults so far:")

@@ -156,7 +156,12 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser("python -m mvd.export", description=__doc__, epilog=EXAMPLES, formatter_class=formatter)
     parser.add_argument("directory", metavar="RUN_DIR", type=Path, help="run directory of a finished training stage")
     parser.add_argument("--to", required=True, choices=FORMATS, help="format, see above")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="file or folder to write (default: the stage's id, in the current folder)")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="file or folder to write (default: the stage's id, in the current folder)",
+    )
     try:
         options = parser.parse_args(argv)
         output = export(options.directory, options.to, options.output)

@@ -40,6 +40,11 @@ def print_next(commands: Iterable[tuple[str, str]]) -> None:
         print(f"  {purpose}:\n    {line}")
 
 
+def counted(number: int, noun: str) -> str:
+    """For instance `1 stage`, `3 stages`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def short(path: str | Path) -> str:
     """A path relative to the current folder if it is inside it, else absolute."""
     path = Path(path)

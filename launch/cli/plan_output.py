@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from launch.cli.output import command, print_next, print_table, short
+from launch.cli.output import command, counted, print_next, print_table, short
 from launch.cli.parser import Request
 from launch.cluster import EXAMPLE, ROOT
 from launch.plan.arrays import build_arrays
@@ -37,8 +37,8 @@ def print_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage],
     """Prints the stages with their batches, estimated cost and dependencies, and the sbatch calls."""
     rate = request.cluster.sustained_tflops
     hours = [gpu_hours(node.recipe, rate) for node in nodes]
-    _print_stages(f"plan of {_count(len(request.rows), 'row')}", nodes, stages, hours)
-    print(f"\n{_stage_counts(nodes)}")
+    _print_stages(f"plan of {counted(len(request.rows), 'row')}", nodes, stages, hours)
+    print(f"\n{_kind_counts(nodes)}")
     _print_given_weights(nodes)
     print(
         f"about {sum(hours):,.0f} GPU-hours at {rate:g} TFLOP/s sustained per GPU (cluster.sustained_tflops), "
@@ -89,7 +89,7 @@ def _print_arrays(request: Request, nodes: Sequence[Node], stages: Sequence[Stag
         for array in arrays
     ]
     print()
-    print_table(_count(len(arrays), "sbatch call"), ["array", "stages #", "nodes x GPUs", "after"], lines)
+    print_table(counted(len(arrays), "sbatch call"), ["array", "stages #", "nodes x GPUs", "after"], lines)
     if len(missing) < len(stages):
         print(f"complete already: {len(stages) - len(missing)} of {len(stages)} stages")
 
@@ -115,14 +115,10 @@ def _start_command(request: Request) -> tuple[str, str]:
     return "submit it to SLURM (or run it here with --local)", command("submit.py", *request.words)
 
 
-def _stage_counts(nodes: Sequence[Node]) -> str:
+def _kind_counts(nodes: Sequence[Node]) -> str:
     """For instance `7 pre-trainings, 14 fine-tunings, 14 tests`."""
     numbers = [sum(node.kind == kind for node in nodes) for kind in KINDS]
-    return ", ".join(_count(number, noun) for number, noun in zip(numbers, NOUNS, strict=True) if number)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return ", ".join(counted(number, noun) for number, noun in zip(numbers, NOUNS, strict=True) if number)
 
 
 def _batch_text(stage: Stage) -> str:
@@ -136,4 +132,4 @@ def _batch_text(stage: Stage) -> str:
 def _length_text(node: Node) -> str:
     if isinstance(node.recipe, Test):
         return f"{node.recipe.clips} x {node.recipe.crops} views"
-    return _count(node.recipe.optimization.epochs, "epoch")
+    return counted(node.recipe.optimization.epochs, "epoch")

@@ -126,7 +126,7 @@ def _new_record(stage: Stage) -> Record:
     """The record of this run for launch/status.py; refused while another run of the stage is active."""
     record = read_record(stage.files)
     if record and (record.runs_locally or (slurm.is_available() and slurm.queue([record.job_id]))):
-        raise ConfigError(f"{stage.id} is already queued or running as job {record.job_id}; cancel that first")
+        raise ConfigError(f"{stage.id} is queued or running already, as job {record.job_id}; cancel that first")
     job = f"local-{os.getpid()}"
     return Record(job, str(stage.directory), now(), 1, [], [], [Attempt(job, hostname(), now(), 0)])
 

@@ -45,10 +45,10 @@ class Array:
 def build_arrays(
     nodes: Sequence[Node], stages: Sequence[Stage], jobs: Mapping[str, str], cluster: Cluster
 ) -> list[Array]:
-    """Arrays for the stages to submit, parents first.
+    """Arrays for the stages that are to be submitted, parents first.
 
-    nodes: the whole plan. jobs: stage id -> job id of the parents that are already queued or running. A parent that is
-    neither in `stages` nor in `jobs` is complete.
+    nodes: the whole plan. jobs: stage id -> job id of the parents that are queued or running already; a parent in
+    neither is complete.
     """
     jobs = dict(jobs)
     parents = {node.id: node.stage_parents for node in nodes}
@@ -68,9 +68,9 @@ def build_arrays(
 
 
 def _groups(stages: list[Stage], waits: Mapping[str, tuple[str, ...]]) -> list[tuple[list[Stage], str]]:
-    """Splits stages of one layout into arrays: first those that follow another array index by index, then the rest.
+    """Splits stages of one shape into arrays: those that follow another array index by index, then the others.
 
-    The elements of an array share one dependency, so the rest is grouped by dependency.
+    Elements of an array share one dependency, so the others are put together by what they wait for.
     """
     groups: list[tuple[list[Stage], str]] = []
     remaining = list(stages)

@@ -159,7 +159,7 @@ def test_a_stage_that_a_signal_stopped_says_how_to_go_on(words, monkeypatch, cap
     monkeypatch.setattr(local, "stage_command", stand_in("raise SystemExit(75)"))
     assert submit.main(words) == 130
     printed = capfd.readouterr()
-    assert "go on from the last checkpoint" in printed.out and "error" not in printed.err
+    assert "resume from the last checkpoint" in printed.out and "error" not in printed.err
 
 
 def test_this_machine_takes_its_gpus_or_the_asked_processes(monkeypatch):

@@ -11,7 +11,16 @@ import pytest
 
 from launch.cluster import ROOT
 
-SOURCES = ("mvd", "launch", "experiments", "ds_configs", "pyproject.toml", "README.md", "LICENSE", "cluster.example.yaml")
+SOURCES = (
+    "mvd",
+    "launch",
+    "experiments",
+    "ds_configs",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "cluster.example.yaml",
+)
 
 
 @pytest.fixture(scope="module")
