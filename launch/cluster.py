@@ -216,7 +216,7 @@ def _file_settings(file: str | None) -> list[Override]:
         reason = " ".join(str(error).partition("object_type=")[0].split())  # the rest is OmegaConf's own type
         raise ConfigError(f"{path} cannot be read: {reason}; fix that line") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} has no fields; write `field: value` lines, as in {EXAMPLE}")
+        raise ConfigError(f"{path} holds no fields; write `field: value` lines, as in {EXAMPLE}")
     return [Override((f"{key!s}",), value, f"{path}: {key!s}") for key, value in content.items()]
 
 

@@ -1,4 +1,4 @@
-"""Applies `key=value` settings to frozen dataclasses: typed by OmegaConf, and an error suggests the nearest key."""
+"""Applies `key=value` settings to frozen dataclasses: OmegaConf checks types, an unknown key gives the nearest one."""
 
 import dataclasses
 import difflib
@@ -18,7 +18,7 @@ SCALARS: dict[Any, str] = {int: "an integer", float: "a number", str: "a string"
 
 @dataclass(frozen=True)
 class Override:
-    """One setting: the path of its key, its value, and its text for errors (as the user wrote it)."""
+    """One setting: its path of keys, its value, and its text as the user wrote it, for errors."""
 
     path: tuple[str, ...]
     value: Any
@@ -26,7 +26,6 @@ class Override:
 
     @property
     def layer(self) -> dict[str, Any]:
-        """The value in nested dictionaries, one per key of the path."""
         layer: Any = self.value
         for key in reversed(self.path):
             layer = {key: layer}
@@ -34,8 +33,8 @@ class Override:
 
 
 def merge_typed(base: Any, *layers: Any) -> Any:
-    """Merges OmegaConf layers into a structured base, whose types check them (frozen dataclasses start read-only)."""
-    OmegaConf.set_readonly(base, False)
+    """Merges OmegaConf layers into a structured base, whose types check them."""
+    OmegaConf.set_readonly(base, False)  # that of a frozen dataclass is read-only
     return OmegaConf.merge(base, *layers)
 
 
@@ -43,21 +42,21 @@ def parse_override(text: str) -> Override:
     """`pretrain.optimization.epochs=2`: dots lead into sections, the value is YAML.
 
     Raises:
-        ConfigError: an empty key, or a value that is not valid YAML.
+        ConfigError: a key is empty, or the value is not valid YAML.
     """
     key, _, value = text.partition("=")
     path = tuple(key.split("."))
     if not all(path):
-        raise ConfigError(f"{text}: the key is incomplete; write it as section.field=value")
+        raise ConfigError(f"{text}: the key is not complete; write it as section.field=value")
     try:
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
-    except Exception as error:  # PyYAML's and OmegaConf's own errors
-        raise ConfigError(f"{text}: the value is not valid YAML; quote it") from error
+    except Exception as error:  # PyYAML raises many kinds
+        raise ConfigError(f"{text}: the value cannot be read as YAML; put quotes around it") from error
     return Override(path, parsed["value"], text)  # type: ignore[index,call-overload]
 
 
 def apply_overrides(settings: Settings, overrides: Iterable[Override]) -> Settings:
-    """A copy of a settings dataclass with the overrides applied in order; its own checks run once at the end.
+    """A copy of a settings dataclass with the overrides merged in order; the dataclass validates the result.
 
     Raises:
         ConfigError: an unknown key, a value of the wrong type, a missing field, or an invalid combination.
@@ -105,7 +104,7 @@ def check_keys(settings_type: type, override: Override) -> Any:
     """Follows an override's keys through the dataclasses and returns the type of its value.
 
     Raises:
-        ConfigError: a key does not exist; the message lists the nearest one and all keys of that section.
+        ConfigError: a key does not exist; the message has the nearest one and all of that level.
     """
     hint: Any = settings_type
     for position, key in enumerate(override.path):
@@ -115,7 +114,7 @@ def check_keys(settings_type: type, override: Override) -> Any:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` (nearest: a, b)`: up to three similar names, else the most similar one."""
+    """` (nearest: a, b)`: up to three similar names, or else the most similar one."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or difflib.get_close_matches(name, names, 1, 0.0)
     return f" (nearest: {', '.join(close)})"
@@ -142,7 +141,7 @@ def _step_into(hint: Any, key: str, section: str, text: str) -> Any:
         return fields[key]
     if get_origin(hint) is dict:
         return get_args(hint)[1]
-    raise ConfigError(f"{text}: {section} is {_describe(hint)} and has no key {key!r}; set {section}")
+    raise ConfigError(f"{text}: {section} is {_describe(hint)} and has no key {key!r}; set {section} itself")
 
 
 def _without_none(hint: Any) -> Any:
@@ -158,7 +157,8 @@ def _wrong_type(override: Override, expected: Any, error: Exception) -> str:
         for key in full_key[len(path) :]:
             value, expected = value[key], _step_into(expected, key, ".".join(path), override.text)
         path = full_key
-    return f"{override.text}: {'.'.join(path)} must be {_describe(expected)}, got {'null' if value is None else repr(value)}"
+    given = "null" if value is None else repr(value)
+    return f"{override.text}: {'.'.join(path)} must be {_describe(expected)}, got {given}"
 
 
 def _describe(hint: Any) -> str:

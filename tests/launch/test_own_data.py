@@ -147,7 +147,7 @@ def test_the_facts_decide_the_run_directory():
         ({"dataset": "my set", "own_dataset": Dataset(**FACTS)}, "use only letters, digits"),
         (
             {"dataset": "mine", "own_dataset": Dataset(**FACTS, media="image")},
-            "must hold videos, got media='image' for mine",
+            "own_dataset must .*got media='image' for mine",
         ),
     ],
 )

@@ -87,6 +87,7 @@ def test_a_dry_run_shows_both_calls_and_leaves_nothing(launch, class_folders, tm
         (["videos", "out", "--workers", "0"], "--workers is 0; give a number of processes"),
         (["videos", "out", "finetune.seed=1"], "finetune.seed=1: only settings of the cluster profile are accepted"),
         (["videos", "out", "cluster.slurm.partion=x"], r"slurm has no key 'partion' \(nearest: partition"),
+        (["videos", "out%j"], "OUTPUT: the path must not contain %, which SLURM treats specially in the paths of logs"),
         (["videos", "out", "--train", "gone.csv"], "there is no list .*gone.csv"),
     ],
 )
