@@ -117,7 +117,8 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(tmp_path, capsys):
     assert "--to timm needs a classifier, but " in refused(capsys, directory, "--to", "timm", *out)
     assert "invalid choice: 'onnx'" in refused(capsys, directory, "--to", "onnx")
     assert "--to" in refused(capsys, directory)
-    assert "/a does not exist; create it" in refused(capsys, directory, "--to", "official", "--output", f"{tmp_path}/a/b.pth")
+    nowhere = ["--output", f"{tmp_path}/a/b.pth"]
+    assert "/a does not exist; create it" in refused(capsys, directory, "--to", "official", *nowhere)
     (tmp_path / "out").touch()
     assert "out already exists" in refused(capsys, directory, "--to", "official", *out)
     (stage.directory / "weights.safetensors").unlink()
