@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     for stage, jobs in doomed.items():
         print(f"cancelled: {stage}, job {', '.join(record.job_id for record in jobs)}")
     for stage in sorted(needed & targets):
-        print(f"not cancelled, since jobs of other rows depend on it: {stage}")
+        print(f"left alone, since jobs of other rows wait for it: {stage}")
     records = {stage: read_record(RunDirectory(runs / stage)) for stage in sorted(targets)}
     local = {stage: record for stage, record in records.items() if record and record.runs_locally}
     for stage, record in local.items():
