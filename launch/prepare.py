@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         queued = queued_jobs(options.output)
         submission = None if queued else submit(options, cluster)
     if submission is None:
-        print(f"already queued or running: {', '.join(queued)}; once they have ended, the same command continues")
+        print(f"queued or running already: {', '.join(queued)}; once they have ended, the same command continues")
         print_next([("show the jobs in the queue", f"squeue --jobs {','.join(queued)}"), done_so_far(options)])
     else:
         print_submission(options, submission, argv)
