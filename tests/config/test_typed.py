@@ -107,7 +107,7 @@ def test_a_row_is_found_from_any_directory(target, tmp_path, monkeypatch):
         assert row.name == "vith_k400"
 
 
-def test_a_row_file_may_lie_anywhere(tmp_path, monkeypatch):
+def test_a_row_file_may_be_anywhere(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "import dataclasses\nfrom experiments import vith_k400\n"
         "row = dataclasses.replace(vith_k400.row, name='mine', target=None)\n"
@@ -158,6 +158,10 @@ def test_a_row_file_may_lie_anywhere(tmp_path, monkeypatch):
         (
             "from mvd.config import Row, Test\nx = Test(size='gigantic', dataset='motion', sampling='dense', clips=1)",
             r"line 2: test.size: unknown model size 'gigantic'; use one of small, base",
+        ),
+        (
+            "from mvd.config import Size\nGIANT = Size(short_name='vitg')",
+            r"line 2: TypeError: Size.* missing 3 required .* 'encoder', 'decoder', and 'video_decoder'; fix the row file",
         ),
         ("from mvd.config import Row\nrow = Row(name='x', target=70)", r"wrong.py: target: Invalid type assigned: int"),
         ("rows = 3", r"TypeError: 'int' object is not iterable"),

@@ -1,4 +1,4 @@
-"""Running a plan here: what is run, skipped, refused and interrupted. Stages are stood in for by tiny programs."""
+"""Running a plan on this machine: what is run, skipped, refused and interrupted. Tiny programs replace the stages."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Videos of one's own, as a user goes about it: prepare them, declare them in a row file, fine-tune and test."""
+"""Your own videos, as a user handles them: prepare them, declare them in a row file, fine-tune and test."""
 
 import json
 import re
