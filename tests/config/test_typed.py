@@ -161,7 +161,7 @@ def test_a_row_file_may_be_anywhere(tmp_path, monkeypatch):
         ),
         (
             "from mvd.config import Size\nGIANT = Size(short_name='vitg')",
-            r"line 2: TypeError: Size.* missing 3 required .* 'encoder', 'decoder', and 'video_decoder'; fix the row file",
+            r"line 2: TypeError: Size.* missing 3 required .* 'encoder', 'decoder', and 'video_decoder'; fix",
         ),
         ("from mvd.config import Row\nrow = Row(name='x', target=70)", r"wrong.py: target: Invalid type assigned: int"),
         ("rows = 3", r"TypeError: 'int' object is not iterable"),
