@@ -55,6 +55,7 @@ def test_the_code_is_named_by_commit_and_difference(stage, tmp_path, monkeypatch
     first, outside, in_a_job = entries(stage)
     assert (first["commit"] is None) == (not (Path(__file__).parents[1] / ".git").exists())
     assert outside["commit"] is None and outside["diff"] is None
+    assert outside["note"] == f"{tmp_path} is not a git checkout"
     assert (in_a_job["commit"], in_a_job["diff"]) == ("c0ffee", "+a line")
 
 
