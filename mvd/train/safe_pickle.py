@@ -1,7 +1,7 @@
 """Reads the pickles of a checkpoint without running code that somebody may have put into them.
 
-Run directories are shared, and unpickling can call any function. Here it gives tensors, plain values and the classes that
-a checkpoint is made of, and nothing else.
+Run directories are shared, and unpickling can call any function. Here it gives tensors, plain values and the classes
+that a checkpoint is made of, and nothing else.
 """
 
 import pickle
