@@ -1,4 +1,4 @@
-"""What a user's shell, a second submission and a reused job id may not do to a job. Answers of other sites: tests/launch."""
+"""What a user's shell, a second submission and a reused job id must not do to a job; see tests/launch for other sites."""
 
 import json
 import os
