@@ -62,6 +62,7 @@ def run_stage(stage: Stage) -> dict[str, Any]:
 
 
 def _run_to_the_end(stage: Stage, process: Process) -> dict[str, Any]:
+    check_owner(stage.job_files)
     with exit_together():
         stage = fit_to_processes(stage, process)
         if process.is_first:

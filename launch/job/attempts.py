@@ -49,7 +49,7 @@ def job_id() -> str:
 
 def restarts() -> int:
     """How often SLURM has started this job again."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 def begin(files: RunDirectory) -> None:
@@ -250,7 +250,7 @@ def main(arguments: list[str]) -> int:
     verb, submission, *rest = arguments
     slurm.pauses = PATIENT
     folders = _with_disk(lambda: json.loads((Path(submission) / FOLDERS).read_text()))
-    files = RunDirectory(Path(folders[int(os.environ.get("SLURM_ARRAY_TASK_ID", 0))]))
+    files = RunDirectory(Path(folders[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]))
     try:
         if verb == "end":
             return end(files, int(rest[0]))
