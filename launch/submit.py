@@ -17,7 +17,7 @@ if __name__ == "__main__":
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project, not launch/
 
 from launch.cli.parser import Parser, Request, run_command
-from launch.cli.plan_output import print_plan, print_settings
+from launch.cli.plan_output import print_plan, print_scripts, print_settings
 from launch.cluster import EXAMPLE
 from launch.plan.graph import Node, build_graph
 from launch.plan.resolve import build_stage, missing_settings
@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   python launch/submit.py experiments/vith_k400                    all stages of a row, as SLURM jobs
   python launch/submit.py experiments/demo --local                 the whole method at small scale, on this machine
   python launch/submit.py experiments/all --dry-run                the plan of all fourteen rows
+  python launch/submit.py experiments/vith_k400 --dry-run --script the sbatch scripts that an administrator may ask for
   python launch/submit.py experiments/vith_k400 --show             all settings of a row
   python launch/submit.py vitb_from_vitb_k400 teachers=train --dry-run
   python launch/submit.py demo finetune.seed=1 --local --until pretrain
@@ -51,8 +52,12 @@ def main(argv: Sequence[str]) -> int:
     stages = [build_stage(node, request.cluster) for node in nodes]
     if options.force and (options.show or options.dry_run):
         raise ConfigError("--force changes the runs folder, so it cannot be combined with --show or --dry-run; omit it")
+    if options.script and not options.dry_run:
+        raise ConfigError("--script prints what --dry-run would submit; add --dry-run")
     if options.show:
         print_settings(request, nodes, needed)
+    elif options.script:
+        print_scripts(request.cluster, nodes, stages)
     elif options.dry_run:
         print_plan(request, nodes, stages, needed)
     elif needed:
@@ -90,6 +95,7 @@ def build_parser() -> Parser:
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--show", action="store_true", help="print all settings of the rows and exit")
     instead.add_argument("--dry-run", action="store_true", help="print the plan and exit")
+    parser.add_argument("--script", action="store_true", help="with --dry-run: print the sbatch scripts of the plan")
     return parser
 
 

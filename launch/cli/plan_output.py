@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from launch.cli.output import command, counted, print_next, print_table, short
 from launch.cli.parser import Request
-from launch.cluster import EXAMPLE, ROOT
+from launch.cluster import EXAMPLE, ROOT, Cluster
 from launch.plan.arrays import build_arrays
 from launch.plan.graph import Node
 from mvd.config import KINDS, Test
@@ -50,6 +50,19 @@ def print_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage],
     profile = ("describe your machines and data", f"cp {short(EXAMPLE)} {short(ROOT / 'cluster.yaml')}")
     steps = [profile if needed else _start_command(request)]
     print_next([*steps, ("see the accuracies reached so far", command("report.py", *request.words))])
+
+
+def print_scripts(cluster: Cluster, nodes: Sequence[Node], stages: Sequence[Stage]) -> None:
+    """Prints the batch script of every sbatch call; folders that are made on submission have placeholders."""
+    from launch.slurm.sbatch import script_text
+    from launch.slurm.script import parameters
+
+    runs = Path(cluster.runs)
+    for array in build_arrays(nodes, stages, {}, cluster):
+        folder, code = runs / "jobs" / f"TIME-{array.stages[0].kind}-XXXX", runs / "code" / "COMMIT-XXXXXXXX"
+        how = parameters(array, cluster, code, folder, array.dependency, cluster.slurm.excluded)
+        print(f"# {array.name}: {', '.join(stage.id for stage in array.stages)}")
+        print(script_text(folder, how, array.size))
 
 
 def _print_stages(title: str, nodes: Sequence[Node], stages: Sequence[Stage], hours: Sequence[float]) -> None:

@@ -19,7 +19,7 @@ from mvd.host import hostname
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # set before DeepSpeed looks for a GPU and warns
-import deepspeed  # noqa: E402
+import deepspeed
 
 
 @dataclass(frozen=True)

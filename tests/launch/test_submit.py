@@ -108,3 +108,12 @@ def test_a_reader_that_leaves_early_is_no_error(profile):
 def test_help_has_examples(launch):
     done = launch("submit.py", "--help")
     assert done.returncode == 0 and "python launch/submit.py experiments/demo --local" in done.stdout
+
+
+def test_the_scripts_of_a_plan_are_printed_without_anything_being_made(launch, tmp_path):
+    done = launch("submit.py", "vitb_from_vitb_k400", "--dry-run", "--script", "cluster.slurm.partition=gpu")
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.count("#!/bin/bash") == 3 and done.stdout.count("#SBATCH --partition=gpu") == 3
+    assert "#SBATCH --dependency='afterok:#1'" in done.stdout and not (tmp_path / "runs").exists()
+    alone = launch("submit.py", "vitb_from_vitb_k400", "--script")
+    assert alone.returncode == 2 and "add --dry-run" in alone.stderr

@@ -170,10 +170,10 @@ def rename_modules(path, names):
         members = {item: archive.read(item) for item in archive.infolist()}
     with zipfile.ZipFile(path, "w") as archive:
         for item, content in members.items():
-            if item.filename.endswith("data.pkl"):
-                for old, new in names.items():
-                    content = content.replace(f"c{old}\n".encode(), f"c{new}\n".encode())
-            archive.writestr(item, content)
+            renamed = content
+            for old, new in names.items() if item.filename.endswith("data.pkl") else ():
+                renamed = renamed.replace(f"c{old}\n".encode(), f"c{new}\n".encode())
+            archive.writestr(item, renamed)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a user's shell, a second submission and a reused job id must not do to a job; see tests/launch for other sites."""
+"""What a user's shell, a second submission and a reused job id must not do to a job; tests/launch has other sites."""
 
 import json
 import os
