@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -90,7 +91,7 @@ def _check_rows(request: Request) -> Iterator[Finding]:
     arrays = build_arrays(nodes, [build_stage(node, cluster) for node in nodes], {}, cluster)
     shapes = {(array.stages[0].kind, array.layout): array for array in arrays}
     for (kind, layout), array in shapes.items():
-        yield examine(f"a {kind} job of {layout} GPUs", lambda array=array: _check_array(array, cluster))
+        yield examine(f"a {kind} job of {layout} GPUs", partial(_check_array, array, cluster))
 
 
 def _check_settings(missing: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Whether the data sets and teacher checkpoints of the profile are what they should be."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from launch.checks.finding import Finding, examine
@@ -17,11 +18,15 @@ def check_inputs(cluster: Cluster) -> Iterator[Finding]:
     for name, paths in cluster.datasets.items():
         known = DATASETS.get(name)
         if known is None or not known.generated:
-            yield examine(f"datasets.{name}", lambda name=name, paths=paths: _check_dataset(name, paths))
+            yield examine(f"datasets.{name}", partial(_check_dataset, name, paths))
     sizes = {record.short_name: size for size, record in SIZES.items()}
     for name, path in cluster.teachers.items():
         size = sizes[name.partition("_")[2]]
-        yield examine(f"teachers.{name}", lambda path=path, size=size: f"{path}: {check_encoder(Path(path), size)}")
+        yield examine(f"teachers.{name}", partial(_check_teacher, path, size))
+
+
+def _check_teacher(path: str, size: str) -> str:
+    return f"{path}: {check_encoder(Path(path), size)}"
 
 
 def _check_dataset(name: str, paths: DatasetPaths) -> str:
