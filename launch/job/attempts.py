@@ -99,10 +99,11 @@ def _with_disk(action: Callable[[], Result]) -> Result:
     return action()
 
 
-def end(files: RunDirectory, code: int) -> int:
+def end(files: RunDirectory, code: int, reason: str = "") -> int:
     """Records how the attempt ended, and requeues the job unless the stage is complete or has failed.
 
-    Returns the exit code of the job, which decides whether its children start.
+    reason: why it ended, if the exit code does not say that. Returns the exit code of the job, which decides whether
+    its children start.
     """
     owner = _owner(files)
     if owner is not None and (owner.job, owner.attempt) != (job_id(), restarts()):
@@ -114,16 +115,32 @@ def end(files: RunDirectory, code: int) -> int:
     complete = code == 0 and bool(_try(files.result.name, files.result.exists))
     if not complete:
         _judge(files, code, record)
+        attempt.error = reason or attempt.error
     _try_to_write(files, record)  # now, since SLURM gives a requeued job a few seconds only
     _try("owner.json", lambda: give_back(files, owner) if owner else None)
     if complete:
         return 0
     print(f"=== {record.error or attempt.error}", flush=True)
     result = 1
-    if record.error is None and _state() in ("RUNNING", None):
+    if record.error is None and _is_ours_to_requeue():
         result = _requeue(files, record)
         _try_to_write(files, record)
     return result
+
+
+def end_without_batch_script(files: RunDirectory) -> None:
+    """Do what the batch script does after the processes, if SLURM ends the job because the script alone has died.
+
+    SLURM then sends SIGTERM to the processes and shows the job as COMPLETING until they have left (KillWait at most). A
+    requeue before that keeps the job's id, and so the jobs that depend on it. Called by rank 0 once it has saved.
+    """
+    try:
+        job = slurm.queue([job_id()]).get(job_id())
+    except ConfigError as error:
+        print(f"=== {error}", flush=True)
+        return
+    if job is not None and job.lost_batch_script:
+        end(files, 0, f"SLURM ended the job, since its batch script alone was killed ({job.reason})")
 
 
 def _owner(files: RunDirectory) -> Owner | None:
@@ -181,7 +198,7 @@ def _requeue(files: RunDirectory, record: Record) -> int:
     named = _try("faults.jsonl", lambda: blamed_hosts([files.whole.path])) or []
     avoided, objection = excludable_hosts(record.script, record.exclude, named)
     refused = slurm.requeue(job_id())
-    if refused and _state() in ("RUNNING", None):  # not if it has been requeued, and only the answer was lost
+    if refused and _is_ours_to_requeue():  # not if it has been requeued, and only the answer was lost
         record.error = f"it could not be requeued ({refused}); after: {attempt.error}"
         print(f"=== {record.error}", flush=True)
         return 1
@@ -197,14 +214,14 @@ def _requeue(files: RunDirectory, record: Record) -> int:
     return 1
 
 
-def _state() -> str | None:
-    """This job's state, None if squeue does not answer; not RUNNING if it was cancelled, or requeued by others."""
+def _is_ours_to_requeue() -> bool:
+    """False if the job was cancelled, or requeued by others; True if squeue does not answer."""
     try:
         job = slurm.queue([job_id()]).get(job_id())
     except ConfigError as error:
         print(f"=== {error}", flush=True)
-        return None
-    return job.state if job is not None else "GONE"
+        return True
+    return job is not None and (job.state == "RUNNING" or job.lost_batch_script)
 
 
 def _try_to_write(files: RunDirectory, record: Record) -> None:

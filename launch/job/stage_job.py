@@ -12,7 +12,7 @@ from pathlib import Path
 
 from submitit.helpers import TorchDistributedEnvironment
 
-from launch.job.attempts import LINES, job_id, restarts
+from launch.job.attempts import LINES, end_without_batch_script, job_id, restarts
 from launch.job.record import now
 from launch.slurm.client import PATIENT, slurm
 from mvd.config import ConfigError
@@ -47,6 +47,8 @@ class StageJob:
         except Exception:
             note.write("\n".join(traceback.format_exc().strip().splitlines()[-LINES:]))
             raise
+        if note.rank == 0 and not stage.job_files.result.exists():
+            end_without_batch_script(stage.job_files)
 
 
 @dataclass(frozen=True)
