@@ -61,7 +61,7 @@ def read_track(path: str) -> Track:
                 other.discard = Discard.all
         demuxed = [packet for packet in container.demux(stream) if packet.dts is not None or packet.size]
         packets = [packet for packet in demuxed if packet.size]
-        if any(packet.has_sidedata("encryption_info") for packet in packets):
+        if any(packet.is_keyframe and packet.has_sidedata("encryption_info") for packet in packets):
             raise UnreadableVideo(path, "it is encrypted")
         name = container.format.name.split(",")[0]
         if truncated := _find_truncation(container, stream, demuxed, name):
@@ -108,7 +108,7 @@ def _find_truncation(container: InputContainer, stream: VideoStream, packets: li
         return "its size is not the one that its header declares"
     seconds = _declared_seconds(container, stream, name)
     tolerated = seconds * (1 - SLACK_SHARE) - SLACK
-    if _end(packets) < tolerated and (end := _end_of_all_streams(container.name)) < tolerated:
+    if tolerated > 0 and _end(packets) < tolerated and (end := _end_of_all_streams(container.name)) < tolerated:
         return f"it ends after {end:.2f} of {seconds:.2f} s"
     return ""
 
@@ -121,13 +121,13 @@ def _declared_seconds(container: InputContainer, stream: VideoStream, name: str)
 
 
 def _end(packets: Sequence["Packet[Any]"]) -> float:
-    """When the last of these packets ends, in seconds."""
+    """When the last of one stream's packets ends, in seconds."""
     times = ((packet.dts if packet.pts is None else packet.pts, packet) for packet in packets)
-    ends = (float((time + (packet.duration or 0)) * packet.time_base) for time, packet in times if time is not None)
-    return max(ends, default=0.0)
+    ends = (time + (packet.duration or 0) for time, packet in times if time is not None)
+    return float(max(ends, default=0) * packets[0].time_base) if packets else 0.0
 
 
 def _end_of_all_streams(path: str) -> float:
-    """When a file's last packet of any kind ends: its duration may be that of the sound."""
+    """When a file's last packet of any kind ends, in seconds: the declared duration may be that of the sound."""
     with _open(path) as container:
-        return _end([packet for packet in container.demux() if packet.size])
+        return max((_end([packet]) for packet in container.demux() if packet.size), default=0.0)

@@ -42,7 +42,7 @@ def orientation_of(frame: VideoFrame) -> Orientation:
 
 @lru_cache
 def _from_matrix(matrix: bytes) -> Orientation:
-    """From 9 int32: x' = a x + c y, y' = b x + d y, with a and b first, c and d after a third value of the first row."""
+    """From 9 int32, a, b, -, c, d, ...: a pixel (x, y) is shown at (a x + c y, b x + d y), plus an offset."""
     a, b, _, c, d = np.frombuffer(matrix, np.int32).astype(float)[:5]
     zero = TOLERANCE * max(abs(a), abs(b), abs(c), abs(d))
     if abs(b) <= zero and abs(c) <= zero and abs(a) > zero and abs(d) > zero:
