@@ -149,7 +149,8 @@ def damage(source: Path, path: Path, seed: int, count: int = 40) -> Path:
     """Overwrites bytes in the middle of a frame."""
     rng = np.random.default_rng(seed)
     data = bytearray(source.read_bytes())
-    packet = rng.choice([packet for packet in packets_of(source) if packet.size > 2 * count])
+    candidates = [packet for packet in packets_of(source) if packet.size > 2 * count]
+    packet = candidates[rng.integers(len(candidates))]
     at = packet.pos + int(rng.integers(count // 2, packet.size - count))
     data[at : at + count] = rng.bytes(count)
     path.write_bytes(data)
