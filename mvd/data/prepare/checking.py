@@ -1,6 +1,8 @@
 """Checks every video of a data set in parallel processes, and records a verdict on each."""
 
+import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -16,10 +18,11 @@ from tqdm import tqdm
 
 from mvd.config import ConfigError
 from mvd.data.prepare.transcode import Facts, check_video, reencode
-from mvd.data.video.errors import Unreadable, UnreadableVideo, first_line, is_transient
+from mvd.data.video.errors import Unreadable, UnreadableVideo, first_line, is_temporary
 from mvd.data.workers import follow_parent
 
 QUEUED_PER_WORKER = 4  # jobs
+LONGEST_NAME = 200  # bytes; file systems allow 255, of which suffixes and temporary names take some
 CHECKS = 2  # version of the checks: verdicts of another version are not reused
 
 
@@ -27,8 +30,9 @@ CHECKS = 2  # version of the checks: verdicts of another version are not reused
 class Record:
     """The verdict on one file: the properties of the file to train on, or why it is quarantined.
 
-    source: the file that was checked, with its size and modification time; path: the one for the lists; transient:
-    the reason does not concern the file's content, so the next run checks it again.
+    source: the file that was checked, with its size and modification time; path: the one for the lists. temporary: the
+    reason, such as a full disk, says nothing about the file's content, so the next run checks it again. checks: the
+    version of the checks.
     """
 
     source: str
@@ -37,9 +41,9 @@ class Record:
     short_side: int | None
     path: str | None = None
     reason: str | None = None
-    transient: bool = False
-    checks: int = 1
     facts: dict[str, Any] | None = None
+    temporary: bool = False
+    checks: int = 1
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,19 @@ class Job:
 
 def work_on(job: Job) -> Record:
     """Checks one file, re-encodes it if the job says so, and checks the result. Never raises: see Record.reason."""
-    size, changed = _version(job.source)
-    record = Record(str(job.source), size, changed, job.short_side, checks=CHECKS)
+    try:
+        status = job.source.stat()
+    except OSError as error:  # it was there when the jobs were made
+        return Record(str(job.source), 0, 0.0, job.short_side, reason=error.strerror, temporary=True)
+    record = Record(str(job.source), status.st_size, status.st_mtime, job.short_side, checks=CHECKS)
     try:
         path, facts = _make(job)
     except Unreadable as error:
-        return replace(record, reason=error.reason, transient=error.transient)
+        return replace(record, reason=error.reason, temporary=error.temporary)
+    except OSError as error:
+        return replace(record, reason=f"its copy cannot be written: {error.strerror}", temporary=True)
     except Exception as error:  # whatever a library raises on one file must not end the work on the others
-        return replace(record, reason=first_line(error), transient=is_transient(error))
+        return replace(record, reason=first_line(error), temporary=is_temporary(error))
     return replace(record, path=str(path), facts=facts._asdict())
 
 
@@ -77,18 +86,18 @@ def _make(job: Job) -> tuple[Path, Facts]:
     return job.target, copied
 
 
-def _version(path: Path) -> tuple[int, float]:
-    """A file's size and modification time; zeros if it is gone."""
-    try:
-        status = path.stat()
-    except OSError:
-        return 0, 0.0
-    return status.st_size, status.st_mtime
-
-
 def target_of(path: Path, videos: Path, output: Path) -> Path:
-    inside = path.relative_to(videos) if path.is_relative_to(videos) else Path(path.name)
-    return output / "videos" / inside.parent / f"{inside.name}.mp4"  # two files may differ in the suffix alone
+    """Where the re-encoded copy of a video is written; different files have different ones."""
+    name = path.name  # with its suffix: two files may differ in that alone
+    if not path.is_relative_to(videos):
+        return output / "videos" / _digest(path.parent) / f"{name}.mp4"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f"{os.fsencode(name)[: LONGEST_NAME // 2].decode(errors='ignore')}-{_digest(path)}"
+    return output / "videos" / path.relative_to(videos).parent / f"{name}.mp4"
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
 
 
 def read_records(output: Path) -> dict[str, Record]:
@@ -104,9 +113,13 @@ def read_records(output: Path) -> dict[str, Record]:
 
 def is_done(job: Job, record: Record | None) -> bool:
     """Whether a record is a verdict on this file as it is now, and on this way of encoding it."""
-    if record is None or record.transient or record.checks != CHECKS or record.short_side != job.short_side:
+    if record is None or record.temporary or record.checks != CHECKS or record.short_side != job.short_side:
         return False
-    same = (record.size, record.changed) == _version(job.source)
+    try:
+        status = job.source.stat()
+    except OSError:
+        return False
+    same = (record.size, record.changed) == (status.st_size, status.st_mtime)
     return same and (record.path is None or Path(record.path).is_file())
 
 

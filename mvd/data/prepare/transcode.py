@@ -11,7 +11,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
 from mvd.data.video.container import VideoPacket, read_track
-from mvd.data.video.errors import UnreadableVideo, first_line, is_transient, unreadable
+from mvd.data.video.errors import UnreadableVideo, first_line, is_temporary, unreadable
 from mvd.data.video.orientation import AS_STORED
 from mvd.data.video.packets import PacketVideo
 from mvd.files import sha256, write_atomically
@@ -58,7 +58,8 @@ def check_video(path: Path) -> Facts:
     spacing = (max(times) - min(times)) / (len(times) - 1) if len(times) > 1 else 0.0
     seconds = round(max(times) - min(times) + spacing, 3)
     order = "decoder" if video.in_decoder_order else "timestamps"
-    return Facts(len(times), seconds, *sizes.pop(), video.codec, path.stat().st_size, sha256(path), order)
+    with unreadable(str(path)):
+        return Facts(len(times), seconds, *sizes.pop(), video.codec, path.stat().st_size, sha256(path), order)
 
 
 def _compare_decoders(path: str) -> None:
@@ -90,7 +91,7 @@ def reencode(source: Path, target: Path, short_side: int) -> None:
         write_atomically(target, lambda unfinished: _encode(PacketVideo(str(source)), unfinished, short_side))
     except av.FFmpegError as error:
         reason = f"it cannot be re-encoded: {first_line(error)}"
-        raise UnreadableVideo(str(source), reason, is_transient(error)) from error
+        raise UnreadableVideo(str(source), reason, is_temporary(error)) from error
 
 
 def _encode(video: PacketVideo, target: Path, short_side: int) -> None:

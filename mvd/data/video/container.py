@@ -78,7 +78,7 @@ def _open(path: str) -> InputContainer:
     try:
         return av.open(path, metadata_errors="replace")
     except av.InvalidDataError as error:
-        raise UnreadableVideo(path, "its header or index is missing or damaged, as in a truncated file") from error
+        raise UnreadableVideo(path, "its header or index is missing or damaged") from error
 
 
 def _decoder(native: VideoCodecContext) -> VideoCodecContext:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Errors of the machine, the disk or the network: they say nothing about the file's content.
-TRANSIENT = {
+TEMPORARY = {
     getattr(errno, name)
     for name in (
         *("EACCES", "EPERM", "EIO", "ENOSPC", "EDQUOT", "EROFS", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "EINTR"),
@@ -16,13 +16,13 @@ TRANSIENT = {
 
 
 class Unreadable(RuntimeError):
-    """A file that cannot be decoded: its path, the reason, and whether another attempt may succeed."""
+    """A file that cannot be decoded: its path, the reason, and whether another attempt may succeed (temporary)."""
 
-    def __init__(self, path: str, reason: str, transient: bool = False) -> None:
-        super().__init__(path, reason, transient)  # all of them, so that the error can be sent between processes
+    def __init__(self, path: str, reason: str, temporary: bool = False) -> None:
+        super().__init__(path, reason, temporary)  # all of them, so that the error can be sent between processes
         self.path = path
         self.reason = reason
-        self.transient = transient
+        self.temporary = temporary
 
     def __str__(self) -> str:
         return f"{self.path} cannot be read: {self.reason}"
@@ -44,12 +44,12 @@ def unreadable(path: str) -> Iterator[None]:
     except Unreadable:
         raise
     except Exception as error:
-        raise UnreadableVideo(path, first_line(error), is_transient(error)) from error
+        raise UnreadableVideo(path, first_line(error), is_temporary(error)) from error
 
 
-def is_transient(error: Exception) -> bool:
+def is_temporary(error: Exception) -> bool:
     """Whether the machine rather than the file's content is to blame for an error."""
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in TRANSIENT)
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in TEMPORARY)
 
 
 def first_line(error: Exception) -> str:

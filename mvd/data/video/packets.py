@@ -44,6 +44,7 @@ class PacketVideo:
             self._reorder_depth = track.decoder.reorder_depth
             self._unit_prefix = unit_prefix(track.decoder)
             self._reformatter = VideoReformatter()
+            self._length, self._number_of, self.in_decoder_order = 0, dict[int, int](), False
             self._orientation = _first_orientation(track.native, track.packets) if track.native else None
             self._number_frames(are_doubtful(track, self._reorder_depth))
             self.time_base = 1 / track.rate if self.in_decoder_order else track.time_base
@@ -90,29 +91,28 @@ class PacketVideo:
         return orientation_of(frame) if self._orientation is None else self._orientation
 
     def _number_frames(self, doubtful: bool) -> None:
+        """Numbers the frames; doubtful timestamps count only if they are those of the decoded frames, in order."""
+        times = [packet.pts for packet in self._packets if packet.pts is not None]
+        if self._packets and len(times) == len(self._packets):
+            self._number_packets(times)
+        if not doubtful:
+            return
+        decoded = [frame.pts for frame in self._shown(self._packets)]
+        self.in_decoder_order = decoded != list(self._number_of)
+        self._length = len(decoded)
+
+    def _number_packets(self, times: list[int]) -> None:
         """Numbers the packets that are shown in the order of their timestamps, and finds where decoding can start.
 
         Not numbered are those that an edit list hides and those that would need a keyframe before the first one.
-        doubtful: trust the timestamps only if they are those of the decoded frames, in order.
         """
         packets = self._packets
-        self.in_decoder_order = doubtful
-        times = [packet.pts for packet in packets if packet.pts is not None]
-        if doubtful:
-            decoded = [frame.pts for frame in self._shown(packets)]
-            self._length = len(decoded)
-            if len(times) < len(packets) or decoded != sorted(set(times)) or not packets[0].is_keyframe:
-                return
-            self.in_decoder_order = False
         keyframes = [i for i, packet in enumerate(packets) if packet.is_keyframe] or [0]
         # The earliest time from each packet on: a keyframe that later packets are shown before is no start for them.
         earliest = list(accumulate(reversed(times), min))[::-1]
         self._starts = [i for i in keyframes if i == keyframes[0] or earliest[i] == times[i]]
-        shown = [
-            i
-            for i in range(keyframes[0], len(packets))
-            if times[i] >= times[keyframes[0]] and not packets[i].is_discard
-        ]
+        first = keyframes[0]
+        shown = [i for i in range(first, len(packets)) if times[i] >= times[first] and not packets[i].is_discard]
         self._shown_packets = sorted(shown, key=times.__getitem__)
         self._number_of = {times[i]: number for number, i in enumerate(self._shown_packets)}
         self._length = len(shown)

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from mvd.data.video.errors import UnreadableImage, UnreadableVideo, first_line, is_transient, unreadable
+from mvd.data.video.errors import UnreadableImage, UnreadableVideo, first_line, is_temporary, unreadable
 from mvd.data.video.packets import PacketVideo
 
 
@@ -78,4 +78,4 @@ def read_image(path: str) -> np.ndarray:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:
-        raise UnreadableImage(path, first_line(error), is_transient(error)) from error
+        raise UnreadableImage(path, first_line(error), is_temporary(error)) from error
