@@ -59,7 +59,7 @@ def read_track(path: str) -> Track:
         for other in container.streams:
             if other is not stream:
                 other.discard = Discard.all
-        demuxed = [packet for packet in container.demux(stream) if packet.dts is not None or packet.size]
+        demuxed = list(container.demux(stream))
         packets = [packet for packet in demuxed if packet.size]
         if any(packet.is_keyframe and packet.has_sidedata("encryption_info") for packet in packets):
             raise UnreadableVideo(path, "it is encrypted")
@@ -102,8 +102,9 @@ def _find_truncation(container: InputContainer, stream: VideoStream, packets: li
     """What shows that the file ends early, or "". Formats that declare no length, as MPEG-TS, show nothing."""
     if name != "mpegts" and any(packet.is_corrupt for packet in packets):
         return "it ends in the middle of a frame"
-    if name == "mov" and len(packets) < (declared := len(stream.index_entries)):
-        return f"it holds {len(packets)} of {declared} frames"
+    declared = len(stream.index_entries) if name == "mov" else 0
+    if len(packets) <= declared and (held := sum(packet.dts is not None for packet in packets)) < declared:
+        return f"it holds {held} of {declared} frames"
     if name == "asf" and container.duration is None:
         return "its size is not the one that its header declares"
     seconds = _declared_seconds(container, stream, name)

@@ -133,7 +133,7 @@ class PacketVideo:
             lost = wanted - frames.keys()
         else:
             frames, lost = self._pick(self._needed_packets(numbers), numbers)
-            if lost:  # a keyframe that is none, or a wrong reorder depth
+            if lost:  # a frame wrongly flagged as a keyframe, or a wrong reorder depth
                 self._reorder_depth = MAX_REORDER_DEPTH
                 last = max(self._shown_packets[number] for number in numbers)
                 frames, lost = self._pick([self._packets[: last + 1]], numbers)

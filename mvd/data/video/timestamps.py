@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from mvd.data.video.container import Track
 
-INVENTED = ("avi", "asf")  # these store none, or the order of decoding; FFmpeg fills them in
+INVENTED = ("avi", "asf")  # they store no times of presentation; FFmpeg fills them in
 HIDING = ("vp8", "vp9", "av1")  # codecs with frames that are never shown, which AVI gives a time of their own
 PACKED = ("mpeg4",)  # XviD and DivX may pack two frames into one packet, which moves all later timestamps
 
