@@ -52,8 +52,8 @@ def _hang(pipe: Path, folder: Path, processes: int) -> None:
     for process in running:
         assert process.stdout.readline() == "ready\n"
     for process in running:
-        _, logged = process.communicate("go\n", timeout=60)
-        assert process.returncode == RETRYABLE and f"has been reading {pipe} for 0.5 s" in logged
+        _, said = process.communicate("go\n", timeout=60)
+        assert process.returncode == RETRYABLE and f"has been reading {pipe} for 0.5 s" in said
 
 
 def test_a_file_that_is_read_in_time_leaves_no_trace(tmp_path):
