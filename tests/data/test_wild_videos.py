@@ -264,3 +264,13 @@ def test_an_error_of_the_machine_is_no_verdict_on_the_file(error, folder, monkey
     with pytest.raises(UnreadableVideo) as caught:
         open_video(str(folder / "h264.mp4"))
     assert caught.value.temporary
+
+
+@pytest.mark.parametrize("name", ["bikes", "bigbuckbunny", "carphone_pristine", "carphone_distorted"])
+def test_real_videos_are_read_as_a_sequential_decoding_reads_them(name, real_videos):
+    path = real_videos[name]
+    wanted = np.random.default_rng(0).integers(check_video(Path(path)).frames, size=12)
+    with av.open(path) as container:
+        frames = {number: frame for number, frame in enumerate(container.decode(video=0)) if number in wanted}
+    expected = np.stack([frames[number].to_ndarray(format="rgb24") for number in wanted])
+    np.testing.assert_array_equal(open_video(path).frames(wanted), expected)
