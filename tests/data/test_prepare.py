@@ -65,7 +65,7 @@ def test_a_data_set_from_class_folders(videos, tmp_path):
     quarantine = [line.split("\t") for line in (output / "quarantine.tsv").read_text().splitlines()]
     assert sorted((name, reason) for _, name, reason in quarantine) == [
         ("a/2.mp4", "a frame is damaged"),
-        ("a/3.mp4", "Invalid data found when processing input"),
+        ("a/3.mp4", "its header or index is missing or damaged"),
     ]
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["classes"] == {"a": 0, "b": 1} and manifest["totals"]["frames"] == 4 * 40
