@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from mvd.config import ConfigError
-from mvd.distributed.preflight import HostFault
+from mvd.distributed.faults import HostFault
 from mvd.distributed.process import Process, gather
 from mvd.files import sha256, write_atomically, write_json
 from mvd.host import hostname

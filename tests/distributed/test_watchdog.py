@@ -39,7 +39,7 @@ def test_who_works_at_his_own_pace_is_not_named():
 def test_a_silent_process_is_named_before_all_others():
     everyone = [seen(0, WAITING), seen(1, READING), seen(2, WAITING, silent=400)]
     message, hosts = diagnose(everyone, everyone[2:])
-    assert "rank 2 on node2 has not been heard of for 400 s" in message and hosts == ["node2"]
+    assert "rank 2 on node2 has sent no heartbeat for 400 s" in message and hosts == ["node2"]
 
 
 def test_nobody_is_named_where_all_hang_together():
@@ -89,4 +89,4 @@ def test_a_hang_shows_every_stack_names_the_host_and_ends_the_run(tmp_path, moti
 def test_a_process_that_is_not_heard_of_ends_the_run(tmp_path, motion_root):
     finished, fault = run_hanging(tmp_path, motion_root)
     assert finished.code == RETRYABLE
-    assert "rank 1 on" in fault["message"] and "has not been heard of for" in fault["message"]
+    assert "rank 1 on" in fault["message"] and "has sent no heartbeat for" in fault["message"]
