@@ -19,8 +19,8 @@ import torch.distributed as dist
 
 from mvd.batch import solve_batch
 from mvd.config import ConfigError
-from mvd.distributed.blame import explain_errors
 from mvd.distributed.exit_codes import INVALID, OK, RETRYABLE, STOPPED
+from mvd.distributed.explain import explain_errors
 from mvd.distributed.faults import HostFault, PeerLost, RunFailed
 from mvd.distributed.process import Process, exit_together, start_processes
 from mvd.distributed.signals import Interrupted, signal_handlers

@@ -9,6 +9,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
 from launch.job.attempts import LINES, job_id
@@ -36,6 +37,7 @@ class StageJob:
         for number in (signal.SIGUSR2, signal.SIGTERM):  # submitit's own would requeue in the middle of a step
             signal.signal(number, note.leave)
         try:
+            export_job()
             run(stage, note)
         except Exception:
             note.write("\n".join(traceback.format_exc().strip().splitlines()[-LINES:]))
@@ -63,9 +65,16 @@ class PrepareJob:
         return DelayedSubmission(self)
 
 
+def export_job() -> None:
+    """Tells training which hosts the job has, and that it asked for GPUs unless the profile's environment says "0"."""
+    os.environ["MVD_HOSTS"] = ",".join(JobEnvironment().hostnames)
+    os.environ.setdefault("MVD_EXPECT_GPU", "1")
+
+
 def run(stage: Stage, note: "ErrorNote") -> None:
     """Imports torch, and trains or tests; leaves with exit code 2 where another attempt would be no better."""
-    from mvd.distributed.faults import RunFailed
+    from mvd.distributed.exit_codes import RETRYABLE
+    from mvd.distributed.faults import HostFault, PeerLost, RunFailed
     from mvd.distributed.signals import Interrupted
     from mvd.run import DISK_FAULTS, run_stage
 
@@ -77,6 +86,10 @@ def run(stage: Stage, note: "ErrorNote") -> None:
         print(f"error: {error}", flush=True)
         note.write(f"error: {error}", final=True)
         sys.exit(2)
+    except (HostFault, PeerLost) as error:
+        print(f"error: {error}", flush=True)
+        note.write(f"error: {error}")
+        sys.exit(RETRYABLE)
     except OSError as error:
         if error.errno not in DISK_FAULTS:
             raise

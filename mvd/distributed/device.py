@@ -12,14 +12,16 @@ EXPECT_GPU = "MVD_EXPECT_GPU"  # "1" in jobs that asked for GPUs: they never run
 
 
 def choose_device() -> torch.device:
-    """The GPU of this process, made its current one, with LOCAL_RANK set to its index, as DeepSpeed expects; or the CPU.
+    """The GPU of this process, which becomes its current one, or the CPU.
+
+    Sets LOCAL_RANK to the index of the GPU, which is what DeepSpeed takes it for.
 
     Raises:
         HostFault: GPUs were asked for, and this process has none that works.
         ConfigError: GPUs were asked for, and PyTorch was built without support for them.
     """
     expected = os.environ.get(EXPECT_GPU) == "1"
-    if expected and not torch.backends.cuda.is_built():
+    if expected and torch.version.cuda is None and torch.version.hip is None:
         raise ConfigError(
             f"this job asked for GPUs, but PyTorch {torch.__version__} is built without CUDA; install a CUDA build"
         )
@@ -54,7 +56,7 @@ def _why_no_gpu() -> str:
     if visible in ("", "-1", "NoDevFiles"):
         return f"CUDA_VISIBLE_DEVICES is {visible!r}"
     try:
-        torch.cuda.init()
+        torch.cuda.current_device()
     except RuntimeError as error:
         return str(error).splitlines()[0].split(". ")[0]
     return "torch.cuda.is_available() is False"

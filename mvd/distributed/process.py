@@ -73,7 +73,7 @@ def _join(rank: int, world_size: int, device: torch.device, files: RunDirectory 
     timeout = group_timeout(limits.hang_minutes)
     os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", f"{timeout.total_seconds():.0f}")
     # DeepSpeed makes more groups and gives no timeout: these are the defaults, 10 minutes for NCCL.
-    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
+    vars(distributed_c10d).update(default_pg_timeout=timeout, default_pg_nccl_timeout=timeout)
     store = rendezvous(rank, world_size, limits.rendezvous_minutes, files)
     backend = "gloo" if device.type == "cpu" else "nccl"
     bound = device if device.type == "cuda" and world_size > 1 else None

@@ -1,6 +1,5 @@
 """The start of a process group: who arrived, and which host is missing."""
 
-import logging
 import os
 import socket
 import time
@@ -9,13 +8,12 @@ from datetime import timedelta
 from typing import NoReturn
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from mvd.distributed.faults import HostFault, PeerLost, record_fault
 from mvd.distributed.signals import Interrupted, stop_requested
 from mvd.host import hostname
 from mvd.run_directory import RunDirectory
-
-logger = logging.getLogger(__name__)
 
 HOSTS = "MVD_HOSTS"  # the hosts of the job, comma-separated, by the names that mvd.host.hostname gives
 POLL_SECONDS = 0.5
@@ -23,7 +21,7 @@ POLL_SECONDS = 0.5
 START = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
 
 
-def rendezvous(rank: int, world_size: int, minutes: float, files: RunDirectory | None) -> dist.Store:
+def rendezvous(rank: int, world_size: int, minutes: float, files: RunDirectory | None) -> Store:
     """Waits until every rank has arrived; returns the store at MASTER_ADDR and MASTER_PORT, for the process group.
 
     minutes: how long to wait. files: the run directory; a rank that does not arrive is recorded in its faults.jsonl.
@@ -41,9 +39,7 @@ def rendezvous(rank: int, world_size: int, minutes: float, files: RunDirectory |
         message = f"rank 0 on {host} did not open port {port} within {minutes:g} min"
         _fail(message, [host], files, is_first=True)
     try:
-        store = dist.PrefixStore(
-            "/".join(os.environ.get(name, "") for name in START), _connect(hosts_store, world_size)
-        )
+        store = PrefixStore("/".join(os.environ.get(name, "") for name in START), _connect(hosts_store, world_size))
         store.set(f"host of {rank}", hostname())
         if not _wait(lambda: store.check([f"host of {other}" for other in range(world_size)]), deadline):
             arrived = {other: _read(store, other) for other in range(world_size) if store.check([f"host of {other}"])}
@@ -96,13 +92,13 @@ def _listens(address: str, port: int) -> bool:
         return False
 
 
-def _connect(hosts_store: bool, world_size: int) -> dist.TCPStore:
+def _connect(hosts_store: bool, world_size: int) -> TCPStore:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     timeout = timedelta(minutes=1)
-    return dist.TCPStore(address, port, world_size, hosts_store, timeout, wait_for_workers=False, multi_tenant=True)
+    return TCPStore(address, port, world_size, hosts_store, timeout, wait_for_workers=False, multi_tenant=True)
 
 
-def _read(store: dist.Store, rank: int) -> str:
+def _read(store: Store, rank: int) -> str:
     return store.get(f"host of {rank}").decode()
 
 

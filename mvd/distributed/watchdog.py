@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 from torch._C import _distributed_c10d
+from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.distributed_c10d import _get_default_store
 
 from mvd.distributed.exit_codes import RETRYABLE
@@ -83,7 +84,7 @@ class Watchdog:
         self.usual_limit = self.limit = 60 * minutes  # in seconds
         self.step, self.update, self.since = "starting", 0, time.monotonic()
         self.poll = min(POLL_SECONDS, self.usual_limit / 10)
-        self.store = dist.PrefixStore(f"watchdog-{next(_runs)}", _get_default_store().clone())
+        self.store = PrefixStore(f"watchdog-{next(_runs)}", _get_default_store().clone())
         self.published: dict[int, tuple[bytes, float]] = {}  # rank -> last heartbeat, first seen at
         self.leaving = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from mvd.config import ConfigError
 from mvd.distributed.faults import HostFault
 from mvd.distributed.process import Process, gather
+from mvd.distributed.watchdog import heartbeat
 from mvd.files import sha256, write_atomically, write_json
 from mvd.host import hostname
 from mvd.run_directory import MANIFEST, RunDirectory, checkpoint_name
@@ -123,15 +124,18 @@ class ErrorCollectingWriter(TorchCheckpointEngine):
 
     @contextmanager
     def collecting_errors(self) -> Iterator[None]:
+        heartbeat("writing a checkpoint")
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:  # the last two: how libraries say that it is full
             lines = str(error).splitlines() or [type(error).__name__]
             self.failure = f"{hostname()}: {lines[0]}"
+        heartbeat("waiting for the others' checkpoint files")
 
 
 def _abandon_if_any_failed(writer: ErrorCollectingWriter, target: Path, process: Process) -> None:
     """If any rank failed to write, abandon the checkpoint on all ranks and delete it."""
+    heartbeat("waiting for the others' checkpoint files")
     failures = [failure for failure in gather(writer.failure) if failure is not None]
     if failures:
         if process.is_first:

@@ -1,0 +1,68 @@
+"""Why the processes of a job ended, from what SLURM and srun say."""
+
+import re
+import signal
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mvd.distributed.blame import SIGNALS, hardware_fault
+from mvd.distributed.faults import record_fault
+from mvd.run_directory import RunDirectory
+
+# State of a job's step, as `sacct --format State` shows it -> what it means and what to do.
+VERDICTS = {
+    "OUT_OF_MEMORY": "the job used more memory than it asked for; raise slurm.memory_gb, or lower workers",
+    "NODE_FAIL": "a node of the job failed",
+    "BOOT_FAIL": "a node of the job did not boot",
+    "TIMEOUT": "the job reached its time limit before it had saved; raise slurm.warning_seconds",
+    "DEADLINE": "the job reached its deadline",
+    "PREEMPTED": "the job was preempted before it had saved; raise slurm.warning_seconds",
+    "CANCELLED": "the job was cancelled",
+}
+# srun reports each task that died: `srun: error: node3: task 5: Bus error (core dumped)`.
+_DEAD_TASK = re.compile(r"^srun: error: ([\w.-]+): tasks? ([\d,-]+): ([^(\n]+)", re.MULTILINE)
+_SIGNALS = {signal.strsignal(number): number for number in signal.valid_signals()}
+
+
+class DeadTask(NamedTuple):
+    """A task that a signal ended: its host, its rank (the lowest, if several of the host ended so) and the signal."""
+
+    host: str
+    rank: int
+    signal: int
+
+
+def explain_exit(code: int, state: str) -> str:
+    """Why the processes of a job ended without an error message, in a sentence.
+
+    code: of srun. state: of the job's last step in accounting, such as OUT_OF_MEMORY; "" if that is not known.
+    """
+    verdict = VERDICTS.get(state.partition(" ")[0])  # CANCELLED by 1000
+    if verdict is not None:
+        return f"SLURM says {state}: {verdict}"
+    number = code - 128
+    if number == signal.SIGKILL:
+        return "killed by SIGKILL without a message: by the kernel if the host had no memory left, or by a person"
+    if number in signal.valid_signals():
+        return f"killed by {signal.Signals(number).name} ({signal.strsignal(number)}) without a message"
+    return "no process said why"
+
+
+def dead_tasks(log: str) -> list[DeadTask]:
+    """The tasks that a signal ended in the last attempt that this log, the one of a batch script, tells of."""
+    last_attempt = log.rpartition("\n=== ")[2]  # launch.job.attempts and stage_job print such lines
+    found = [(host, ranks, _SIGNALS.get(how.strip())) for host, ranks, how in _DEAD_TASK.findall(last_attempt)]
+    return [DeadTask(host, int(re.split("[,-]", ranks)[0]), number) for host, ranks, number in found if number]
+
+
+def blame_dead_tasks(files: RunDirectory, log: str, log_of_rank: Callable[[int], str]) -> None:
+    """Records the hosts on which a hardware fault ended a task, so that the next attempt avoids them.
+
+    A fault that CUDA or NCCL finds in a thread of its own aborts the process: then the rank's log says what it was.
+    """
+    for task in dead_tasks(log):
+        fault = SIGNALS.get(task.signal)
+        if task.signal == signal.SIGABRT:
+            fault = hardware_fault(log_of_rank(task.rank).rpartition("\n=== ")[2])
+        if fault is not None:
+            record_fault(files, "hardware", f"rank {task.rank} on {task.host}: {fault}", hosts=[task.host])
