@@ -29,7 +29,7 @@ def record_attempt(stage: Stage, world_size: int) -> int:
     Each shard of a test has a file of its own.
 
     Raises:
-        ConfigError: an input file is missing, or its content has changed since the stage was submitted or first started.
+        ConfigError: an input file is missing, or its content has changed since the stage was submitted or started.
     """
     path = stage.job_files.provenance
     attempts: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []

@@ -3,12 +3,14 @@
 import re
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from mvd.distributed.blame import SIGNALS, hardware_fault
 from mvd.distributed.faults import record_fault
 from mvd.run_directory import RunDirectory
 
+TAIL_BYTES = 2**18
 # State of a job's step, as `sacct --format State` shows it -> what it means and what to do.
 VERDICTS = {
     "OUT_OF_MEMORY": "the job used more memory than it asked for; raise slurm.memory_gb, or lower workers",
@@ -49,20 +51,31 @@ def explain_exit(code: int, state: str) -> str:
 
 
 def dead_tasks(log: str) -> list[DeadTask]:
-    """The tasks that a signal ended in the last attempt that this log, the one of a batch script, tells of."""
-    last_attempt = log.rpartition("\n=== ")[2]  # launch.job.attempts and stage_job print such lines
-    found = [(host, ranks, _SIGNALS.get(how.strip())) for host, ranks, how in _DEAD_TASK.findall(last_attempt)]
+    """The tasks that a signal ended, as srun reports them in the log of a batch script."""
+    found = [(host, ranks, _SIGNALS.get(how.strip())) for host, ranks, how in _DEAD_TASK.findall(log)]
     return [DeadTask(host, int(re.split("[,-]", ranks)[0]), number) for host, ranks, number in found if number]
 
 
-def blame_dead_tasks(files: RunDirectory, log: str, log_of_rank: Callable[[int], str]) -> None:
+def blame_dead_tasks(files: RunDirectory, log: Callable[[int], Path]) -> None:
     """Records the hosts on which a hardware fault ended a task, so that the next attempt avoids them.
 
     A fault that CUDA or NCCL finds in a thread of its own aborts the process: then the rank's log says what it was.
+
+    log: the path of each rank's log; srun and the batch script write to that of rank 0.
     """
-    for task in dead_tasks(log):
+    for task in dead_tasks(_tail(log(0))):
         fault = SIGNALS.get(task.signal)
         if task.signal == signal.SIGABRT:
-            fault = hardware_fault(log_of_rank(task.rank).rpartition("\n=== ")[2])
+            fault = hardware_fault(_tail(log(task.rank)))
         if fault is not None:
             record_fault(files, "hardware", f"rank {task.rank} on {task.host}: {fault}", hosts=[task.host])
+
+
+def _tail(path: Path) -> str:
+    """The end of a log, from the last line of launch.job on: what the last attempt printed."""
+    try:
+        with open(path, "rb") as handle:
+            handle.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            return handle.read().decode(errors="replace").rpartition("\n=== ")[2]
+    except OSError:  # a rank that died early has no log
+        return ""

@@ -1,0 +1,80 @@
+"""Why a job's processes ended: what SLURM and srun say, and which hosts are blamed for it."""
+
+import json
+
+import pytest
+
+from launch.job.verdict import DeadTask, blame_dead_tasks, dead_tasks, explain_exit
+from mvd.run_directory import RunDirectory
+
+HEADER = "=== job 24, rank 0 on node1, 2026-11-24T10:00:00+00:00\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "said"),
+    [
+        (137, "OUT_OF_MEMORY", "SLURM says OUT_OF_MEMORY: the job used more memory than it asked for; raise slurm.mem"),
+        (143, "CANCELLED by 1000", "SLURM says CANCELLED by 1000: the job was cancelled"),
+        (1, "NODE_FAIL", "SLURM says NODE_FAIL: a node of the job failed"),
+        (137, "FAILED", "killed by SIGKILL without a message: by the kernel if the host had no memory left"),
+        (139, "", "killed by SIGSEGV (Segmentation fault) without a message"),
+        (1, "FAILED", "no process said why"),
+    ],
+)
+def test_an_exit_without_a_message_is_explained_by_slurm_or_by_its_signal(code, state, said):
+    assert explain_exit(code, state).startswith(said)
+
+
+def test_srun_tells_which_tasks_a_signal_ended():
+    log = (
+        "srun: error: node3: task 5: Bus error (core dumped)\nsrun: error: gpu-a.x: tasks 8-11: Illegal instruction\n"
+        "srun: error: node1: task 0: Exited with exit code 76\nsrun: error: node[1-2]: tasks 0,2: Bus error\n"
+        "srun: error: Unable to create step\n"
+    )
+    assert dead_tasks(log) == [DeadTask("node3", 5, 7), DeadTask("gpu-a.x", 8, 4)]
+
+
+def blamed(tmp_path, *logs: str) -> list[tuple[list[str], str]]:
+    for rank, text in enumerate(logs):
+        (tmp_path / f"log_{rank}").write_text(text)
+    blame_dead_tasks(RunDirectory(tmp_path), lambda rank: tmp_path / f"log_{rank}")
+    faults = RunDirectory(tmp_path).read_faults() if (tmp_path / "faults.jsonl").exists() else []
+    return [(fault["hosts"], fault["message"]) for fault in faults]
+
+
+def test_a_bus_error_blames_its_host(tmp_path):
+    log = HEADER + "srun: error: node2: task 1: Bus error\n"
+    assert blamed(tmp_path, log) == [(["node2"], "rank 1 on node2: bus error (SIGBUS)")]
+
+
+def test_an_aborted_task_blames_its_host_if_its_log_shows_a_hardware_fault(tmp_path):
+    log = HEADER + "srun: error: node2: task 1: Aborted (core dumped)\n"
+    printed = HEADER + "terminate called after throwing\n  what():  CUDA error: uncorrectable ECC error encountered\n"
+    assert blamed(tmp_path, log, printed) == [
+        (["node2"], "rank 1 on node2: uncorrectable ECC error of a GPU's memory")
+    ]
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        HEADER + "srun: error: node2: task 1: Segmentation fault\n",
+        HEADER + "srun: error: node2: task 1: Killed\n",
+        HEADER + "srun: error: node2: task 1: Aborted\n",
+        HEADER + "srun: error: node2: task 1: Bus error\n=== a process ended with exit code 135\n" + HEADER,
+    ],
+    ids=["segfault", "killed", "aborted by a bug", "an earlier attempt's"],
+)
+def test_other_deaths_blame_no_host(tmp_path, log):
+    printed = HEADER + "CUDA error: uncorrectable ECC\n=== next attempt\nRuntimeError: CUDA error: device-side assert\n"
+    assert blamed(tmp_path, log, printed) == []
+
+
+def test_a_job_without_logs_blames_no_host(tmp_path):
+    blame_dead_tasks(RunDirectory(tmp_path), lambda rank: tmp_path / "none")
+    assert not (tmp_path / "faults.jsonl").exists()
+
+
+def test_a_blamed_host_is_recorded_as_a_hardware_fault(tmp_path):
+    blamed(tmp_path, HEADER + "srun: error: node2: task 1: Illegal instruction\n")
+    assert json.loads((tmp_path / "faults.jsonl").read_text())["fault"] == "hardware"
