@@ -47,11 +47,10 @@ def rendezvous(rank: int, world_size: int, minutes: float, files: RunDirectory |
             is_first = store.add("timeouts", 1) == 1
             _fail(f"{message} within {minutes:g} min", hosts, files, is_first)
     except dist.DistError as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        advice = "set another MASTER_PORT, or start again" if "EADDRINUSE" in str(error) else "start again"
-        raise PeerLost(
-            f"rank {rank} on {hostname()} cannot join the run at {address}:{port} ({reason}); {advice}"
-        ) from error
+        where = f"rank {rank} on {hostname()} cannot join the run at {address}:{port}"
+        if "EADDRINUSE" in str(error):
+            raise PeerLost(f"{where}: the port is taken; set another MASTER_PORT, or start again") from error
+        raise PeerLost(f"{where} ({str(error).splitlines()[0].split('. ')[0]}); start again") from error
     return store
 
 

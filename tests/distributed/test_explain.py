@@ -17,7 +17,9 @@ from mvd.distributed.faults import HostFault, PeerLost, RunFailed
 from mvd.distributed.process import start_processes
 from tests.runs import call, small_stage, write_stage
 
-FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.0 GiB is free. "
+FULL = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.0 GiB is free. "
+)
 OWN = "Including non-PyTorch memory, this process has 77.20 GiB memory in use. "
 OTHER = "Process 4711 has 60.00 GiB memory in use. "
 
@@ -75,9 +77,19 @@ def test_a_lost_process_blames_nobody(tmp_path, error, said):
 @pytest.mark.parametrize(
     ("kind", "micro_batch", "error", "said"),
     [
-        ("pretrain", 24, torch.OutOfMemoryError(FULL + OWN), "set cluster.pretrain.micro_batch=12, half of the present 24"),
+        (
+            "pretrain",
+            24,
+            torch.OutOfMemoryError(FULL + OWN),
+            "set cluster.pretrain.micro_batch=12, half of the present 24",
+        ),
         ("finetune", 5, RuntimeError("CUDA error: out of memory"), "set cluster.finetune.micro_batch=2, half of"),
-        ("finetune", 2, torch.OutOfMemoryError(FULL), "out of GPU memory with the smallest micro_batch, 2; use GPUs with"),
+        (
+            "finetune",
+            2,
+            torch.OutOfMemoryError(FULL),
+            "out of GPU memory with the smallest micro_batch, 2; use GPUs with",
+        ),
         ("pretrain", 1, torch.OutOfMemoryError(FULL), "out of GPU memory with the smallest micro_batch, 1"),
         ("pretrain", 8, torch.OutOfMemoryError(FULL + OTHER), "micro_batch=4"),  # its own, by a container's process id
         ("pretrain", 8, RuntimeError("NCCL error: Last error:\nCuda failure 2 'out of memory'"), "micro_batch=4"),

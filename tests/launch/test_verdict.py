@@ -50,9 +50,7 @@ def test_a_bus_error_blames_its_host(tmp_path):
 def test_an_aborted_task_blames_its_host_if_its_log_shows_a_hardware_fault(tmp_path):
     log = HEADER + "srun: error: node2: task 1: Aborted (core dumped)\n"
     printed = HEADER + "terminate called after throwing\n  what():  CUDA error: uncorrectable ECC error encountered\n"
-    assert blamed(tmp_path, log, printed) == [
-        (["node2"], "rank 1 on node2: uncorrectable ECC error of a GPU's memory")
-    ]
+    assert blamed(tmp_path, log, printed) == [(["node2"], "rank 1 on node2: uncorrectable ECC error of a GPU's memory")]
 
 
 @pytest.mark.parametrize(
