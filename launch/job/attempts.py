@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.job.record import Attempt, Record, now, read_record, write_record
+from launch.job.verdict import blame_dead_tasks, explain_exit, step_state
 from launch.slurm import client as slurm
 from launch.slurm.exclusion import blamed_hosts, excludable_hosts, exclusion
 from mvd.config import ConfigError
@@ -56,7 +57,9 @@ def end(files: RunDirectory, code: int) -> int:
         write_record(files, record)
         return 0
     failure = _failure(files)
-    attempt.error = _reason(code, failure, _last_fault(files, attempt.started))
+    blame_dead_tasks(files.whole, record.log)
+    exit_reason = explain_exit(code, step_state(record.log()))
+    attempt.error = _reason(code, failure, _last_fault(files, attempt.started), exit_reason)
     without_progress = [a for a in record.attempts if a.ended and a.saved == files.progress()]
     if failure and failure["final"]:
         record.error = attempt.error
@@ -110,12 +113,12 @@ def _last_fault(files: RunDirectory, since: str) -> str | None:
     return faults[-1]["message"] if faults and faults[-1]["time"] >= since else None
 
 
-def _reason(code: int, failure: dict[str, Any] | None, fault: str | None) -> str:
+def _reason(code: int, failure: dict[str, Any] | None, fault: str | None, exit_reason: str) -> str:
     if code == 0:
         return "stopped before a time limit or a preemption, or on request"
     killed = f", signal {code - 128}" if 128 < code < 160 else ""
     said = failure["lines"] if failure else fault
-    why = f"\n{said}" if said else "; no process said why: often it had no memory left"
+    why = f"\n{said}" if said else f"; {exit_reason}"
     return f"a process ended with exit code {code}{killed}{why}"
 
 

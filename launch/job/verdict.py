@@ -21,6 +21,12 @@ VERDICTS = {
     "PREEMPTED": "the job was preempted before it had saved; raise slurm.warning_seconds",
     "CANCELLED": "the job was cancelled",
 }
+_STEP_MESSAGES = {
+    "OUT_OF_MEMORY": r"^slurmstepd: error: .*oom.kill event|^srun: error: .*: Out Of Memory$",
+    "NODE_FAIL": r"^(slurmstepd|srun): error: .* (DUE TO NODE FAILURE|Node failure on )",
+    "TIMEOUT": r"^slurmstepd: error: .* DUE TO TIME LIMIT",
+    "PREEMPTED": r"^slurmstepd: error: .* DUE TO PREEMPTION",
+}
 # srun reports each task that died: `srun: error: node3: task 5: Bus error (core dumped)`.
 _DEAD_TASK = re.compile(r"^srun: error: ([\w.-]+): tasks? ([\d,-]+): ([^(\n]+)", re.MULTILINE)
 _SIGNALS = {signal.strsignal(number): number for number in signal.valid_signals()}
@@ -35,19 +41,29 @@ class DeadTask(NamedTuple):
 
 
 def explain_exit(code: int, state: str) -> str:
-    """Why the processes of a job ended without an error message, in a sentence.
+    """Why the processes of a job ended if none recorded an error, in a sentence.
 
-    code: of srun. state: of the job's last step in accounting, such as OUT_OF_MEMORY; "" if that is not known.
+    code: of srun. state: SLURM's word for the end of the step or of the job, such as OUT_OF_MEMORY, from `step_state`
+    or from accounting; "" if it is not known.
     """
     verdict = VERDICTS.get(state.partition(" ")[0])  # CANCELLED by 1000
     if verdict is not None:
-        return f"SLURM says {state}: {verdict}"
+        return f"no process said why; SLURM says {state}: {verdict}"
     number = code - 128
     if number == signal.SIGKILL:
-        return "killed by SIGKILL without a message: by the kernel if the host had no memory left, or by a person"
+        return "no process said why; SIGKILL comes from the kernel if a host has no memory left, or from a person"
     if number in signal.valid_signals():
-        return f"killed by {signal.Signals(number).name} ({signal.strsignal(number)}) without a message"
+        return f"no process said why; it was killed by {signal.Signals(number).name} ({signal.strsignal(number)})"
     return "no process said why"
+
+
+def step_state(log: Path) -> str:
+    """How SLURM says that the processes of the last attempt ended, from the log of a batch script; "" if it does not.
+
+    Accounting says the same, but later, and only if the site has it.
+    """
+    printed = _tail(log)
+    return next((state for state, pattern in _STEP_MESSAGES.items() if re.search(pattern, printed, re.MULTILINE)), "")
 
 
 def dead_tasks(log: str) -> list[DeadTask]:

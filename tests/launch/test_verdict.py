@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from launch.job.verdict import DeadTask, blame_dead_tasks, dead_tasks, explain_exit
+from launch.job.verdict import DeadTask, blame_dead_tasks, dead_tasks, explain_exit, step_state
 from mvd.run_directory import RunDirectory
 
 HEADER = "=== job 24, rank 0 on node1, 2026-11-24T10:00:00+00:00\n"
@@ -16,13 +16,40 @@ HEADER = "=== job 24, rank 0 on node1, 2026-11-24T10:00:00+00:00\n"
         (137, "OUT_OF_MEMORY", "SLURM says OUT_OF_MEMORY: the job used more memory than it asked for; raise slurm.mem"),
         (143, "CANCELLED by 1000", "SLURM says CANCELLED by 1000: the job was cancelled"),
         (1, "NODE_FAIL", "SLURM says NODE_FAIL: a node of the job failed"),
-        (137, "FAILED", "killed by SIGKILL without a message: by the kernel if the host had no memory left"),
-        (139, "", "killed by SIGSEGV (Segmentation fault) without a message"),
-        (1, "FAILED", "no process said why"),
+        (137, "FAILED", "SIGKILL comes from the kernel if a host has no memory left, or from a person"),
+        (139, "", "it was killed by SIGSEGV (Segmentation fault)"),
     ],
 )
 def test_an_exit_without_a_message_is_explained_by_slurm_or_by_its_signal(code, state, said):
-    assert explain_exit(code, state).startswith(said)
+    assert explain_exit(code, state).startswith(f"no process said why; {said}")
+
+
+def test_an_exit_that_nothing_explains_is_said_to_be_one():
+    assert explain_exit(1, "FAILED") == "no process said why"
+
+
+@pytest.mark.parametrize(
+    ("printed", "state"),
+    [
+        ("slurmstepd: error: Detected 1 oom_kill event in StepId=24.0. Some of the step tasks ...", "OUT_OF_MEMORY"),
+        ("slurmstepd: error: Detected 1 oom-kill event(s) in step 24.0 cgroup. Some of ...", "OUT_OF_MEMORY"),
+        ("srun: error: node1: task 0: Out Of Memory", "OUT_OF_MEMORY"),
+        ("slurmstepd: error: *** STEP 24.0 ON node1 CANCELLED AT 2026-11-24T10:00:00 DUE TO TIME LIMIT ***", "TIMEOUT"),
+        ("slurmstepd: error: *** JOB 24 ON node1 CANCELLED AT 2026-11-24T10:00:00 DUE TO PREEMPTION ***", "PREEMPTED"),
+        (
+            "slurmstepd: error: *** STEP 24.0 ON node1 CANCELLED AT 2026-11-24T10:00:00 DUE TO NODE FAILURE, SEE"
+            " SLURMCTLD LOG FOR DETAILS ***",
+            "NODE_FAIL",
+        ),
+        ("ValueError: no DUE TO TIME LIMIT", ""),
+    ],
+)
+def test_slurms_verdict_on_the_last_attempt_is_in_the_jobs_log(tmp_path, printed, state):
+    log = tmp_path / "log"
+    log.write_text(f"{HEADER}{printed}\n")
+    assert step_state(log) == state
+    log.write_text(f"{HEADER}{printed}\n{HEADER}")
+    assert step_state(log) == "" and step_state(tmp_path / "none") == ""
 
 
 def test_srun_tells_which_tasks_a_signal_ended():
