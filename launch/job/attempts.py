@@ -57,9 +57,9 @@ def end(files: RunDirectory, code: int) -> int:
         write_record(files, record)
         return 0
     failure = _failure(files)
-    blame_dead_tasks(files.whole, record.log)
-    exit_reason = explain_exit(code, step_state(record.log()))
-    attempt.error = _reason(code, failure, _last_fault(files, attempt.started), exit_reason)
+    crash = blame_dead_tasks(files.whole, record.log)  # the others' errors only follow from it
+    said = crash or (failure["lines"] if failure else _last_fault(files, attempt.started))
+    attempt.error = _reason(code, said, explain_exit(code, step_state(record.log())))
     without_progress = [a for a in record.attempts if a.ended and a.saved == files.progress()]
     if failure and failure["final"]:
         record.error = attempt.error
@@ -113,11 +113,10 @@ def _last_fault(files: RunDirectory, since: str) -> str | None:
     return faults[-1]["message"] if faults and faults[-1]["time"] >= since else None
 
 
-def _reason(code: int, failure: dict[str, Any] | None, fault: str | None, exit_reason: str) -> str:
+def _reason(code: int, said: str | None, exit_reason: str) -> str:
     if code == 0:
         return "stopped before a time limit or a preemption, or on request"
     killed = f", signal {code - 128}" if 128 < code < 160 else ""
-    said = failure["lines"] if failure else fault
     why = f"\n{said}" if said else f"; {exit_reason}"
     return f"a process ended with exit code {code}{killed}{why}"
 

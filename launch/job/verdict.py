@@ -72,19 +72,22 @@ def dead_tasks(log: str) -> list[DeadTask]:
     return [DeadTask(host, int(re.split("[,-]", ranks)[0]), number) for host, ranks, number in found if number]
 
 
-def blame_dead_tasks(files: RunDirectory, log: Callable[[int], Path]) -> None:
-    """Records the hosts on which a hardware fault ended a task, so that the next attempt avoids them.
+def blame_dead_tasks(files: RunDirectory, log: Callable[[int], Path]) -> str | None:
+    """Records the hosts on which a hardware fault ended a task, for the next attempt to avoid; says which, if any.
 
     A fault that CUDA or NCCL finds in a thread of its own aborts the process: then the rank's log says what it was.
 
     log: the path of each rank's log; srun and the batch script write to that of rank 0.
     """
+    messages = []
     for task in dead_tasks(_tail(log(0))):
         fault = SIGNALS.get(task.signal)
         if task.signal == signal.SIGABRT:
             fault = hardware_fault(_tail(log(task.rank)))
         if fault is not None:
-            record_fault(files, "hardware", f"rank {task.rank} on {task.host}: {fault}", hosts=[task.host])
+            messages.append(f"rank {task.rank} on {task.host}: {fault}")
+            record_fault(files, "hardware", messages[-1], hosts=[task.host])
+    return "; ".join(messages) or None
 
 
 def _tail(path: Path) -> str:

@@ -96,7 +96,7 @@ def test_other_deaths_blame_no_host(tmp_path, log):
 
 
 def test_a_job_without_logs_blames_no_host(tmp_path):
-    blame_dead_tasks(RunDirectory(tmp_path), lambda rank: tmp_path / "none")
+    assert blame_dead_tasks(RunDirectory(tmp_path), lambda rank: tmp_path / "none") is None
     assert not (tmp_path / "faults.jsonl").exists()
 
 

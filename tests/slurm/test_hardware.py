@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 from tests.slurm.conftest import TINY, Site, stage_ids
 from tests.slurm.lab import Lab
@@ -15,13 +16,11 @@ def test_a_host_on_which_a_process_dies_of_a_bus_error_is_avoided(site: Site, la
     site.wait("training", lambda: site.brake.with_suffix(".reached").exists())
     job = site.record(STAGE).job_id
     process = lab.tasks(job)[1]
-    variables = dict(pair.split("=", 1) for pair in open(f"/proc/{process}/environ").read().split("\0") if "=" in pair)
-    node = variables["SLURMD_NODENAME"]
+    variables = Path(f"/proc/{process}/environ").read_text().split("\0")
+    (node,) = [variable.partition("=")[2] for variable in variables if variable.startswith("SLURMD_NODENAME=")]
     os.kill(process, signal.SIGBUS)
     site.wait("the requeue", lambda: site.record(STAGE).avoided)
     assert site.record(STAGE).avoided == [node]
-    assert site.record(STAGE).attempts[0].error == (
-        f"a process ended with exit code 135, signal 7\nrank 1 on {node}: bus error (SIGBUS)"
-    )
+    assert site.record(STAGE).attempts[0].error.endswith(f"\nrank 1 on {node}: bus error (SIGBUS)")
     site.run("cancel.py", TINY)
     site.wait_until_idle()
