@@ -25,7 +25,7 @@ from mvd.run_directory import RunDirectory
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # set before DeepSpeed looks for a GPU and warns
-import deepspeed  # noqa: E402
+import deepspeed
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def _join(rank: int, world_size: int, device: torch.device, files: RunDirectory 
 def group_timeout(hang_minutes: float) -> timedelta:
     """Timeout of collectives: never before the watchdog has said which process hangs.
 
-    The watchdog acts after hang_minutes, or a third later if only a heartbeat stopped, and ends all processes at the
-    latest after twice that time and a minute.
+    The watchdog acts after hang_minutes in one step, or a third of that without a heartbeat, and ends a process whose
+    Python is blocked after twice hang_minutes and a minute.
     """
     return timedelta(minutes=2 * hang_minutes + 5)
 

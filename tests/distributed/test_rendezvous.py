@@ -116,7 +116,7 @@ def test_a_port_that_is_taken_is_said_and_blames_nobody(tmp_path, address):
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", address))
         taken.listen()
-        with pytest.raises(PeerLost, match=f"127.0.0.1:{address} : the port is taken; set another MASTER_PORT"):
+        with pytest.raises(PeerLost, match=f"127.0.0.1:{address}: the port is taken; set another MASTER_PORT"):
             rendezvous(0, 2, 0.1, RunDirectory(tmp_path))
     assert not (tmp_path / "faults.jsonl").exists()
 
