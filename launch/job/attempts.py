@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from launch.job.ownership import is_gone
 from launch.job.record import Attempt, Record, now, read_record, write_record
 from launch.job.rendezvous import free_port
+from launch.job.verdict import blame_dead_tasks, explain_exit, step_state
 from launch.slurm.client import PATIENT, slurm
 from launch.slurm.exclusion import blamed_hosts, excludable_hosts, exclusion
 from mvd.config import ConfigError
@@ -168,7 +169,9 @@ def _judge(files: RunDirectory, code: int, record: Record) -> None:
     """Says in the record why the attempt ended, and whether that is the end of the stage."""
     attempt, failure = record.attempts[-1], _failure(files)
     attempt.stopped = _was_stopped(code, failure)
-    attempt.error = _reason(code, failure, _last_fault(files, attempt.started))
+    crash = _try("log", lambda: blame_dead_tasks(files.whole, record.log))  # the others' errors only follow from it
+    said = crash or (failure["lines"] if failure else _last_fault(files, attempt.started))
+    attempt.error = _reason(code, said, explain_exit(code, step_state(record.log())))
     saved = _try("checkpoints", files.progress)
     without_progress = [a for a in record.attempts if a.ended and not a.stopped and a.saved == saved]
     if failure and failure.get("final"):
@@ -253,12 +256,11 @@ def _last_fault(files: RunDirectory, since: str) -> str | None:
     return faults[-1]["message"] if faults and faults[-1]["time"] >= since else None
 
 
-def _reason(code: int, failure: dict[str, Any] | None, fault: str | None) -> str:
+def _reason(code: int, said: str | None, exit_reason: str) -> str:
     if code == 0:
         return "stopped before a time limit or a preemption, or on request"
     killed = f", signal {code - 128}" if 128 < code < 160 else ""
-    said = failure["lines"] if failure else fault
-    why = f"\n{said}" if said else "; no process said why: often it had no memory left"
+    why = f"\n{said}" if said else f"; {exit_reason}"
     return f"a process ended with exit code {code}{killed}{why}"
 
 
