@@ -198,8 +198,8 @@ def _requeue(files: RunDirectory, record: Record) -> int:
     if not slurm.has("scontrol") and record.requeue_exit is not None:
         print(f"=== leaving with exit code {record.requeue_exit}, upon which SLURM requeues the job", flush=True)
         return record.requeue_exit
-    named = _try("faults.jsonl", lambda: blamed_hosts([files.whole.path])) or []
-    avoided, objection = excludable_hosts(record.script, record.exclude, named)
+    blamed = _try("faults.jsonl", lambda: blamed_hosts([files.whole.path])) or []
+    avoided, reason = excludable_hosts(record.script, record.exclude, blamed)
     refused = slurm.requeue(job_id())
     if refused and _is_ours_to_requeue():  # not if it has been requeued, and only the answer was lost
         record.error = f"it could not be requeued ({refused}); after: {attempt.error}"
@@ -207,13 +207,13 @@ def _requeue(files: RunDirectory, record: Record) -> int:
         return 1
     if avoided != record.avoided:
         refused = slurm.exclude(job_id(), exclusion(record.exclude, avoided))
-        objection = refused or objection
+        reason = refused or reason
         record.avoided = record.avoided if refused else avoided
     if record.avoided:
         print(f"=== the next attempt avoids {', '.join(record.avoided)}", flush=True)
-    for host in sorted(set(named) - set(record.avoided)):
-        attempt.error = f"{attempt.error}\n{host} is not avoided: {objection}"
-        print(f"=== {host} is not avoided: {objection}", flush=True)
+    for host in sorted(set(blamed) - set(record.avoided)):
+        attempt.error = f"{attempt.error}\n{host} is not avoided: {reason}"
+        print(f"=== {host} is not avoided: {reason}", flush=True)
     return 1
 
 
