@@ -120,8 +120,9 @@ def end(files: RunDirectory, code: int) -> int:
         return 0
     print(f"=== {record.error or attempt.error}", flush=True)
     result = 1
-    if record.error is None and _state() in ("RUNNING", None):
-        result = _requeue(files, record)
+    state = _state() if record.error is None else "GONE"
+    if state in ("RUNNING", None):
+        result = _requeue(files, record, asks=state is not None)
         _try_to_write(files, record)
     return result
 
@@ -172,14 +173,20 @@ def _was_stopped(code: int, failure: dict[str, Any] | None) -> bool:
     return by_term and slurm.is_preempted(job_id())
 
 
-def _requeue(files: RunDirectory, record: Record) -> int:
-    """Requeues the job, then sets the nodes to avoid, which SLURM changes only while a job waits."""
+def _requeue(files: RunDirectory, record: Record, asks: bool) -> int:
+    """Requeues the job, then sets the nodes to avoid, which SLURM changes only while a job waits.
+
+    asks: whether to ask SLURM first which nodes the job can do without; not if it does not answer.
+    """
     attempt = record.attempts[-1]
     if not slurm.has("scontrol") and record.requeue_exit is not None:
         print(f"=== leaving with exit code {record.requeue_exit}, upon which SLURM requeues the job", flush=True)
         return record.requeue_exit
     blamed = _try("faults.jsonl", lambda: blamed_hosts([files.whole.path])) or []
-    avoided, reason = excludable_hosts(record.script, record.exclude, blamed)
+    if asks:
+        avoided, reason = excludable_hosts(record.script, record.exclude, blamed)
+    else:
+        avoided, reason = record.avoided, "squeue did not answer"
     refused = slurm.requeue(job_id())
     if refused and _state() in ("RUNNING", None):  # not if it has been requeued, and only the answer was lost
         record.error = f"it could not be requeued ({refused}); after: {attempt.error}"
