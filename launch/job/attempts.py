@@ -123,8 +123,9 @@ def end(files: RunDirectory, code: int, reason: str = "") -> int:
         return 0
     print(f"=== {record.error or attempt.error}", flush=True)
     result = 1
-    if record.error is None and _is_ours_to_requeue():
-        result = _requeue(files, record)
+    state = _state() if record.error is None else "GONE"
+    if state in ("RUNNING", None):
+        result = _requeue(files, record, asks=state is not None)
         _try_to_write(files, record)
     return result
 
@@ -192,16 +193,22 @@ def _was_stopped(code: int, failure: dict[str, Any] | None) -> bool:
     return by_term and slurm.is_preempted(job_id())
 
 
-def _requeue(files: RunDirectory, record: Record) -> int:
-    """Requeues the job, then sets the nodes to avoid, which SLURM changes only while a job waits."""
+def _requeue(files: RunDirectory, record: Record, asks: bool) -> int:
+    """Requeues the job, then sets the nodes to avoid, which SLURM changes only while a job waits.
+
+    asks: whether to ask SLURM first which nodes the job can do without; not if it does not answer.
+    """
     attempt = record.attempts[-1]
     if not slurm.has("scontrol") and record.requeue_exit is not None:
         print(f"=== leaving with exit code {record.requeue_exit}, upon which SLURM requeues the job", flush=True)
         return record.requeue_exit
     blamed = _try("faults.jsonl", lambda: blamed_hosts([files.whole.path])) or []
-    avoided, reason = excludable_hosts(record.script, record.exclude, blamed)
+    if asks:
+        avoided, reason = excludable_hosts(record.script, record.exclude, blamed)
+    else:
+        avoided, reason = record.avoided, "squeue did not answer"
     refused = slurm.requeue(job_id())
-    if refused and _is_ours_to_requeue():  # not if it has been requeued, and only the answer was lost
+    if refused and _state() in ("RUNNING", None):  # not if it has been requeued, and only the answer was lost
         record.error = f"it could not be requeued ({refused}); after: {attempt.error}"
         print(f"=== {record.error}", flush=True)
         return 1
@@ -217,14 +224,16 @@ def _requeue(files: RunDirectory, record: Record) -> int:
     return 1
 
 
-def _is_ours_to_requeue() -> bool:
-    """False if the job was cancelled, or requeued by others; True if squeue does not answer."""
+def _state() -> str | None:
+    """This job's state, None if squeue does not answer; not RUNNING if it was cancelled, or requeued by others."""
     try:
         job = slurm.queue([job_id()]).get(job_id())
     except ConfigError as error:
         print(f"=== {error}", flush=True)
-        return True
-    return job is not None and (job.state == "RUNNING" or job.lost_batch_script)
+        return None
+    if job is None:
+        return "GONE"
+    return "RUNNING" if job.lost_batch_script else job.state
 
 
 def _try_to_write(files: RunDirectory, record: Record) -> None:
