@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 from mvd.models import build_classifier
-from mvd.models.checkpoints import load_official, to_official
-from mvd.models.weight_files import CheckpointError
+from mvd.models.checkpoints import CheckpointError, load_official, to_official
 
 
 def classifier():
@@ -126,7 +125,7 @@ def test_entries_that_are_no_weights_are_passed_over(tmp_path):
 def test_a_container_that_pretends_to_be_another_ends_in_a_sentence(tmp_path):
     """Pickles may set attributes of an OrderedDict, which hide its methods."""
     weights = OrderedDict(to_official(classifier()))
-    weights.get = argparse.Namespace
+    weights.get = "no method"
     torch.save(weights, tmp_path / "odd.pth")
     with pytest.raises(CheckpointError, match="damaged or not a checkpoint"):
         load_official(classifier(), tmp_path / "odd.pth")
