@@ -22,6 +22,7 @@ from launch.cli.parser import Parser, Request, run_command
 from launch.cluster import ROOT
 from launch.plan.graph import Node, build_graph
 from launch.plan.resolve import build_stage, missing_settings
+from launch.plan.weights import notes_on_weights
 from mvd.config import KINDS, ConfigError, Test
 from mvd.identity import sizes_of
 from mvd.stage import Stage
@@ -151,6 +152,8 @@ def print_given(nodes: Sequence[Node]) -> None:
     for (role, path), content in given.items():
         word, _, digest = content.partition(":")
         print(f"{role} {word} given: {path} (sha256 {digest[:8]}...)")
+    for note in notes_on_weights(nodes):
+        print(note)
 
 
 def _start_command(request: Request) -> tuple[str, str]:

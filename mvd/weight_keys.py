@@ -17,6 +17,23 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
 HEAD = ("head.weight", "head.bias")
 CLASSIFIER_HEAD = ("fc_norm.weight", "fc_norm.bias", *HEAD)
 LISTED = 8  # problems in a message
+PATHS = ("", "Posix", "Windows", "Pure", "PurePosix", "PureWindows")
+# Classes and functions that a pickle may hold beside weights, by the names that they have or have had (in NumPy 1 and 2,
+# in Python before and after 3.13). None of them is imported or called.
+IGNORED = (
+    "argparse.Namespace",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"pathlib{module}.{kind}Path" for module in ("", "._local") for kind in PATHS),
+    *(f"datetime.{name}" for name in ("datetime", "date", "timedelta", "timezone")),
+    # Settings of OmegaConf and Hydra.
+    *(f"omegaconf.{name}" for name in ("dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode")),
+    *(f"omegaconf.base.{name}" for name in ("ContainerMetadata", "Metadata")),
+    "collections.defaultdict",
+    "typing.Any",
+    *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str", "tuple")),
+)
 
 T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]

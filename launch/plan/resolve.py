@@ -7,6 +7,7 @@ from pathlib import Path
 
 from launch.cluster import Cluster
 from launch.plan.graph import Node
+from launch.plan.weights import check_given_weights
 from mvd.batch import Batch, solve_batch
 from mvd.config import DATASETS, ConfigError, DatasetPaths, Kind, Recipe, RunSettings, Test, dataset_of
 from mvd.data.annotations import MANIFEST, Split, class_count, load_split
@@ -49,7 +50,7 @@ def missing_settings(nodes: Sequence[Node], cluster: Cluster) -> list[str]:
     """The cluster profile's fields that these stages need and that nobody has set, as `field: what it is`.
 
     Raises:
-        ConfigError: a field that is set names a file or folder that does not exist.
+        ConfigError: a field that is set names a file or folder that does not exist, or weights that do not fit.
     """
     needed: dict[str, None] = {}
     for node in nodes:
@@ -67,6 +68,7 @@ def missing_settings(nodes: Sequence[Node], cluster: Cluster) -> list[str]:
                     f"teachers.{name}: there is no file {path}; put the {role.replace('_', ' ')}'s checkpoint there, "
                     "mend the path in the cluster profile, or run with teachers=train"
                 )
+    check_given_weights(nodes, cluster)
     return list(needed)
 
 

@@ -8,22 +8,7 @@ of it is needed, so none of it is rebuilt: an object that does nothing takes its
 from collections.abc import Callable
 from typing import Any
 
-PATHS = ("", "Posix", "Windows", "Pure", "PurePosix", "PureWindows")
-# Classes and functions by the names that they have or have had, in NumPy 1 and 2, and in Python before and after 3.13.
-IGNORED = (
-    "argparse.Namespace",
-    "numpy.dtype",
-    "numpy.ndarray",
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    *(f"pathlib{module}.{kind}Path" for module in ("", "._local") for kind in PATHS),
-    *(f"datetime.{name}" for name in ("datetime", "date", "timedelta", "timezone")),
-    # Settings of OmegaConf and Hydra.
-    *(f"omegaconf.{name}" for name in ("dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode")),
-    *(f"omegaconf.base.{name}" for name in ("ContainerMetadata", "Metadata")),
-    "collections.defaultdict",
-    "typing.Any",
-    *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str", "tuple")),
-)
+from mvd.weight_keys import IGNORED
 
 
 class Ignored:
