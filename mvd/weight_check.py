@@ -1,4 +1,4 @@
-"""Checks a weights file before a stage is queued: keys, shapes, number of classes, and values. Must not import torch."""
+"""Checks a weights file before a stage is queued: keys, shapes, number of classes, values. Must not import torch."""
 
 import math
 from collections.abc import Mapping
@@ -86,8 +86,8 @@ def _check_size(path: Path, shapes: Mapping[str, tuple[int, ...]], size: str) ->
     numbers = {int(number) for name in blocks if (number := name.split(".")[1]).isdigit()}
     if len(widths) == 1 and numbers and (widths, max(numbers) + 1) != ({width}, depth):
         raise CheckpointError(
-            f"{path} holds an encoder of width {widths.pop()} and depth {max(numbers) + 1}, but size {size!r} has width "
-            f"{width} and depth {depth}; use another file"
+            f"{path} holds an encoder of width {widths.pop()} and depth {max(numbers) + 1}, but size {size!r} has "
+            f"width {width} and depth {depth}; use another file"
         )
 
 

@@ -18,8 +18,8 @@ HEAD = ("head.weight", "head.bias")
 CLASSIFIER_HEAD = ("fc_norm.weight", "fc_norm.bias", *HEAD)
 LISTED = 8  # problems in a message
 PATHS = ("", "Posix", "Windows", "Pure", "PurePosix", "PureWindows")
-# Classes and functions that a pickle may hold beside weights, by the names that they have or have had (in NumPy 1 and 2,
-# in Python before and after 3.13). None of them is imported or called.
+# Classes and functions that a pickle may hold beside weights, by the names that they have or have had (in NumPy 1 and
+# 2, in Python before and after 3.13). None of them is imported or called.
 IGNORED = (
     "argparse.Namespace",
     "numpy.dtype",
@@ -234,7 +234,7 @@ def _sum_up(problems: list[str], absent: tuple[str, ...], given: Mapping[str, Fo
     unknown = _unknown_prefix(absent, given)
     if unknown is not None:
         return f"{listed}; its keys start with {unknown!r}, which is not a known prefix: remove it from the keys"
-    if any(problem.startswith("head.") for problem in problems):
+    if any(plain_key(problem).startswith("head.") for problem in problems):
         return f"{listed}; set the number of classes to the checkpoint's, or load a pre-trained encoder"
     return f"{listed}; choose a checkpoint of this network and size"
 

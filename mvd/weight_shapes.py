@@ -80,9 +80,8 @@ def read_header(path: Path) -> WeightFile:
     except (CheckpointError, MemoryError):
         raise
     except (pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"{path} is damaged or not a weights file: {error}; download or write it again"
-        ) from error
+        why = str(error).rstrip(".")
+        raise CheckpointError(f"{path} is damaged or not a weights file: {why}; download or write it again") from error
     except Exception as error:  # malicious or damaged files can cause any exception
         raise CheckpointError(f"{path} is neither a .safetensors file nor a .pth file: {error}") from error
 
@@ -126,7 +125,7 @@ def _read_zip(handle: BinaryIO, path: Path) -> tuple[Any, dict[str, Span]]:
 
 
 def _read_legacy(handle: BinaryIO, path: Path) -> tuple[Any, dict[str, Span]]:
-    """A .pth file of PyTorch before 1.6: pickles of magic number, version, system, content and storages, then values."""
+    """A .pth file of PyTorch before 1.6: pickles of magic number, version, system, content and storages; values."""
     handle.seek(0)
     if _Reader(handle, path).load() != LEGACY_MAGIC:
         raise ValueError("it has another beginning")
@@ -233,5 +232,3 @@ class _Reader(pickle.Unpickler):
         dtype = getattr(storage_type, "dtype", "untyped")
         self.item_sizes[key] = ITEM_SIZES.get(dtype, 0)
         return _Storage(dtype, key)
-
-

@@ -1,6 +1,7 @@
 """Whether the data sets and teacher checkpoints of the profile are what they should be."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from launch.checks.finding import Finding, examine
@@ -17,9 +18,9 @@ def check_inputs(cluster: Cluster) -> Iterator[Finding]:
     for name, paths in cluster.datasets.items():
         known = DATASETS.get(name)
         if known is None or not known.generated:
-            yield examine(f"datasets.{name}", lambda name=name, paths=paths: _check_dataset(name, paths))
+            yield examine(f"datasets.{name}", partial(_check_dataset, name, paths))
     for name, path in cluster.teachers.items():
-        yield examine(f"teachers.{name}", lambda name=name, path=path: _check_teacher(name, Path(path)))
+        yield examine(f"teachers.{name}", partial(_check_teacher, name, Path(path)))
 
 
 def _check_teacher(name: str, path: Path) -> str:
