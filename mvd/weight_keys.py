@@ -141,8 +141,8 @@ def check_finite(bad: Iterable[str], origin: str) -> None:
 
 def plain_key(key: str) -> str:
     """A key without the prefixes of the wrappers and networks that its network was in."""
-    while prefix := next((prefix for prefix in PREFIXES if key.startswith(prefix)), None):
-        key = key.removeprefix(prefix)
+    while key.startswith(PREFIXES):
+        key = key.partition(".")[2]
     return key
 
 

@@ -22,8 +22,8 @@ SAFETENSORS_TYPES |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I64
 STORAGE_TYPES = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16"}
 STORAGE_TYPES |= {"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"}
 # What torch.load(weights_only=True) takes, besides names in torch and mvd.weight_keys.IGNORED.
-PLAIN = ("collections.OrderedDict", "collections.Counter", "_codecs.encode")
-PLAIN += ("builtins.bytearray", "builtins.set", "builtins.complex")
+PLAIN = ["collections.OrderedDict", "collections.Counter", "_codecs.encode"]
+PLAIN += ["builtins.bytearray", "builtins.set", "builtins.complex"]
 ODD_TENSORS = {
     "_rebuild_sparse_tensor": "sparse",
     "_rebuild_meta_tensor_no_storage": "meta",
