@@ -17,7 +17,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
 HEAD = ("head.weight", "head.bias")
 CLASSIFIER_HEAD = ("fc_norm.weight", "fc_norm.bias", *HEAD)
 LISTED = 8  # problems in a message
-PATHS = ("", "Posix", "Windows", "Pure", "PurePosix", "PureWindows")
+PATHS = ("Posix", "Windows", "Pure", "PurePosix", "PureWindows")
 # Classes and functions that a pickle may hold beside weights, by the names that they have or have had (in NumPy 1 and
 # 2, in Python before and after 3.13). None of them is imported or called.
 IGNORED = (
@@ -172,7 +172,7 @@ def find_sources(names: Iterable[str], keys: Iterable[str], origin: str) -> dict
             )
         return candidates[0] if candidates else None
 
-    found = {name: (key,) if (key := find(name)) is not None else _other_biases(name, find) for name in names}
+    found = {name: (one,) if (one := find(name)) is not None else _other_biases(name, find) for name in names}
     return {name: keys for name, keys in found.items() if keys}
 
 

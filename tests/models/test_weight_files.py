@@ -173,13 +173,10 @@ def rename_modules(path, names):
         members = {item: archive.read(item) for item in archive.infolist()}
     with zipfile.ZipFile(path, "w") as archive:
         for item, content in members.items():
-            archive.writestr(item, replaced(content, names) if item.filename.endswith("data.pkl") else content)
-
-
-def replaced(pickled, names):
-    for old, new in names.items():
-        pickled = pickled.replace(f"c{old}\n".encode(), f"c{new}\n".encode())
-    return pickled
+            renamed = content
+            for old, new in names.items() if item.filename.endswith("data.pkl") else ():
+                renamed = renamed.replace(f"c{old}\n".encode(), f"c{new}\n".encode())
+            archive.writestr(item, renamed)
 
 
 @pytest.mark.parametrize(
