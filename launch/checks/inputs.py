@@ -8,7 +8,7 @@ from launch.checks.finding import Finding, examine
 from launch.cluster import Cluster
 from mvd.config import DATASETS, SIZES, ConfigError, DatasetPaths
 from mvd.data.annotations import load_annotations
-from mvd.weight_shapes import check_encoder
+from mvd.weight_check import check_weights
 
 FIRST_FILES = 3  # of each list, which must exist
 
@@ -19,14 +19,16 @@ def check_inputs(cluster: Cluster) -> Iterator[Finding]:
         known = DATASETS.get(name)
         if known is None or not known.generated:
             yield examine(f"datasets.{name}", partial(_check_dataset, name, paths))
-    sizes = {record.short_name: size for size, record in SIZES.items()}
     for name, path in cluster.teachers.items():
-        size = sizes[name.partition("_")[2]]
-        yield examine(f"teachers.{name}", partial(_check_teacher, path, size))
+        yield examine(f"teachers.{name}", partial(_check_teacher, name, Path(path)))
 
 
-def _check_teacher(path: str, size: str) -> str:
-    return f"{path}: {check_encoder(Path(path), size)}"
+def _check_teacher(name: str, path: Path) -> str:
+    """How many weights a teacher's file holds."""
+    kind, _, short_name = name.partition("_")
+    size = next(size for size, record in SIZES.items() if record.short_name == short_name)
+    found = check_weights(path, "image_teacher" if kind == "mae" else "video_teacher", size)
+    return f"{path}: {len(found.sources)} weights of size {size}"
 
 
 def _check_dataset(name: str, paths: DatasetPaths) -> str:

@@ -11,6 +11,7 @@ from launch.cli.parser import Request
 from launch.cluster import EXAMPLE, ROOT, Cluster
 from launch.plan.arrays import build_arrays
 from launch.plan.graph import Node
+from launch.plan.weights import notes_on_weights
 from mvd.config import KINDS, Test
 from mvd.flops import gpu_hours
 from mvd.identity import sizes_of
@@ -113,6 +114,8 @@ def _print_given_weights(nodes: Sequence[Node]) -> None:
     for (role, path), content in given.items():
         digest = content.removeprefix("weights:")
         print(f"{role} weights given: {path} (sha256 {digest[:8]}...)")
+    for note in notes_on_weights(nodes):
+        print(note)
 
 
 def _print_needed(needed: Sequence[str]) -> None:

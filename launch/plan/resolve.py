@@ -7,6 +7,7 @@ from pathlib import Path
 
 from launch.cluster import Cluster
 from launch.plan.graph import Node
+from launch.plan.weights import check_given_weights
 from mvd.batch import Batch, solve_batch
 from mvd.config import DATASETS, ConfigError, DatasetPaths, Kind, Recipe, RunSettings, Test, TrainRecipe, dataset_of
 from mvd.data.annotations import MANIFEST, Split, class_count, load_split
@@ -49,7 +50,8 @@ def missing_settings(nodes: Sequence[Node], cluster: Cluster) -> list[str]:
     """Fields of the cluster profile that these stages need but that are not set, as `field: what it is`.
 
     Raises:
-        ConfigError: a field is set to a file or folder that does not exist, or the data contradicts the row.
+        ConfigError: a field is set to a file or folder that does not exist, the data contradicts the row, or weights do
+            not fit.
     """
     needed: dict[str, None] = {}
     for node in nodes:
@@ -67,6 +69,7 @@ def missing_settings(nodes: Sequence[Node], cluster: Cluster) -> list[str]:
                     f"teachers.{name}: there is no file {path}; correct the path in the cluster profile, or run with "
                     "teachers=train"
                 )
+    check_given_weights(nodes, cluster)
     return list(needed)
 
 

@@ -1,12 +1,12 @@
 """Loads and writes weights in the layout of the official releases of MVD, MAE and VideoMAE, which is ours too.
 
-Parameter names are the official ones. What remains is finding the state dict, prefixes, the two layouts of attention
-biases, and an exact report of what does not fit.
+Parameter names are the official ones; mvd.weight_keys finds the state dict, strips prefixes, and says what does not
+fit. Here the two layouts of attention biases are converted, and the weights are checked and copied.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvd.models.classifier import Classifier
-from mvd.models.weight_files import CheckpointError, find_state_dict, read_weights
+from mvd.models.weight_files import read_weights
+from mvd.weight_keys import CheckpointError, Form, check_finite, fit, is_position_table, plain_key, unwrap
 
 logger = logging.getLogger(__name__)
 
-PREFIXES = ("encoder.", "backbone.")  # of the encoder in some files
-CLASSIFIER_HEAD = ("fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias")
+__all__ = ["CheckpointError", "LoadReport", "find_weights", "load_official", "load_weights", "to_official"]
+
 TABLE_TOLERANCE = 1e-3  # rounding of a position table in half precision
 
 
@@ -46,40 +46,36 @@ class LoadReport:
         return "; ".join([*lines, *self.notes])
 
 
-@dataclass(frozen=True)
-class Found:
-    """A weight found in a checkpoint, and the keys that it comes from."""
-
-    keys: tuple[str, ...]
-    weight: Tensor
-
-
-def load_official(model: nn.Module, source: Mapping[str, Any] | str | Path) -> LoadReport:
+def load_official(
+    model: nn.Module, source: Mapping[str, Any] | str | Path, *, drop_other_head: bool = False
+) -> LoadReport:
     """Copies weights in official layout into a network built by mvd.models.
 
-    source: a state dict, possibly nested under `model` or `module`, or a .pth or .safetensors file with one. Fixed
+    source: a state dict, possibly nested as training programs save it, or a .pth or .safetensors file with one. Fixed
     position tables are never loaded (QUIRKS 28). A classifier can load the encoder of a pre-trained student or video
-    teacher; its fc_norm and head then keep their initial weights.
+    teacher; its fc_norm and head then keep their initial weights. With drop_other_head, it can also load a classifier
+    of other classes; its head then keeps its initial weights, as in the official fine-tuning.
 
     Raises:
-        CheckpointError: the file cannot be read or is not safe, or a required key is missing or has another shape.
+        CheckpointError: the file cannot be read or is not safe, or a required key is missing, or has another shape,
+            or holds NaN or infinite values.
     """
     origin = "the state dict" if isinstance(source, Mapping) else str(source)
-    entries = find_state_dict(source, origin) if isinstance(source, Mapping) else read_weights(Path(source))
+    entries, place = unwrap(source, Tensor, origin) if isinstance(source, Mapping) else read_weights(Path(source))
     weights = {name: weight for name, weight in model.state_dict().items() if not is_position_table(name)}
-    found = find_weights(weights, entries)
-    missing = tuple(name for name in weights if name not in found)
-    starts_fresh = tuple(name for name in CLASSIFIER_HEAD if name in weights) if isinstance(model, Classifier) else ()
-    problems = [f"{name} is missing" for name in missing if missing != starts_fresh]
-    problems += [problem for name, given in found.items() for problem in _misfit(given, weights[name])]
-    if problems:
-        raise CheckpointError(f"{origin} does not fit this {type(model).__name__}: {_sum_up(problems)}")
+    on_meta = any(weight.is_meta for weight in weights.values())
+    wanted = {name: tuple(weight.shape) for name, weight in weights.items()}
+    forms = {key: _form(tensor, on_meta) for key, tensor in entries.items()}
+    how = fit(wanted, forms, origin, type(model).__name__, drop_other_head=drop_other_head)
+    found = find_weights(how.sources, entries)
+    check_finite((name for name, value in found.items() if not _is_finite(value, weights[name])), origin)
     with torch.no_grad():
-        for name, given in found.items():
-            weights[name].copy_(given.weight)
-    keys = {key for given in found.values() for key in given.keys}
+        for name, value in found.items():
+            weights[name].copy_(value)
+    keys = {key for given in how.sources.values() for key in given}
     used, ignored = tuple(k for k in entries if k in keys), tuple(k for k in entries if k not in keys)
-    return LoadReport(used, ignored, missing, (*_other_tables(model, entries), *_key_biases(found, entries)))
+    remarks = (*place, *how.notes, *_other_tables(model, entries), *_key_biases(how.sources, entries))
+    return LoadReport(used, ignored, how.missing, remarks)
 
 
 def to_official(model: nn.Module) -> dict[str, Tensor]:
@@ -87,58 +83,36 @@ def to_official(model: nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in model.state_dict().items()}
 
 
-def find_weights(names: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> dict[str, Found]:
-    """The weights of a network that a checkpoint has, under any prefix and in either layout of attention biases."""
-    key_of = {plain_key(key): key for key in entries} | {key: key for key in entries}  # an exact match wins
-
-    def find(name: str) -> Found | None:
-        key = key_of.get(name) or key_of.get(plain_key(name))
-        return None if key is None else Found((key,), entries[key])
-
-    found = {name: find(name) or _from_other_biases(name, find) for name in names}
-    return {name: given for name, given in found.items() if given is not None}
-
-
-def plain_key(key: str) -> str:
-    """A key without the prefixes of an encoder in a larger network."""
-    for prefix in PREFIXES:
-        key = key.removeprefix(prefix)
-    return key
-
-
-def is_position_table(name: str) -> bool:
-    return "pos_embed" in name.rpartition(".")[2]
-
-
-def _from_other_biases(name: str, find: Callable[[str], Found | None]) -> Found | None:
-    """An attention bias from the other layout: `q_bias` and `v_bias`, or one `qkv.bias`.
+def find_weights(sources: Mapping[str, tuple[str, ...]], entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that come from a checkpoint's keys (mvd.weight_keys), in the network's layout of attention biases.
 
     The key part of a `qkv.bias` has no effect: it adds the same value to all scores of a query before the softmax.
     """
-    attention, _, last = name.rpartition(".")
-    if last in ("q_bias", "v_bias"):
-        full = find(f"{attention}.qkv.bias")
-        if full is None or full.weight.ndim != 1 or len(full.weight) % 3:
-            return None
-        query_part, _, value_part = full.weight.chunk(3)
-        return Found(full.keys, query_part if last == "q_bias" else value_part)
-    if name.endswith(".qkv.bias"):
-        attention = name.removesuffix(".qkv.bias")
-        query, value = find(f"{attention}.q_bias"), find(f"{attention}.v_bias")
-        if query is not None and value is not None:
-            parts = (query.weight, torch.zeros_like(query.weight), value.weight)
-            return Found(query.keys + value.keys, torch.cat(parts))
-    return None
+    found = {}
+    for name, keys in sources.items():
+        first = entries[keys[0]]
+        if len(keys) == 2:
+            found[name] = torch.cat([first, torch.zeros_like(first), entries[keys[1]]])
+        elif keys[0].endswith(".qkv.bias") and not name.endswith(".qkv.bias"):
+            found[name] = first.chunk(3)[0 if name.endswith(".q_bias") else 2]
+        else:
+            found[name] = first
+    return found
 
 
-def _misfit(given: Found, wanted: Tensor) -> list[str]:
-    """Problems of a weight from a checkpoint."""
-    keys = " and ".join(given.keys)
-    if given.weight.shape != wanted.shape:
-        return [f"{keys} is {tuple(given.weight.shape)} instead of {tuple(wanted.shape)}"]
-    if not given.weight.is_floating_point():
-        return [f"{keys} has dtype {given.weight.dtype} instead of a floating-point type"]
-    return []
+def _form(tensor: Tensor, on_meta: bool) -> Form:
+    """What a tensor of a checkpoint is; on_meta: the network has no values either."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return Form((), kind="sparse" if "sparse" in str(tensor.layout) else "nested")
+    if tensor.is_quantized:
+        return Form((), kind="quantized")
+    kind = "meta" if tensor.is_meta and not on_meta else "dense"
+    return Form(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), kind)
+
+
+def _is_finite(given: Tensor, weight: Tensor) -> bool:
+    """Whether all values are finite in the network's precision."""
+    return given.is_meta or bool(torch.isfinite(given.to(weight.dtype)).all())
 
 
 def _other_tables(model: nn.Module, entries: Mapping[str, Tensor]) -> list[str]:
@@ -147,36 +121,28 @@ def _other_tables(model: nn.Module, entries: Mapping[str, Tensor]) -> list[str]:
     notes = []
     for key, given in entries.items():
         own = tables.get(key, tables.get(plain_key(key))) if is_position_table(key) else None
-        if own is None or own.is_meta:
+        if own is None or own.is_meta or _form(given, on_meta=False).kind != "dense":
             continue
         same = given.shape == own.shape and torch.allclose(given.to(own), own, atol=TABLE_TOLERANCE)
         notes += [] if same else [f"its {key} differs from the fixed table and is ignored"]
     return notes
 
 
-def _key_biases(found: Mapping[str, Found], entries: Mapping[str, Tensor]) -> list[str]:
+def _key_biases(sources: Mapping[str, tuple[str, ...]], entries: Mapping[str, Tensor]) -> list[str]:
     """A note if key biases that are not zero were dropped, which changes nothing."""
-    full = [given.keys[0] for name, given in found.items() if name.endswith(".q_bias")]
+    full = [keys[0] for name, keys in sources.items() if name.endswith(".q_bias")]
     dropped = [key for key in full if key.endswith(".qkv.bias") and entries[key].chunk(3)[1].count_nonzero()]
     if not dropped:
         return []
     return [f"the key part of {len(dropped)} qkv biases is dropped, since it has no effect on attention"]
 
 
-def _sum_up(problems: list[str], limit: int = 8) -> str:
-    rest = len(problems) - limit
-    listed = ", ".join(problems[:limit]) + (f" and {rest} more" if rest > 0 else "")
-    if any(problem.startswith("head.") for problem in problems):
-        return f"{listed}; build the classifier with the checkpoint's number of classes, or load a pre-trained encoder"
-    return f"{listed}; choose a checkpoint of this network and size"
-
-
-def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
-    """Loads a file in official layout and logs in one line which keys were used and ignored.
+def load_weights(model: nn.Module, path: str | Path, *, drop_other_head: bool = False) -> LoadReport:
+    """Loads a file in official layout as load_official does, and logs in one line which keys were used and ignored.
 
     Raises:
         CheckpointError: the file does not fit, cannot be read or is not safe.
     """
-    report = load_official(model, path)
+    report = load_official(model, path, drop_other_head=drop_other_head)
     logger.info("%s: %s", path, report)
     return report

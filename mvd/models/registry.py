@@ -12,9 +12,9 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from mvd.config.sizes import SIZES, Size, size
-from mvd.models.checkpoints import find_weights, is_position_table
+from mvd.models.checkpoints import find_weights
 from mvd.models.classifier import Classifier, new_head
-from mvd.models.weight_files import find_state_dict
+from mvd.weight_keys import find_sources, is_position_table, unwrap
 
 __all__ = ["RegisteredClassifier"]
 
@@ -87,11 +87,11 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
 
     Keys that the model does not have are kept, so that a strict load reports them.
     """
-    entries = find_state_dict(state_dict, "the checkpoint")
-    found = find_weights(model.state_dict(), entries)
-    used = {key for given in found.values() for key in given.keys}
+    entries = unwrap(state_dict, Tensor, "the checkpoint").entries
+    sources = find_sources(model.state_dict(), entries, "the checkpoint")
+    used = {key for keys in sources.values() for key in keys}
     rest = {key: value for key, value in entries.items() if key not in used and not is_position_table(key)}
-    return {name: given.weight for name, given in found.items()} | rest
+    return find_weights(sources, entries) | rest
 
 
 def timm_name(size_name: str) -> str:

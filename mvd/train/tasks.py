@@ -107,7 +107,7 @@ class Classification:
             activation_checkpointing=recipe.activation_checkpointing,
         )
         if weights is not None:
-            load_weights(self.model, weights)
+            load_weights(self.model, weights, drop_other_head=True)
         self.criterion: nn.Module = SoftTargetCrossEntropy()
 
     def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from launch.plan.graph import build_graph
-from mvd.config import ConfigError, Dataset, Row
+from mvd.config import SIZES, ConfigError, Dataset, Row
 from mvd.stage import Stage
+from mvd.weight_check import network_shapes
 from tests.data.stages import recipe
 from tests.waiting import LIMIT
 
@@ -126,7 +128,8 @@ def refusal(change, root, lists, launch, profile, tmp_path) -> str:
     """What submit.py says of the README's row with these changes to its facts, its data being called `root`."""
     profile.write_text(f"{profile.read_text()}datasets: {{{root}: {{root: {lists}}}, k400: {{root: {lists}}}}}\n")
     (tmp_path / "mine.py").write_text(readme_row(**FACTS | change))
-    (tmp_path / "student.pth").touch()
+    shapes = network_shapes("pretrain", SIZES["base"], 3)
+    torch.save({name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}, tmp_path / "student.pth")
     refused = launch("submit.py", "mine.py", "pretrain.weights=student.pth")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
     return refused.stderr

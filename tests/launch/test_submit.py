@@ -5,8 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from launch.cluster import ROOT
+from mvd.config import SIZES
+from mvd.weight_check import network_shapes
 
 
 def test_dry_run_of_all_rows(launch):
@@ -84,11 +87,21 @@ def test_errors_are_one_line_and_exit_code_2(words, message, launch, monkeypatch
 
 
 def test_given_weights_are_named_in_the_plan(launch, tmp_path):
-    (tmp_path / "student.pth").write_bytes(b"weights")
+    shapes = network_shapes("pretrain", SIZES["huge"], 5)
+    torch.save({name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}, tmp_path / "student.pth")
     done = launch("submit.py", "vith_k400", "pretrain.weights=student.pth", "--dry-run")
-    digest = hashlib.sha256(b"weights").hexdigest()
+    digest = hashlib.sha256((tmp_path / "student.pth").read_bytes()).hexdigest()
     assert f"pretrain weights given: {tmp_path}/student.pth (sha256 {digest[:8]}...)" in done.stdout
+    assert "pretrain.weights: its head for 5 classes is replaced by a new one for 400" in done.stdout
     assert "1 fine-tuning, 1 test" in done.stdout and "teachers." not in done.stdout
+
+
+def test_weights_of_another_size_are_refused_before_anything_is_queued(launch, tmp_path):
+    shapes = network_shapes("finetune", SIZES["small"], 8)
+    torch.save({name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}, tmp_path / "small.pth")
+    done = launch("submit.py", "vith_k400", "finetune.weights=small.pth")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "small.pth holds an encoder of width 384 and depth 12, but size 'huge' has width 1280" in done.stderr
 
 
 def test_planning_does_not_import_torch(profile):

@@ -122,7 +122,7 @@ def test_separate_biases_go_into_an_image_teacher():
 def test_a_misshapen_full_bias_is_named():
     weights = with_full_biases(to_official(BUILDERS["classifier"]()), 0.0)
     weights["blocks.1.attn.qkv.bias"] = torch.zeros(9)
-    with pytest.raises(CheckpointError, match=r"blocks\.1\.attn\.qkv\.bias is \(3,\) instead of \(96,\)"):
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.attn\.qkv\.bias is \(9,\) instead of \(288,\)"):
         load_official(BUILDERS["classifier"](), weights)
 
 
@@ -146,7 +146,7 @@ def test_a_position_table_of_another_kind_is_mentioned():
 def test_weights_that_are_no_numbers_are_refused():
     weights = to_official(BUILDERS["classifier"]())
     weights["head.bias"] = weights["head.bias"].long()
-    with pytest.raises(CheckpointError, match="head.bias has dtype torch.int64"):
+    with pytest.raises(CheckpointError, match="head.bias has dtype int64"):
         load_official(BUILDERS["classifier"](), weights)
 
 
@@ -155,13 +155,6 @@ def test_half_precision_weights_are_widened():
     load_official(loaded, {key: value.half() for key, value in student.state_dict().items()})
     assert loaded.norm.weight.dtype == torch.float32
     torch.testing.assert_close(loaded.norm.weight, student.norm.weight, atol=2e-3, rtol=1e-3)
-
-
-@pytest.mark.parametrize("prefix", ["encoder.", "backbone."])
-def test_prefixed_encoder_goes_into_a_classifier(prefix):
-    student, classifier = randomised(BUILDERS["student"]()), BUILDERS["classifier"]()
-    load_official(classifier, {prefix + key: value for key, value in student.state_dict().items()})
-    assert torch.equal(classifier.blocks[3].mlp.fc2.weight, student.blocks[3].mlp.fc2.weight)
 
 
 def test_trained_autoencoders_become_teachers():

@@ -7,17 +7,18 @@ import pickle
 import tarfile
 import zipfile
 from collections import OrderedDict
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from mvd.models import build_classifier
-from mvd.models.checkpoints import load_official, to_official
-from mvd.models.weight_files import CheckpointError
+from mvd.models.checkpoints import CheckpointError, load_official, to_official
 
 
 def classifier():
@@ -126,7 +127,7 @@ def test_entries_that_are_no_weights_are_passed_over(tmp_path):
 def test_a_container_that_pretends_to_be_another_ends_in_a_sentence(tmp_path):
     """Pickles may set attributes of an OrderedDict, which hide its methods."""
     weights = OrderedDict(to_official(classifier()))
-    weights.get = argparse.Namespace
+    weights.get = "no method"
     torch.save(weights, tmp_path / "odd.pth")
     with pytest.raises(CheckpointError, match="damaged or not a checkpoint"):
         load_official(classifier(), tmp_path / "odd.pth")
@@ -160,6 +161,8 @@ def training_state(weights):
         "numpy_state": np.arange(4, dtype=np.uint32),
         "shape": torch.Size([2, 3]),
         "device": torch.device("cuda", 1),
+        "started": datetime(2024, 5, 1, tzinfo=UTC),
+        "settings": OmegaConf.create({"model": {"depth": 12}, "scales": [1, 2.0]}),
         "args": argparse.Namespace(lr=1e-3, output_dir=Path("runs/1")),
     }
 
@@ -191,3 +194,68 @@ def test_what_training_code_saves_beside_the_weights_is_accepted(tmp_path, names
     torch.save(training_state(weights), tmp_path / "training.pth")
     rename_modules(tmp_path / "training.pth", names)
     assert load_official(classifier(), tmp_path / "training.pth").used == tuple(weights)
+
+
+def reduced(function, *arguments, state=None):
+    """An object whose pickle calls a function and sets a state."""
+
+    class Reduced:
+        def __reduce__(self):
+            return (function, arguments, state) if state is not None else (function, arguments)
+
+    return Reduced()
+
+
+def hostile_numpy():
+    """Pickles that would have NumPy rebuild objects of foreign memory or contents."""
+    scalar, reconstruct = np._core.multiarray.scalar, np._core.multiarray._reconstruct
+    return {
+        "an object from bytes": reduced(scalar, np.dtype("O"), b"\x00" * 8),
+        "a number with an object's flags": reduced(
+            scalar, reduced(np.dtype, "f8", False, True, state=(3, "<", None, None, None, 8, 8, 63)), b"\x00" * 8
+        ),
+        "an array of another item size": reduced(
+            reconstruct, np.ndarray, (0,), b"b", state=(1, (1000,), np.dtype(">f8"), False, b"\x00" * 8)
+        ),
+        "a huge array": reduced(np.ndarray, (1 << 40,), np.dtype("f8")),
+        "a memory map": reduced(np.ndarray, (2,), np.dtype("f8"), b"\x00" * 16),
+    }
+
+
+@pytest.mark.parametrize("name", hostile_numpy())
+def test_numpy_never_rebuilds_what_a_file_says(tmp_path, name):
+    weights = to_official(classifier())
+    torch.save({"model": weights, "extra": hostile_numpy()[name]}, tmp_path / "numpy.pth")
+    assert load_official(classifier(), tmp_path / "numpy.pth").used == tuple(weights)
+
+
+def test_an_array_of_objects_is_searched_for_hostile_ones(tmp_path):
+    trace = tmp_path / "trace"
+    array = np.empty(1, dtype=object)
+    array[0] = Hostile(trace)
+    torch.save({"model": to_official(classifier()), "extra": array}, tmp_path / "hostile.pth")
+    assert_refused_unrun(tmp_path / "hostile.pth", trace)
+
+
+def test_a_pickle_within_the_bytes_of_a_pickle_is_not_opened(tmp_path):
+    weights, trace = to_official(classifier()), tmp_path / "trace"
+    inner = io.BytesIO()
+    np.save(inner, np.array([Hostile(trace)], dtype=object), allow_pickle=True)
+    torch.save({"model": weights, "extra": [pickle.dumps(Hostile(trace)), inner.getvalue()]}, tmp_path / "bytes.pth")
+    assert load_official(classifier(), tmp_path / "bytes.pth").used == tuple(weights)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "function", [eval, getattr, __import__, os.system, np.load, np.frombuffer, torch.load, Path.home]
+)
+def test_no_function_outside_the_list_is_called(tmp_path, function):
+    torch.save({"model": to_official(classifier()), "extra": reduced(function, "x")}, tmp_path / "call.pth")
+    with pytest.raises(CheckpointError, match="could run code"):
+        load_official(classifier(), tmp_path / "call.pth")
+
+
+def test_the_class_that_is_refused_is_named(tmp_path):
+    torch.save({"model": to_official(classifier()), "extra": nn.Linear(1, 1)}, tmp_path / "module.pth")
+    with pytest.raises(CheckpointError, match=r"contains a torch\.nn\.modules\.linear\.Linear, which could run code"):
+        load_official(classifier(), tmp_path / "module.pth")
