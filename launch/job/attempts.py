@@ -3,8 +3,8 @@
     python -m launch.job.attempts begin|end <folder of the submission> [exit code of srun]
 
 A job that was told to stop, and one whose process died, goes back into the queue under its id, as many times as needed,
-and avoids the hosts that its faults were blamed on. Three attempts that save nothing new end the job, unless they were
-told to stop: its error is then in job.json.
+and avoids the hosts that its faults were blamed on. After MAX_FAILED_ATTEMPTS attempts without a new checkpoint the job
+is given up and its error written to job.json; attempts that were told to stop do not count.
 
 SLURM and the disk may fail for some minutes without ending the job: questions are repeated, the start waits for the
 disk, and the requeue at the end does not depend on it.
@@ -33,8 +33,8 @@ from mvd.owner import Owner, give_back, read_owner, take
 from mvd.run_directory import RunDirectory
 
 FOLDERS = "folders.json"  # of the submission: the record's folder of each element of the array
-ATTEMPTS = 3
-LINES = 5
+MAX_FAILED_ATTEMPTS = 3  # in a row, with nothing new saved
+ERROR_LINES = 5
 SECONDS_FOR_RECORD = 600.0  # the launcher writes job.json when sbatch has answered
 PAUSES_FOR_DISK = (1, 2, 5, 10, 20, *[30] * 120)  # an hour
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EAGAIN}
@@ -177,7 +177,7 @@ def _judge(files: RunDirectory, code: int, record: Record) -> None:
     without_progress = [a for a in record.attempts if a.ended and not a.stopped and a.saved == saved]
     if failure and failure.get("final"):
         record.error = attempt.error
-    elif len(without_progress) >= ATTEMPTS and not attempt.stopped:
+    elif len(without_progress) >= MAX_FAILED_ATTEMPTS and not attempt.stopped:
         record.error = f"{len(without_progress)} attempts have saved nothing new; the last one: {attempt.error}"
 
 
@@ -200,7 +200,7 @@ def _requeue(files: RunDirectory, record: Record, asks: bool) -> int:
     """
     attempt = record.attempts[-1]
     if not slurm.has("scontrol") and record.requeue_exit is not None:
-        print(f"=== leaving with exit code {record.requeue_exit}, upon which SLURM requeues the job", flush=True)
+        print(f"=== exiting with code {record.requeue_exit}, after which SLURM requeues the job", flush=True)
         return record.requeue_exit
     blamed = _try("faults.jsonl", lambda: blamed_hosts([files.whole.path])) or []
     if asks:

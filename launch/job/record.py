@@ -44,7 +44,7 @@ class Record:
     job_id: SLURM's, or `local-<process id>` of a --local run. parents: ids of the stages it starts from. error: the
     last lines of the final error. exclude: the nodes that the profile excludes, as sbatch takes them. avoided: nodes
     that are excluded too, since faults were blamed on them. directory: the job's working directory, which no other job
-    has; None in a record of version 0.1. requeue_exit: an exit code upon which the site's SLURM requeues a job.
+    has; None in a record of version 0.1. requeue_exit: an exit code after which the site's SLURM requeues a job.
     """
 
     job_id: str

@@ -13,7 +13,7 @@ from pathlib import Path
 from submitit import JobEnvironment
 from submitit.helpers import TorchDistributedEnvironment
 
-from launch.job.attempts import LINES, end_without_batch_script, job_id, restarts
+from launch.job.attempts import ERROR_LINES, end_without_batch_script, job_id, restarts
 from launch.job.record import now
 from launch.slurm.client import PATIENT, slurm
 from mvd.config import ConfigError
@@ -47,7 +47,7 @@ class StageJob:
             export_job()
             run(stage, note)
         except Exception:
-            note.write("\n".join(traceback.format_exc().strip().splitlines()[-LINES:]))
+            note.write("\n".join(traceback.format_exc().strip().splitlines()[-ERROR_LINES:]))
             raise
         if note.rank == 0 and not stage.job_files.result.exists():
             end_without_batch_script(stage.job_files)

@@ -48,13 +48,16 @@ def explain_exit(code: int, state: str) -> str:
     """
     verdict = VERDICTS.get(state.partition(" ")[0])  # CANCELLED by 1000
     if verdict is not None:
-        return f"no process said why; SLURM says {state}: {verdict}"
+        return f"no process reported an error; SLURM reports {state}: {verdict}"
     number = code - 128
     if number == signal.SIGKILL:
-        return "no process said why; SIGKILL comes from the kernel if a host has no memory left, or from a person"
+        return (
+            "no process reported an error; SIGKILL is sent by the kernel if a host runs out of memory, or by a person"
+        )
     if number in signal.valid_signals():
-        return f"no process said why; it was killed by {signal.Signals(number).name} ({signal.strsignal(number)})"
-    return "no process said why"
+        name = signal.Signals(number).name
+        return f"no process reported an error; it was killed by {name} ({signal.strsignal(number)})"
+    return "no process reported an error"
 
 
 def step_state(log: Path) -> str:

@@ -230,7 +230,7 @@ class SlurmClient:
         return max(int(size), 1) if size.isdigit() else None
 
     def requeue_exit(self) -> int | None:
-        """An exit code upon which this site's SLURM requeues a job by itself; None if there is none."""
+        """An exit code after which SLURM requeues a job by itself (RequeueExit); None if there is none."""
         codes = re.findall(r"\d+", self.config().get("RequeueExit", ""))
         return int(codes[0]) if codes else None
 

@@ -1,4 +1,4 @@
-"""Evaluation of the network every few epochs of training: the extension point, and the evaluators there are."""
+"""The Evaluator protocol, and `build_evaluators`, which lists the evaluators of a stage."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""Where a run's metrics go: the extension point, and the writers there are."""
+"""The Writer protocol, and the JSON Lines and TensorBoard writers."""
 
 import json
 from collections.abc import Mapping

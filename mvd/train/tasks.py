@@ -19,8 +19,7 @@ from mvd.models import (
 from mvd.models.checkpoints import load_weights
 from mvd.stage import Stage
 from mvd.train.objectives import (
-    distillation_targets,
-    feature_loss,
+    distillation_loss,
     image_reconstruction_loss,
     video_reconstruction_loss,
 )
@@ -81,17 +80,9 @@ class Distillation:
     def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
         video = batch["video"]
         image_video = batch.get("image_video", video)  # absent if both teachers take the same image size
-        predictions = engine(video, batch["mask"])
-        targets = distillation_targets(
-            self.image_teacher,
-            self.video_teacher,
-            video,
-            image_video,
-            batch["mask"],
-            predictions[0].shape[1],
-            tubelet=self.tubelet,
+        total, image, clip = distillation_loss(
+            engine, self.image_teacher, self.video_teacher, video, image_video, batch["mask"], tubelet=self.tubelet
         )
-        total, image, clip = feature_loss(predictions, targets)
         return {"loss": total, "image_loss": image, "video_loss": clip}
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from launch.job import attempts
-from launch.job.attempts import ATTEMPTS, FOLDERS, main
+from launch.job.attempts import FOLDERS, MAX_FAILED_ATTEMPTS, main
 from launch.job.record import Record, now, read_record, write_record
 from launch.slurm.client import PATIENT
 from mvd.host import hostname
@@ -95,14 +95,14 @@ def test_a_stage_that_was_told_to_stop_goes_on_as_many_times_as_needed(job):
 def test_three_attempts_that_save_nothing_new_are_the_end(job):
     assert [job.attempt(1, saved=5, lines="ValueError: first"), job.attempt(137)] == [1, 1]
     job.attempt(1, saved=9, lines="ValueError: second")
-    for _ in range(ATTEMPTS - 1):
+    for _ in range(MAX_FAILED_ATTEMPTS - 1):
         job.attempt(1, lines="Traceback\nValueError: last")
     assert job.record.error is None and len(job.requeues) == 5
     assert job.attempt(1, lines="Traceback\nValueError: last") == 1
     assert len(job.requeues) == 5
     assert job.record.error.startswith("3 attempts have saved nothing new; the last one:")
     assert job.record.error.splitlines()[-1] == "ValueError: last"
-    assert "exit code 137, signal 9; no process said why" in job.record.attempts[1].error
+    assert "exit code 137, signal 9; no process reported an error" in job.record.attempts[1].error
 
 
 def test_attempts_that_never_ended_do_not_count(job):
@@ -124,11 +124,11 @@ def test_attempts_that_never_ended_do_not_count(job):
     ],
 )
 def test_being_stopped_from_outside_is_never_an_attempt_without_progress(job, code, failure, preempted):
-    for _ in range(3 * ATTEMPTS):
+    for _ in range(3 * MAX_FAILED_ATTEMPTS):
         when = "2026-11-25T03:00:00" if preempted else "None"
         job.slurm.says("scontrol show job", f"JobId=26 PreemptTime={when}\n")
         job.attempt(code, **failure)
-    assert job.record.error is None and len(job.requeues) == 3 * ATTEMPTS
+    assert job.record.error is None and len(job.requeues) == 3 * MAX_FAILED_ATTEMPTS
     job.attempt(1, lines="ValueError")
     job.attempt(1, lines="ValueError")
     assert job.record.error is None
@@ -136,7 +136,7 @@ def test_being_stopped_from_outside_is_never_an_attempt_without_progress(job, co
 
 @pytest.mark.parametrize("failure", [{}, {"lines": "told to stop by SIGTERM while starting", "signal": "SIGTERM"}])
 def test_the_sigterm_that_srun_sends_after_a_death_is_not_from_outside(job, failure):
-    for _ in range(ATTEMPTS):
+    for _ in range(MAX_FAILED_ATTEMPTS):
         job.slurm.says("scontrol show job", "JobId=26 PreemptTime=None\n")
         job.attempt(143, **failure)
     assert job.record.error is not None
@@ -150,7 +150,7 @@ def test_what_another_attempt_would_meet_too_ends_the_job_at_once(job):
 def test_an_error_of_an_earlier_attempt_is_forgotten(job):
     job.attempt(1, lines="ValueError: first")
     job.attempt(137)
-    assert "no process said why" in job.record.attempts[1].error
+    assert "no process reported an error" in job.record.attempts[1].error
 
 
 def test_a_cancelled_job_is_not_requeued(job):

@@ -13,19 +13,23 @@ HEADER = "=== job 24, rank 0 on node1, 2026-11-24T10:00:00+00:00\n"
 @pytest.mark.parametrize(
     ("code", "state", "said"),
     [
-        (137, "OUT_OF_MEMORY", "SLURM says OUT_OF_MEMORY: the job used more memory than it asked for; raise slurm.mem"),
-        (143, "CANCELLED by 1000", "SLURM says CANCELLED by 1000: the job was cancelled"),
-        (1, "NODE_FAIL", "SLURM says NODE_FAIL: a node of the job failed"),
-        (137, "FAILED", "SIGKILL comes from the kernel if a host has no memory left, or from a person"),
+        (
+            137,
+            "OUT_OF_MEMORY",
+            "SLURM reports OUT_OF_MEMORY: the job used more memory than it asked for; raise slurm.mem",
+        ),
+        (143, "CANCELLED by 1000", "SLURM reports CANCELLED by 1000: the job was cancelled"),
+        (1, "NODE_FAIL", "SLURM reports NODE_FAIL: a node of the job failed"),
+        (137, "FAILED", "SIGKILL is sent by the kernel if a host runs out of memory, or by a person"),
         (139, "", "it was killed by SIGSEGV (Segmentation fault)"),
     ],
 )
 def test_an_exit_without_a_message_is_explained_by_slurm_or_by_its_signal(code, state, said):
-    assert explain_exit(code, state).startswith(f"no process said why; {said}")
+    assert explain_exit(code, state).startswith(f"no process reported an error; {said}")
 
 
 def test_an_exit_that_nothing_explains_is_said_to_be_one():
-    assert explain_exit(1, "FAILED") == "no process said why"
+    assert explain_exit(1, "FAILED") == "no process reported an error"
 
 
 @pytest.mark.parametrize(
