@@ -32,6 +32,7 @@ PASSING = re.compile(
 )
 QUEUE_FIELDS = {"JOBID": "%i", "STATE": "%T", "REASON": "%r", "TIME": "%M", "WORK_DIR": "%Z"}
 HISTORY_FIELDS = ("JobID", "State", "WorkDir")
+ENDED_BY_SLURM = ("JobLaunchFailure", "RaisedSignal", "NonZeroExitCode", "OutOfMemory", "TimeLimit")  # reasons
 JOB_ID = re.compile(r"\d+(_\d+)?")
 SUBMITTED = re.compile(r"(?:Submitted batch job )?(\d+)(?:;\S+)?")
 
@@ -77,11 +78,12 @@ class QueuedJob:
 
     @property
     def lost_batch_script(self) -> bool:
-        """True if SLURM ends the job because its batch script has died; the reason is None if it was cancelled.
+        """True if SLURM ends the job because its batch script has died, or for its time limit.
 
-        It is JobLaunchFailure in SLURM 22.05 and RaisedSignal:9(Killed) in 24.11.
+        The reason is JobLaunchFailure in SLURM 22.05 and RaisedSignal:9(Killed) in 24.11. It is None if the job was
+        cancelled, and Cleaning, BeginTime or JobHeldUser if it was requeued already and waits for its cleanup.
         """
-        return self.is_completing and self.reason != "None"
+        return self.is_completing and self.reason.startswith(ENDED_BY_SLURM)
 
 
 @dataclass(frozen=True)

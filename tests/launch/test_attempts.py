@@ -159,6 +159,29 @@ def test_a_cancelled_job_is_not_requeued(job):
     assert job.requeues == [] and job.record.error is None
 
 
+@pytest.mark.parametrize("reason", ["Cleaning", "BeginTime", "JobHeldUser"])
+def test_a_job_that_somebody_else_requeued_is_left_alone_while_slurm_cleans_up(job, reason):
+    job.begin()
+    job.slurm.runs("24_1", "COMPLETING", reason, directory=str(job.submission))
+    attempts.end_without_batch_script(job.files)
+    assert job.requeues == [] and job.record.error is None and job.record.attempts[0].ended is None
+
+
+@pytest.mark.parametrize("reason", ["JobLaunchFailure", "RaisedSignal:9(Killed)", "TimeLimit"])
+def test_a_job_that_slurm_ends_is_requeued_before_it_is_gone(job, reason):
+    job.begin()
+    job.slurm.runs("24_1", "COMPLETING", reason, directory=str(job.submission))
+    attempts.end_without_batch_script(job.files)
+    assert job.requeues == ["24_1"] and job.record.attempts[0].stopped
+
+
+def test_a_job_that_starts_again_after_its_error_is_requeued_as_any_other(job):
+    assert job.attempt(2, lines="error: no videos", final=True) == 1
+    assert job.record.error is not None and job.requeues == []
+    assert job.attempt(0, saved=1) == 1  # the cause is gone, and a person has requeued the job
+    assert job.record.error is None and job.requeues == ["24_1"]
+
+
 def test_a_requeue_that_slurm_refuses_is_the_end(job):
     job.slurm.fails("scontrol requeue", "Requested operation is presently disabled")
     job.attempt(0, saved=1)
