@@ -37,13 +37,12 @@ def run_test_job(cluster: Cluster, minutes: float) -> Iterator[Finding]:
     how = dataclasses.replace(cluster.slurm, time_limit_hours=MINUTE, warning_seconds=5)
     asked = {
         "job_name": "mvd-doctor",
-        "gpus_per_node": cluster.gpus_per_node or None,
+        "gpus_per_node": cluster.gpus_per_node,
         "cpus_per_task": how.cpus_per_gpu,
         "mem": f"{how.memory_gb * 1000:.0f}M" if how.memory_gb else None,
     }
     code = take_snapshot(Path(cluster.runs))
     settings = profile_parameters(how, code, asked, Layout(1, 1))
-    settings["additional_parameters"]["gpus_per_node"] = cluster.gpus_per_node
     try:
         job = call_sbatch(folder, settings, [CheckNode(cluster.runs, cluster.gpus_per_node)], "doctor")
     except ConfigError as error:
