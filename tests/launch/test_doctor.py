@@ -58,6 +58,18 @@ def test_the_test_job_asks_for_gpus_as_the_profile_does(fake_slurm, tmp_path, mo
     assert "--gres=gpu:a100:8" in script and "--gpus-per-node" not in script
 
 
+@pytest.mark.parametrize(("end", "subjects"), [("doctor|end\n", ["GPUs"]), ("", ["GPUs", "test job"])])
+def test_a_test_job_that_did_not_finish_is_not_fine(fake_slurm, tmp_path, monkeypatch, end, subjects):
+    def submit(folder, *_):
+        (folder / "101_0_log.out").write_text(f"doctor|ok|GPUs|8 x A100\n{end}")
+        return "101"
+
+    monkeypatch.setattr(node_job, "take_snapshot", lambda _: tmp_path)
+    monkeypatch.setattr(node_job, "call_sbatch", submit)
+    found = list(run_test_job(Cluster(runs=str(tmp_path)), minutes=0))
+    assert [finding.subject for finding in found] == subjects and found[-1].ok == bool(end)
+
+
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
