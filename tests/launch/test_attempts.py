@@ -147,6 +147,14 @@ def test_what_another_attempt_would_meet_too_ends_the_job_at_once(job):
     assert job.requeues == [] and "/data/train.csv holds no videos" in job.record.error
 
 
+def test_a_copy_of_a_checkpoint_beside_the_others_does_not_end_the_job(job):
+    for name in ("step-00000009", "step-00000009.bak"):
+        (job.files.checkpoints / name).mkdir(parents=True)
+        (job.files.checkpoints / name / "manifest.json").touch()
+    assert job.attempt(137) == 1
+    assert job.requeues == ["24_1"] and job.record.attempts[0].saved == 9
+
+
 def test_an_error_of_an_earlier_attempt_is_forgotten(job):
     job.attempt(1, lines="ValueError: first")
     job.attempt(137)
