@@ -12,6 +12,7 @@ from typing import Any
 from mvd.config import ConfigError
 from mvd.files import append_text, read_json_lines, write_json
 
+CHECKPOINTS = "step-" + 8 * "[0-9]"  # not a copy that somebody has put beside them, such as step-00001000.bak
 MANIFEST = "manifest.json"  # written last: a checkpoint without it is incomplete
 
 
@@ -122,7 +123,7 @@ class RunDirectory:
 
     def complete_checkpoints(self) -> list[Path]:
         """Checkpoint folders with a manifest, oldest first."""
-        return sorted(path.parent for path in self.checkpoints.glob(f"step-*/{MANIFEST}"))
+        return sorted(path.parent for path in self.checkpoints.glob(f"{CHECKPOINTS}/{MANIFEST}"))
 
     def progress(self) -> int:
         """A number that grows with saved work: the newest checkpoint's update, or a test's logits in bytes."""

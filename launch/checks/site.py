@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from launch.checks.finding import Finding, examine
@@ -47,15 +48,25 @@ def _check_accounting(config: dict[str, str], client: SlurmClient) -> str:
 
 
 def _check_partition(cluster: Cluster, client: SlurmClient) -> str:
-    """State, time limit and node count of the profile's partition, or of the site's default."""
-    partitions = show(client, "partition")
-    name = cluster.slurm.partition
-    chosen = [p for p in partitions if p.get("PartitionName") == name or (name is None and p.get("Default") == "YES")]
-    known = ", ".join(p.get("PartitionName", "?") for p in partitions)
-    if not chosen:
-        what = f"slurm.partition={name} does not exist" if name else "the site has no default partition"
-        raise ConfigError(f"{what}; set slurm.partition to one of {known}")
-    partition = chosen[0]
+    """State, time limit and node count of the profile's partitions, one of which must fit, or of the site's default."""
+    partitions = {p.get("PartitionName", "?"): p for p in show(client, "partition")}
+    known = ", ".join(partitions)
+    names = (cluster.slurm.partition or "").split(",")
+    if names == [""]:
+        names = [name for name, partition in partitions.items() if partition.get("Default") == "YES"]
+        if not names:
+            raise ConfigError(f"the site has no default partition; set slurm.partition to one of {known}")
+    for name in names:
+        if name not in partitions:
+            raise ConfigError(f"slurm.partition={name} does not exist; set slurm.partition to one of {known}")
+    fits = [examine(name, partial(_check_one_partition, partitions[name], cluster, known)) for name in names]
+    found = next((finding for finding in fits if finding.ok), fits[0])
+    if not found.ok:
+        raise ConfigError(found.text)
+    return found.text
+
+
+def _check_one_partition(partition: dict[str, str], cluster: Cluster, known: str) -> str:
     title, limit = partition["PartitionName"], partition.get("MaxTime", "UNLIMITED")
     if partition.get("State") != "UP":
         raise ConfigError(f"{title} is {partition.get('State')}; set slurm.partition to another one of {known}")
@@ -92,8 +103,10 @@ def check_test_submission(script: Path, client: SlurmClient) -> str:
 
 
 def show(client: SlurmClient, what: str) -> list[dict[str, str]]:
-    """The records of `scontrol show`, each as field -> value."""
+    """The records of `scontrol show`, each as field -> value; ConfigError if it fails."""
     answer = client.call(("scontrol", "--oneliner", "show", what))
+    if answer.code:
+        raise ConfigError(f"scontrol show {what} fails ({answer.message}); try again, or ask the administrators")
     records = [dict(re.findall(r"(\w+)=(\S+)", line)) for line in answer.out.splitlines()]
     return [record for record in records if record]
 

@@ -64,6 +64,7 @@ def begin(files: RunDirectory) -> None:
     owner = Owner(job_id(), restarts(), hostname(), now(), free_port(), record.directory)
     _with_disk(lambda: take(files, owner, is_gone))
     _with_disk(lambda: files.error.unlink(missing_ok=True))
+    record.error = None  # of an attempt after which somebody else requeued the job
     record.attempts.append(Attempt(job_id(), owner.host, owner.started, files.progress()))
     _with_disk(lambda: write_record(files, record))
 

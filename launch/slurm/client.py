@@ -5,6 +5,7 @@ they do or print, so they run without it: the cluster profile is what counts. An
 other lines, such as a site's notices, are ignored.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -32,6 +33,7 @@ PASSING = re.compile(
 )
 QUEUE_FIELDS = {"JOBID": "%i", "STATE": "%T", "REASON": "%r", "TIME": "%M", "WORK_DIR": "%Z"}
 HISTORY_FIELDS = ("JobID", "State", "WorkDir")
+ENDED_BY_SLURM = ("JobLaunchFailure", "RaisedSignal", "NonZeroExitCode", "OutOfMemory", "TimeLimit")  # reasons
 JOB_ID = re.compile(r"\d+(_\d+)?")
 SUBMITTED = re.compile(r"(?:Submitted batch job )?(\d+)(?:;\S+)?")
 
@@ -77,11 +79,12 @@ class QueuedJob:
 
     @property
     def lost_batch_script(self) -> bool:
-        """True if SLURM ends the job because its batch script has died; the reason is None if it was cancelled.
+        """True if SLURM ends the job because its batch script has died, or for its time limit.
 
-        It is JobLaunchFailure in SLURM 22.05 and RaisedSignal:9(Killed) in 24.11.
+        The reason is JobLaunchFailure in SLURM 22.05 and RaisedSignal:9(Killed) in 24.11. It is None if the job was
+        cancelled, and Cleaning, BeginTime or JobHeldUser if it was requeued already and waits for its cleanup.
         """
-        return self.is_completing and self.reason != "None"
+        return self.is_completing and self.reason.startswith(ENDED_BY_SLURM)
 
 
 @dataclass(frozen=True)
@@ -203,11 +206,14 @@ class SlurmClient:
         Raises:
             SubmissionError: sbatch fails, with its own message.
         """
-        for pause in (*self.pauses, None):
+        for tries, pause in enumerate((*self.pauses, None)):
             answer = self.call(("sbatch", "--parsable", str(script)))
             ids = {match[1] for line in answer.out.splitlines() if (match := SUBMITTED.fullmatch(line.strip()))}
             if answer.code == 0 and len(ids) == 1:
-                return ids.pop()
+                job = ids.pop()
+                if tries:
+                    self._cancel_others(directory, job)
+                return job
             found = self.queued_in(directory) if answer.code == 0 or answer.passing else set()
             if found:
                 return min(found, key=int)
@@ -215,6 +221,13 @@ class SlurmClient:
                 break
             self.sleep(pause)
         raise SubmissionError(answer.error or f"sbatch printed no job id: {' '.join(answer.out.split())!r}")
+
+    def _cancel_others(self, directory: Path, job: str) -> None:
+        """Cancels what an earlier call of sbatch has submitted after all, later than squeue was asked."""
+        with contextlib.suppress(ConfigError):  # such a job has no record, and so ends by itself
+            others = self.queued_in(directory) - {job}
+            if others:
+                self.cancel(others)
 
     def config(self) -> dict[str, str]:
         """`scontrol show config` by name, such as MaxArraySize; empty if scontrol does not answer."""

@@ -7,6 +7,7 @@ import shlex
 import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,20 @@ from launch.slurm.client import SubmissionError, slurm
 from launch.slurm.script import explain
 from mvd.config import ConfigError
 from mvd.files import write_text
+
+
+@dataclass(frozen=True)
+class WithoutResult:
+    """Runs a job, then leaves before submitit pickles its result, which nobody reads.
+
+    A full disk would make that fail, and the empty file that it leaves makes every later attempt fail too.
+    """
+
+    job: Callable[[], None]
+
+    def __call__(self) -> None:
+        self.job()
+        sys.exit(0)
 
 
 def new_folder(parent: Path, what: str) -> Path:
@@ -72,7 +87,7 @@ def call_sbatch(folder: Path, how: Mapping[str, Any], jobs: Sequence[Callable[[]
     pickles = []
     for index, job in enumerate(jobs):
         pickles.append(folder / f"{index}.pkl")
-        delayed = DelayedSubmission(job)
+        delayed = DelayedSubmission(WithoutResult(job))
         delayed.set_timeout(how["time"], sys.maxsize)
         delayed.dump(pickles[-1])
     try:

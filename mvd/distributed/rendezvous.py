@@ -24,13 +24,16 @@ START = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "TORCHELA
 def rendezvous(rank: int, world_size: int, minutes: float, files: RunDirectory | None) -> Store:
     """Waits until every rank has arrived; returns the store at MASTER_ADDR and MASTER_PORT, for the process group.
 
-    minutes: how long to wait. files: the run directory; a rank that does not arrive is recorded in its faults.jsonl.
+    minutes: how long rank 0 waits; the others wait half as long again. files: the run directory; a rank that does not
+    arrive is recorded in its faults.jsonl.
 
     Raises:
         HostFault: some ranks did not arrive in time.
         PeerLost: the port is taken, or the first rank is gone again.
         Interrupted: a signal asked this process to stop.
     """
+    if rank:  # rank 0 sees who is missing; a host that is cut off must not blame rank 0 before that
+        minutes *= 1.5
     deadline = time.monotonic() + 60 * minutes
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosts_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun does

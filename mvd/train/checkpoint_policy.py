@@ -10,7 +10,7 @@ from mvd.distributed.faults import RunFailed, record_fault
 from mvd.distributed.ownership import check_owner
 from mvd.distributed.process import Process
 from mvd.distributed.signals import take_save_request
-from mvd.run_directory import update_of
+from mvd.run_directory import CHECKPOINTS, update_of
 from mvd.stage import Stage
 from mvd.train.checkpoint import SaveError, load_newest_checkpoint, save_checkpoint, save_weights
 from mvd.train.engine import Engine
@@ -94,7 +94,7 @@ class CheckpointPolicy:
             return
         complete = {update_of(path): path for path in self.files.complete_checkpoints()}
         kept = kept_updates(complete, self.stage.execution.keep_checkpoints, self.kept_every)
-        for folder in set(self.files.checkpoints.glob("step-*")) - {complete[update] for update in kept}:
+        for folder in set(self.files.checkpoints.glob(CHECKPOINTS)) - {complete[update] for update in kept}:
             shutil.rmtree(folder, ignore_errors=True)
 
 

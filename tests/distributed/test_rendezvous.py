@@ -56,19 +56,32 @@ def run_when_all_are_ready(folder: Path) -> None:
     sys.exit(run_module.main())
 
 
-def start_some(folder: Path, ranks: list[int], **environment: str) -> tuple[list[str], list[dict]]:
-    """Starts only these ranks of three, each on a host of its own; returns what they printed, and the faults."""
+def start_some(
+    folder: Path, ranks: list[int], cut_off: int | None = None, **environment: str
+) -> tuple[list[str], list[dict]]:
+    """Starts only these ranks of three, each on a host of its own; returns what they printed, and the faults.
+
+    cut_off: a rank that does not get through to the others.
+    """
     stage = small_stage("video_teacher", "late", folder, folder, faults=Faults(rendezvous_minutes=0.1))
     write_stage(stage)
     (folder / "ready").write_text(str(len(ranks)))
-    shared = {"WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared = {"WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    port, nobodys = str(free_port()), str(free_port())
     command = [sys.executable, "-m", "tests.runs", __name__, run_when_all_are_ready.__name__, str(folder)]
     with ExitStack() as stack:
         processes = [
             stack.enter_context(
                 subprocess.Popen(
                     command,
-                    env={**os.environ, **shared, "RANK": str(rank), "SLURMD_NODENAME": HOSTS[rank], **environment},
+                    env={
+                        **os.environ,
+                        **shared,
+                        "MASTER_PORT": nobodys if rank == cut_off else port,
+                        "RANK": str(rank),
+                        "SLURMD_NODENAME": HOSTS[rank],
+                        **environment,
+                    },
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     text=True,
@@ -100,6 +113,12 @@ def test_a_first_process_that_never_comes_is_blamed_too(tmp_path):
     printed, (fault,) = start_some(tmp_path, [1], MVD_HOSTS=",".join(HOSTS))
     assert fault["hosts"] == ["node1"] and "rank 0 on node1 did not open port" in fault["message"]
     assert "error: rank 0 on node1" in printed[0]
+
+
+def test_a_host_that_cannot_reach_the_first_one_is_blamed_before_it_can_blame_that(tmp_path):
+    _, faults = start_some(tmp_path, [0, 1], cut_off=1, MVD_HOSTS="node1,node2", WORLD_SIZE="2")
+    assert faults[0]["hosts"] == ["node2"]  # upon which srun ends the other processes
+    assert faults[0]["message"].startswith("rank 1 on node2 did not arrive (ranks that arrived: node1 (1))")
 
 
 @pytest.fixture

@@ -147,6 +147,14 @@ def test_what_another_attempt_would_meet_too_ends_the_job_at_once(job):
     assert job.requeues == [] and "/data/train.csv holds no videos" in job.record.error
 
 
+def test_a_copy_of_a_checkpoint_beside_the_others_does_not_end_the_job(job):
+    for name in ("step-00000009", "step-00000009.bak"):
+        (job.files.checkpoints / name).mkdir(parents=True)
+        (job.files.checkpoints / name / "manifest.json").touch()
+    assert job.attempt(137) == 1
+    assert job.requeues == ["24_1"] and job.record.attempts[0].saved == 9
+
+
 def test_an_error_of_an_earlier_attempt_is_forgotten(job):
     job.attempt(1, lines="ValueError: first")
     job.attempt(137)
@@ -157,6 +165,29 @@ def test_a_cancelled_job_is_not_requeued(job):
     job.slurm.runs("24_1", "COMPLETING", directory=str(job.submission))
     assert job.attempt(143) == 1
     assert job.requeues == [] and job.record.error is None
+
+
+@pytest.mark.parametrize("reason", ["Cleaning", "BeginTime", "JobHeldUser"])
+def test_a_job_that_somebody_else_requeued_is_left_alone_while_slurm_cleans_up(job, reason):
+    job.begin()
+    job.slurm.runs("24_1", "COMPLETING", reason, directory=str(job.submission))
+    attempts.end_without_batch_script(job.files)
+    assert job.requeues == [] and job.record.error is None and job.record.attempts[0].ended is None
+
+
+@pytest.mark.parametrize("reason", ["JobLaunchFailure", "RaisedSignal:9(Killed)", "TimeLimit"])
+def test_a_job_that_slurm_ends_is_requeued_before_it_is_gone(job, reason):
+    job.begin()
+    job.slurm.runs("24_1", "COMPLETING", reason, directory=str(job.submission))
+    attempts.end_without_batch_script(job.files)
+    assert job.requeues == ["24_1"] and job.record.attempts[0].stopped
+
+
+def test_a_job_that_starts_again_after_its_error_is_requeued_as_any_other(job):
+    assert job.attempt(2, lines="error: no videos", final=True) == 1
+    assert job.record.error is not None and job.requeues == []
+    assert job.attempt(0, saved=1) == 1  # the cause is gone, and a person has requeued the job
+    assert job.record.error is None and job.requeues == ["24_1"]
 
 
 def test_a_requeue_that_slurm_refuses_is_the_end(job):

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
+from launch.checks import node_job
 from launch.checks.folders import check_runs_folder, file_system
 from launch.checks.inputs import check_inputs
+from launch.checks.node_job import run_test_job
 from launch.checks.site import check_site, check_test_submission, hours
 from launch.cluster import Cluster, Slurm
 from launch.slurm.client import slurm
@@ -35,10 +37,44 @@ def test_a_profile_that_fits(fake_slurm):
     assert found["partition"].text == "gpu: up, 8 nodes, at most 1-00:00:00"
 
 
+@pytest.mark.parametrize("partition", ["old,gpu", "gpu,old"])
+def test_one_of_several_partitions_must_fit(fake_slurm, partition):
+    found = site_findings(fake_slurm, nodes=8, partition=partition)["partition"]
+    assert found.ok and found.text.startswith("gpu: up")
+
+
+def test_partitions_that_scontrol_does_not_show_are_not_said_to_be_missing(fake_slurm):
+    fake_slurm.fails("scontrol show partition", "Access/permission denied")
+    found = {finding.subject: finding for finding in check_site(Cluster(), slurm)}["partition"]
+    assert not found.ok and "scontrol show partition fails (Access/permission denied)" in found.text
+
+
+def test_the_test_job_asks_for_gpus_as_the_profile_does(fake_slurm, tmp_path, monkeypatch):
+    monkeypatch.setattr(node_job, "take_snapshot", lambda _: tmp_path)
+    options = {"gpus-per-node": None, "gres": "gpu:a100:8"}
+    cluster = Cluster(runs=str(tmp_path), slurm=Slurm(options=options))
+    list(run_test_job(cluster, minutes=0))
+    script = next(tmp_path.glob("jobs/*/*_submission.sh")).read_text()
+    assert "--gres=gpu:a100:8" in script and "--gpus-per-node" not in script
+
+
+@pytest.mark.parametrize(("end", "subjects"), [("doctor|end\n", ["GPUs"]), ("", ["GPUs", "test job"])])
+def test_a_test_job_that_did_not_finish_is_not_fine(fake_slurm, tmp_path, monkeypatch, end, subjects):
+    def submit(folder, *_):
+        (folder / "101_0_log.out").write_text(f"doctor|ok|GPUs|8 x A100\n{end}")
+        return "101"
+
+    monkeypatch.setattr(node_job, "take_snapshot", lambda _: tmp_path)
+    monkeypatch.setattr(node_job, "call_sbatch", submit)
+    found = list(run_test_job(Cluster(runs=str(tmp_path)), minutes=0))
+    assert [finding.subject for finding in found] == subjects and found[-1].ok == bool(end)
+
+
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
         ({"partition": "gpus"}, "slurm.partition=gpus does not exist; set slurm.partition to one of gpu, old"),
+        ({"partition": "gpu,gpus"}, "slurm.partition=gpus does not exist; set slurm.partition to one of gpu, old"),
         ({"partition": "old"}, "old is DOWN; set slurm.partition to another one"),
         ({"time_limit_hours": 48.0}, "gpu allows 1-00:00:00, less than slurm.time_limit_hours=48; lower it"),
         ({"nodes": 9}, "gpu allows 8 nodes per job, less than nodes=9; lower nodes"),

@@ -135,3 +135,13 @@ def test_the_sites_limits_are_read_once(fake_slurm, monkeypatch):
 def test_a_preemption_is_what_scontrol_says(shown, preempted, fake_slurm):
     fake_slurm.says("scontrol show job", f"JobId=24 PreemptEligibleTime=2026-11-25T01:00:00 PreemptTime={shown}\n")
     assert slurm.is_preempted("24") is preempted
+
+
+def test_a_job_that_an_unanswered_sbatch_has_submitted_after_all_is_cancelled(fake_slurm, monkeypatch):
+    def slept(_):
+        fake_slurm.runs("99", "PENDING", directory=str(FOLDER))
+
+    fake_slurm.fails("sbatch")
+    monkeypatch.setattr(type(slurm), "sleep", staticmethod(slept))
+    assert slurm.submit(SCRIPT, FOLDER) == "101"
+    assert fake_slurm.called("scancel") == [("scancel", "99")]

@@ -150,6 +150,18 @@ def test_sbatch_gets_a_script_whose_working_directory_is_its_own_folder(tmp_path
     assert options((folder / "102_submission.sh").read_text())["array"] == "0-1%1"
 
 
+def test_no_attempt_fails_because_submitit_cannot_write_its_own_result(tmp_path, fake_slurm):
+    folder = new_folder(tmp_path / "jobs", "finetune")
+    how = {"time": 1, "additional_parameters": {}}
+    assert call_sbatch(folder, how, [print], "finetune") == "101"
+    (folder / "101_0_result.pkl.save_tmp").touch()  # left by an attempt that ended on a full disk
+    job = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "101", "SLURM_PROCID": "0", "SLURM_JOB_NODELIST": "node1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | job
+    command = [sys.executable, "-m", "submitit.core._submit", str(folder)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_nobody_else_can_put_a_pickle_into_a_submissions_folder(tmp_path):
     before = os.umask(0)
     try:
