@@ -1,7 +1,7 @@
-"""The whole method in small: every stage, on a generated data set of eight motions, in minutes on two CPU cores.
+"""The whole method at small scale: every stage, on a generated data set of eight motions, in minutes on two CPU cores.
 
 `demo` trains both teachers, distils a student from them, fine-tunes and tests it; `demo_from_scratch` fine-tunes the
-same network with the same budget from random weights, which shows what the distillation bought.
+same network with the same budget from random weights, which shows the gain from distillation.
 """
 
 from mvd.config import (
@@ -19,7 +19,7 @@ from mvd.config import (
 
 
 def optimization(epochs: int, *, peak_lr: float, batch: int = 16) -> Optimization:
-    """A few hundred small updates: beta2 and warmup are for a run as short as that."""
+    """A few hundred small updates, with beta2 and warmup chosen for so short a run."""
     return Optimization(
         global_batch=batch,
         epochs=epochs,
@@ -37,7 +37,7 @@ finetune = Finetune(
     sampling="dense",
     stride=1,
     drop_path=0.0,
-    # No flip and no RandAugment: a mirrored "left" is a "right", and a sheared clip moves another way.
+    # No flip and no RandAugment: a mirrored "left" is a "right", and shearing changes the direction of motion.
     augmentation=Augmentation(auto=None, crop_scale=(0.7, 1.0), flip=0.0, erase=0.0, samples=1),
     mixing=Mixing(mixup=0.1, cutmix=0.0, group=8),
     optimization=optimization(5, peak_lr=3e-3),
@@ -48,7 +48,7 @@ rows = (
     Row(
         name="demo",
         teachers="train",
-        # Lower mask ratios than the paper's: of sixteen positions, a tenth would be one or two.
+        # Lower mask ratios than the paper's, which would leave one or two of the sixteen positions visible.
         image_teacher=ImageTeacher(
             size="tiny",
             dataset="motion",

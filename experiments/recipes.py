@@ -1,4 +1,4 @@
-"""What the fourteen rows share: the seven distillations, and the fine-tuning and testing of both data sets.
+"""Recipes shared by the fourteen rows: the seven distillations, and fine-tuning and testing on both data sets.
 
 Learning rates are per 256 samples. `micro_batch` is the official number of samples per GPU and step.
 """
@@ -6,6 +6,7 @@ Learning rates are per 256 samples. `micro_batch` is the official number of samp
 from mvd.config import (
     DATASETS,
     Augmentation,
+    Dataset,
     Finetune,
     ImageTeacher,
     Mixing,
@@ -14,13 +15,23 @@ from mvd.config import (
     Test,
     VideoTeacher,
 )
+from mvd.config.errors import check
 
 PRETRAIN_BETAS = (0.9, 0.95)
 FINETUNE_BETAS = (0.9, 0.999)
 
 
+def _record(dataset: str) -> Dataset:
+    check(
+        dataset in DATASETS,
+        f"unknown data set {dataset!r}; use one of {', '.join(DATASETS)}, and for your own data set dataset and "
+        "own_dataset with dataclasses.replace",
+    )
+    return DATASETS[dataset]
+
+
 def masked_images(size: str, *, micro_batch: int) -> ImageTeacher:
-    """MAE on ImageNet-1K as its public checkpoints were made: 1600 epochs of batch 4096."""
+    """MAE on ImageNet-1K as for its public checkpoints: 1600 epochs, batch 4096."""
     return ImageTeacher(
         size=size,
         optimization=Optimization(
@@ -36,7 +47,7 @@ def masked_images(size: str, *, micro_batch: int) -> ImageTeacher:
 
 
 def masked_clips(size: str, *, global_batch: int, micro_batch: int) -> VideoTeacher:
-    """VideoMAE on Kinetics-400 as its public checkpoints were made: 1600 of 1601 scheduled epochs."""
+    """VideoMAE on Kinetics-400 as for its public checkpoints: 1600 of 1601 scheduled epochs."""
     return VideoTeacher(
         size=size,
         optimization=Optimization(
@@ -63,7 +74,7 @@ def distillation(
     drop_path: float = 0.1,
     activation_checkpointing: bool = False,
 ) -> Pretrain:
-    """A student on Kinetics-400; the cosine is laid out over one epoch more than is run, as officially."""
+    """A student distilled on Kinetics-400; as officially, the schedule is one epoch longer than the run."""
     return Pretrain(
         student=student,
         teacher=teacher,
@@ -114,15 +125,20 @@ def finetuning(
     head_dropout: float = 0.0,
     activation_checkpointing: bool = False,
 ) -> Finetune:
-    """Supervised fine-tuning; the videos of one official GPU and step are mixed with one another."""
+    """Supervised fine-tuning; the mixing group is the official micro-batch, one GPU's videos of one step.
+
+    Raises:
+        ConfigError: the data set has no record.
+    """
+    record = _record(dataset)
     return Finetune(
         size=size,
         dataset=dataset,
-        sampling=DATASETS[dataset].sampling,
+        sampling=record.sampling,
         drop_path=drop_path,
         head_dropout=head_dropout,
         activation_checkpointing=activation_checkpointing,
-        augmentation=Augmentation(flip=0.5 if DATASETS[dataset].mirrored_is_same_class else 0.0),
+        augmentation=Augmentation(flip=0.5 if record.mirrored_is_same_class else 0.0),
         mixing=Mixing(group=micro_batch),
         optimization=Optimization(
             global_batch=global_batch,
@@ -138,6 +154,10 @@ def finetuning(
 
 
 def multi_view_test(size: str, dataset: str) -> Test:
-    """5 clips x 3 crops on Kinetics-400, 2 x 3 on Something-Something V2."""
-    record = DATASETS[dataset]
+    """5 clips x 3 crops on Kinetics-400, 2 x 3 on Something-Something V2.
+
+    Raises:
+        ConfigError: the data set has no record.
+    """
+    record = _record(dataset)
     return Test(size=size, dataset=dataset, sampling=record.sampling, clips=record.test_clips)

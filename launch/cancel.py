@@ -1,6 +1,7 @@
-"""Cancels the jobs of rows, queued or running, and says which; run directories stay as they are.
+"""Cancels the queued and running jobs of rows or stages; run directories are kept.
 
-A stage that another row's job still waits for is left alone, unless that row is named too.
+TARGET is a row, a suite, or the name of a run directory. A stage that a job of another row still depends on is not
+cancelled, unless that row is given too.
 """
 
 import os
@@ -25,33 +26,33 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Cancels and prints; returns the exit code."""
+    """Cancels the jobs and prints what was cancelled; returns the exit code."""
     request = Parser("cancel.py", __doc__ or "", EXAMPLES, takes_stages=True).read(argv)
     runs = Path(request.cluster.runs)
-    named = {*request.stages, *(node.id for node in build_graph(request.rows))}
+    targets = {*request.stages, *(node.id for node in build_graph(request.rows))}
     with locked(runs):
         active = active_jobs(runs)
-        needed = still_needed(active, named)
-        doomed = {stage: jobs for stage, jobs in active.items() if stage in named and stage not in needed}
+        needed = still_needed(active, targets)
+        doomed = {stage: jobs for stage, jobs in active.items() if stage in targets and stage not in needed}
         if doomed:
             slurm.cancel(record.job_id for jobs in doomed.values() for record in jobs)
     for stage, jobs in doomed.items():
         print(f"cancelled: {stage}, job {', '.join(record.job_id for record in jobs)}")
-    for stage in sorted(needed & named):
+    for stage in sorted(needed & targets):
         print(f"left alone, since jobs of other rows wait for it: {stage}")
-    records = {stage: read_record(RunDirectory(runs / stage)) for stage in sorted(named)}
+    records = {stage: read_record(RunDirectory(runs / stage)) for stage in sorted(targets)}
     local = {stage: record for stage, record in records.items() if record and record.runs_locally}
     for stage, record in local.items():
         where = f"on {record.attempts[-1].host} as {record.job_id}"
         print(f"runs without SLURM: {stage}, {where}; stop it there with Ctrl-C")
     if not doomed and not local:
-        print("nothing of it is queued or running")
-    print_next([("go on from what is saved", command("submit.py", *request.words))])
+        print("nothing to cancel: no stage of these targets is queued or running")
+    print_next([("resume from the last checkpoint", command("submit.py", *request.words))])
     return 0
 
 
 def active_jobs(runs: Path) -> dict[str, list[Record]]:
-    """Stage id -> records of its jobs that are queued or running, for the whole runs folder."""
+    """Stage id -> records of its queued or running jobs, for the whole runs folder."""
     found: dict[str, list[Record]] = {}
     for path in (*runs.glob("*/job.json"), *sorted(runs.glob("*/shards/*/job.json"))):
         record = read_record(RunDirectory(path.parent))
@@ -62,10 +63,10 @@ def active_jobs(runs: Path) -> dict[str, list[Record]]:
     return {stage: records for stage, records in alive.items() if records}
 
 
-def still_needed(active: dict[str, list[Record]], named: set[str]) -> set[str]:
-    """Stages that queued jobs outside `named` wait for, directly or through others."""
+def still_needed(active: dict[str, list[Record]], targets: set[str]) -> set[str]:
+    """Stages that jobs outside `targets` depend on, directly or through other stages."""
     needed: set[str] = set()
-    pending = [record for stage, records in active.items() if stage not in named for record in records]
+    pending = [record for stage, records in active.items() if stage not in targets for record in records]
     while pending:
         for parent in pending.pop().parents:
             if parent not in needed:

@@ -1,10 +1,11 @@
-"""The cluster profile: everything that belongs to a machine park and never to a recipe.
+"""The cluster profile: everything that depends on the machines and never on a recipe.
 
-Read from --cluster FILE, else from the file that $MVD_CLUSTER names, else from cluster.yaml in the project root, else
-the defaults below. cluster.example.yaml explains every field.
+Read from --cluster FILE, else from the file in $MVD_CLUSTER, else from cluster.yaml in the project root; without a file
+the defaults below apply. cluster.example.yaml explains every field.
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,19 +16,23 @@ from omegaconf import OmegaConf
 
 from mvd.batch import working_world_sizes
 from mvd.config import DATASETS, SIZES, ConfigError, DatasetPaths, Kind, Precision, Recipe, RunSettings, Test
-from mvd.config.errors import check_positive
+from mvd.config.errors import check, check_positive
 from mvd.config.typed import Override, apply_overrides, nearest
 
-ROOT = Path(__file__).resolve().parents[1]
+CODE = Path(__file__).resolve().parents[1]  # holds mvd, launch, experiments and ds_configs
+# The project root: relative paths of the profile start here. A wheel has none, so the current folder takes its place.
+ROOT = CODE if (CODE / "pyproject.toml").is_file() else Path.cwd()
+EXAMPLE = Path(__file__).with_name("cluster.example.yaml").resolve()
 TEACHERS = tuple(f"{family}_{size.short_name}" for family in ("mae", "videomae") for size in SIZES.values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a stage of one kind gets: nodes, a file of ds_configs/, and a ceiling for the micro-batch.
+    """Resources of every stage of one kind.
 
-    nodes: null for as many GPUs of the profile's `nodes` as the recipe's batch splits over; a number is kept to.
-    micro_batch: samples (videos in fine-tuning, views in a test) of one GPU and forward pass; null for the recipe's.
+    nodes: null for the largest number of the profile's GPUs that divides the global batch; a number is used as given.
+    deepspeed: a file of ds_configs/, without .json. micro_batch: upper limit of the samples (videos in fine-tuning,
+    views in a test) per GPU and forward pass; null for the recipe's.
     """
 
     nodes: int | None = None
@@ -36,26 +41,26 @@ class Resources:
 
     def __post_init__(self) -> None:
         if self.nodes is not None and self.nodes < 1:
-            raise ConfigError(f"nodes is {self.nodes}; a stage needs at least one")
+            raise ConfigError(f"nodes must be at least 1, or null, got {self.nodes}")
         if self.micro_batch is not None and self.micro_batch < 1:
-            raise ConfigError(f"micro_batch is {self.micro_batch}; give a positive number of samples, or null")
-        known = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
+            raise ConfigError(f"micro_batch must be at least 1, or null, got {self.micro_batch}")
+        known = sorted(path.stem for path in (CODE / "ds_configs").glob("*.json"))
         if self.deepspeed not in known:
-            raise ConfigError(f"deepspeed is {self.deepspeed!r}; use a file of ds_configs/: {', '.join(known)}")
+            raise ConfigError(f"deepspeed must be a file of ds_configs/ ({', '.join(known)}), got {self.deepspeed!r}")
 
 
-# sbatch options that follow from the plan, so that nobody can set them by hand.
+# sbatch options that the launcher sets itself; the profile must not.
 PLANNED_OPTIONS = {"array", "chdir", "dependency", "error", "kill_on_invalid_dep", "nodes", "ntasks", "ntasks_per_node"}
 PLANNED_OPTIONS |= {"open_mode", "output", "requeue", "signal", "time"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slurm:
-    """How jobs are submitted; what is null is left to the cluster's own defaults.
+    """How jobs are submitted; null leaves a field to the cluster's own default.
 
-    memory_gb: of a node. array_parallelism: stages of one array that run at the same time; null for all.
-    warning_seconds: how long before its limit a job is told to save and go on later. setup: shell lines before the
-    job. environment: variables of the job. options: further sbatch options, which win over what is set here.
+    memory_gb: per node. array_parallelism: stages of one array that run at the same time; null for all.
+    warning_seconds: how long before the time limit a job is told to save and requeue. setup: shell lines at the start
+    of the job. environment: variables of the job. options: further sbatch options, which override the fields here.
     """
 
     partition: str | None = None
@@ -77,23 +82,28 @@ class Slurm:
             value = getattr(self, name)
             if value is not None:
                 check_positive(f"slurm.{name}", value)
+                check(math.isfinite(value), f"slurm.{name} must be a finite number, got {value}")
         if self.time_limit_hours * 3600 <= self.warning_seconds:
             raise ConfigError(
-                f"slurm.time_limit_hours is {self.time_limit_hours:g}, no more than slurm.warning_seconds="
-                f"{self.warning_seconds}: a job would be told to save before it has begun; raise the limit"
+                f"slurm.time_limit_hours must be longer than slurm.warning_seconds={self.warning_seconds}, "
+                f"got {self.time_limit_hours:g} h; raise the limit"
             )
-        for name in self.options:
+        for name, value in self.options.items():
+            check(
+                value is None or isinstance(value, str | int | float),
+                f"slurm.options.{name} must be a string, a number, true, false or null, got {value!r}",
+            )
             if name.replace("-", "_") in PLANNED_OPTIONS:
-                raise ConfigError(f"slurm.options.{name} follows from the plan; use the profile's own fields instead")
+                raise ConfigError(f"slurm.options.{name} is set by the launcher; use the profile's own fields instead")
 
     @property
     def excluded(self) -> str:
-        """The nodes that no job is to use, in sbatch's words; empty for none."""
-        return self.options.get("exclude", self.exclude) or ""
+        """Nodes that no job may use, as a value of sbatch --exclude; empty for none."""
+        return str(self.options.get("exclude", self.exclude) or "")
 
 
 class Layout(NamedTuple):
-    """The nodes of one job, and the GPUs, with one process each, on each of them."""
+    """Nodes of a job, and GPUs per node; each GPU gets one process."""
 
     nodes: int
     gpus: int
@@ -104,7 +114,7 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster(RunSettings):
-    """Where stages run and where their files are; relative paths are under the project root."""
+    """Where stages run and where their files are; relative paths start at the project root."""
 
     runs: str = "runs"
     datasets: dict[str, DatasetPaths] = field(default_factory=dict)
@@ -124,18 +134,21 @@ class Cluster(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self.runs != "", "runs must be a folder, got an empty string")
         for name in ("nodes", "gpus_per_node", "local_processes", "test_shards", "sustained_tflops"):
             check_positive(name, getattr(self, name))
         for name in self.teachers:
             if name not in TEACHERS:
                 known = ", ".join(TEACHERS)
-                raise ConfigError(f"teachers has no {name!r}{nearest(name, TEACHERS)}; use one of {known}")
+                raise ConfigError(f"teachers has no key {name!r}{nearest(name, TEACHERS)}; use one of {known}")
 
     def resources(self, kind: Kind) -> Resources:
-        return getattr(self, kind)
+        """The settings of one kind of stage."""
+        found: Resources = getattr(self, kind)
+        return found
 
     def layout(self, kind: Kind, recipe: Recipe) -> Layout:
-        """A job's nodes and GPUs: those of its kind, or the most of the profile's that its batch splits over."""
+        """Nodes and GPUs of a job: as its kind sets them, else the most that divide its global batch."""
         nodes = self.resources(kind).nodes
         if isinstance(recipe, Test) and self.test_shards > 1:
             return Layout(1, 1)
@@ -152,41 +165,58 @@ class Cluster(RunSettings):
         return next(evenly)
 
     def gpus(self, kind: Kind, recipe: Recipe) -> int:
-        """GPUs of one job, all its nodes together."""
+        """GPUs of one job, over all its nodes."""
         layout = self.layout(kind, recipe)
         return layout.nodes * layout.gpus
 
 
 def load_cluster(file: str | None, overrides: Iterable[Override]) -> Cluster:
-    """The profile with the command line's `cluster.*` settings on top, all paths absolute.
+    """The profile with the command line's `cluster.*` settings applied; all paths are absolute.
 
     Raises:
-        ConfigError: a file that is missing or no YAML, an unknown key, a wrong type.
+        ConfigError: the file is missing or no YAML; an unknown key, a value of the wrong type or an invalid one.
     """
     cluster = apply_overrides(Cluster(), [*_file_settings(file), *overrides])
     generated = {name: DatasetPaths(root=f"data/{name}") for name, record in DATASETS.items() if record.generated}
     datasets = generated | cluster.datasets
+    runs = _absolute(cluster.runs)
+    check_log_folder("runs", runs)
     return dataclasses.replace(
         cluster,
-        runs=_absolute(cluster.runs),
+        runs=runs,
         datasets={name: dataclasses.replace(paths, root=_absolute(paths.root)) for name, paths in datasets.items()},
         teachers={name: _absolute(path) for name, path in cluster.teachers.items()},
     )
 
 
+def check_log_folder(name: str, folder: str | Path) -> None:
+    """Refuses a folder for job logs in whose path sbatch would expand a pattern such as %j.
+
+    Raises:
+        ConfigError: there is a % or a backslash in the path.
+    """
+    for character in ("%", "\\"):
+        if character in str(folder):
+            raise ConfigError(
+                f"{name}: the path must not contain {character}, which SLURM treats specially in the paths of logs "
+                f"(as in %j), got {folder}; use another folder"
+            )
+
+
 def _file_settings(file: str | None) -> list[Override]:
-    named = file or os.environ.get("MVD_CLUSTER")
-    path = Path(named).expanduser() if named else ROOT / "cluster.yaml"
+    given = file or os.environ.get("MVD_CLUSTER")
+    path = Path(given).expanduser() if given else ROOT / "cluster.yaml"
     if not path.is_file():
-        if named:
-            raise ConfigError(f"there is no cluster profile {path}; copy cluster.example.yaml there and edit it")
+        if given:
+            raise ConfigError(f"there is no cluster profile {path}; copy {EXAMPLE} to it and edit it")
         return []
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except Exception as error:  # PyYAML's and OmegaConf's own
-        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}; mend that line") from error
+    except Exception as error:  # PyYAML's and OmegaConf's own errors
+        reason = " ".join(str(error).partition("object_type=")[0].split())  # the rest is OmegaConf's own type
+        raise ConfigError(f"{path} cannot be read: {reason}; fix that line") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no fields; write it as `field: value`, as cluster.example.yaml does")
+        raise ConfigError(f"{path} holds no fields; write `field: value` lines, as in {EXAMPLE}")
     return [Override((f"{key!s}",), value, f"{path}: {key!s}") for key, value in content.items()]
 
 

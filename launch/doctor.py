@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -16,8 +17,8 @@ if __name__ == "__main__":
 from launch.checks.finding import Finding, examine
 from launch.checks.folders import check_runs_folder, file_system
 from launch.checks.inputs import check_inputs
-from launch.checks.site import check_site, check_test_submission
 from launch.checks.node_job import run_test_job
+from launch.checks.site import check_site, check_test_submission
 from launch.cli.output import command, print_next
 from launch.cli.parser import Parser, Request, run_command
 from launch.cluster import Cluster
@@ -25,8 +26,8 @@ from launch.plan.arrays import Array, build_arrays
 from launch.plan.graph import build_graph
 from launch.plan.resolve import build_stage, missing_settings
 from launch.slurm.client import slurm
-from launch.slurm.script import parameters
 from launch.slurm.sbatch import write_script
+from launch.slurm.script import parameters
 from mvd.config import ConfigError
 from mvd.distributed.exit_codes import INVALID, OK
 
@@ -76,9 +77,7 @@ def findings(request: Request) -> Iterator[Finding]:
 
 
 def _check_python(cluster: Cluster) -> str:
-    """Jobs run the Python that submits them."""
-    if sys.version_info < (3, 11):
-        raise ConfigError(f"{sys.executable} is Python {sys.version.split()[0]}; use Python 3.11 or newer")
+    """Jobs run the Python that submits them; its version is checked at installation."""
     where = file_system(Path(sys.executable))
     shared = "" if cluster.nodes == 1 else f" on {where}; it must exist on every node (--job checks one)"
     return f"{sys.executable}, Python {sys.version.split()[0]}{shared}"
@@ -92,7 +91,7 @@ def _check_rows(request: Request) -> Iterator[Finding]:
     arrays = build_arrays(nodes, [build_stage(node, cluster) for node in nodes], {}, cluster)
     shapes = {(array.stages[0].kind, array.layout): array for array in arrays}
     for (kind, layout), array in shapes.items():
-        yield examine(f"a {kind} job of {layout} GPUs", lambda array=array: _check_array(array, cluster))
+        yield examine(f"a {kind} job of {layout} GPUs", partial(_check_array, array, cluster))
 
 
 def _check_settings(missing: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
-"""Prints what a stage's newest attempt has printed, or follows it; of rank 0 unless told otherwise.
+"""Prints or follows the log of a stage's newest attempt, by default of rank 0.
 
-TARGET is a row, of which the stage that runs, or ran last, is taken, or a stage by its run directory's name.
+TARGET is a row (of its stages, the one that started last is shown), or the name of a run directory.
 """
 
 import os
@@ -23,24 +23,26 @@ EXAMPLES = """examples:
   python launch/logs.py experiments/vith_k400 --stage pretrain --follow
   python launch/logs.py pretrain-vith_from_vith_e800-1a2b3c4d --rank 5
 """
-HEADER = "=== job "  # a process's first line, see launch.job.stage_job
+HEADER = "=== job "  # the first line of each attempt's log (launch.job.stage_job)
 
 
 def main(argv: Sequence[str]) -> int:
     """Prints the log; returns the exit code."""
     parser = Parser("logs.py", __doc__ or "", EXAMPLES, takes_stages=True)
-    parser.add_argument("--stage", choices=KINDS, metavar="KIND", help=f"one of {', '.join(KINDS)}")
-    parser.add_argument("--rank", type=int, default=0, metavar="N", help="of this process (default: 0)")
-    parser.add_argument("--follow", "-f", action="store_true", help="go on printing what is added, until Ctrl-C")
+    parser.add_argument("--stage", choices=KINDS, metavar="KIND", help=f"only stages of this kind: {', '.join(KINDS)}")
+    parser.add_argument("--rank", type=int, default=0, metavar="N", help="rank of the process (default: 0)")
+    parser.add_argument("--follow", "-f", action="store_true", help="keep printing new lines until Ctrl-C")
     request = parser.read(argv)
     wanted = request.options.stage
-    named = [node.id for node in build_graph(request.rows) if wanted in (None, node.kind)] + request.stages
-    record = newest(Path(request.cluster.runs), named)
+    stages = [node.id for node in build_graph(request.rows) if wanted in (None, node.kind)] + request.stages
+    record = newest(Path(request.cluster.runs), stages)
     if record is None:
-        raise ConfigError(f"nothing of {' '.join(request.words)} has been submitted to SLURM; see status.py")
+        raise ConfigError(f"no SLURM job was submitted for {' '.join(request.words)}; see status.py")
     path = record.log(request.options.rank)
     if not path.exists():
-        raise ConfigError(f"there is no {path} yet: job {record.job_id} has not started, or has no such rank")
+        raise ConfigError(
+            f"{path} does not exist: job {record.job_id} has not started, or has no rank {request.options.rank}"
+        )
     print(f"{path}:", flush=True)
     start = newest_attempt(path)
     if request.options.follow:
@@ -56,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def newest(runs: Path, stages: Sequence[str]) -> Record | None:
-    """The record whose newest attempt started last."""
+    """The SLURM record whose newest attempt started last, or None."""
     folders = [files for stage in stages for files in RunDirectory(runs / stage).job_files()]
     records = [record for files in folders if (record := read_record(files)) and not record.is_local]
     started = [record for record in records if record.attempts]
@@ -64,7 +66,7 @@ def newest(runs: Path, stages: Sequence[str]) -> Record | None:
 
 
 def newest_attempt(path: Path) -> int:
-    """The line, from 0, at which the last attempt in a log begins."""
+    """Line number, from 0, of the start of the last attempt in a log."""
     with open(path, errors="replace") as handle:
         return max((number for number, line in enumerate(handle) if line.startswith(HEADER)), default=0)
 

@@ -1,6 +1,6 @@
-"""Sets what rows have reached beside what they were to reach; reads the run directories and nothing else.
+"""Compares each row's accuracy with its target, from the run directories alone.
 
-Settings matter here too: another recipe has other run directories.
+Give the same KEY=VALUE settings as to submit.py: a changed recipe has other run directories.
 """
 
 import os
@@ -28,7 +28,7 @@ COLUMNS += ["run directory"]
 
 @dataclass(frozen=True)
 class Line:
-    """What is known of one row."""
+    """One line of the report: its cells, and the test videos that could not be read."""
 
     cells: list[str]
     unreadable: list[str]
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     print_report(lines)
     print_next(
         [
-            ("run what is not finished", command("submit.py", *request.words, "--local")),
+            ("run what is not finished", command("submit.py", *request.words)),
             ("see the curves", f"tensorboard --logdir {short(request.cluster.runs)}"),
         ]
     )
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def report_line(row: Row, runs: Path) -> Line:
-    """Reads the run directories of a row's stages."""
+    """The line of one row, from the run directories of its stages."""
     nodes = build_graph([row])
     result = next((RunDirectory(runs / node.id).read_result() for node in nodes if node.kind == "test"), None)
     target = row.target
@@ -71,12 +71,13 @@ def report_line(row: Row, runs: Path) -> Line:
 
 
 def print_report(lines: Sequence[Line]) -> None:
+    """Prints the table, and the unreadable videos below it."""
     print_table("accuracy", COLUMNS, [line.cells for line in lines])
     print_unreadable(lines)
 
 
 def print_unreadable(lines: Sequence[Line]) -> None:
-    """Names the test videos that could not be read."""
+    """Lists the test videos that could not be read."""
     for line in lines:
         if line.unreadable:
             names = ", ".join(line.unreadable[:5]) + (", ..." if len(line.unreadable) > 5 else "")
@@ -91,10 +92,10 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _epochs_done(directory: Path) -> int:
-    """Epochs that are surely over: all of a complete stage, or those before the one in the newest metrics line."""
+    """Completed epochs: all of a complete stage, else those before the epoch in the newest metrics line."""
     result = RunDirectory(directory).read_result()
     if result:
-        return result["epochs"]
+        return int(result["epochs"])
     metrics = RunDirectory(directory).read_metrics()
     return int(metrics[-1]["epoch"]) - 1 if metrics else 0
 

@@ -1,4 +1,4 @@
-"""What has become of stages: from their run directories, and from squeue and sacct for what is under way."""
+"""State of each stage, from its run directory, squeue and sacct."""
 
 import json
 from collections import Counter
@@ -19,7 +19,7 @@ TAIL_BYTES = 16_384
 
 
 def result_text(result: dict[str, Any]) -> str:
-    """What a stage's result.json says it reached, with the split each accuracy belongs to."""
+    """The result of a stage in one line: loss, and accuracies with their split."""
     if "top1" in result:
         return f"test top-1 {result['top1']:.1f} %, top-5 {result['top5']:.1f} %"
     loss = f"training loss {result['loss']:.4f}" if result.get("loss") is not None else "no loss"
@@ -28,9 +28,9 @@ def result_text(result: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class StageInfo:
-    """A stage as far as it is known from outside: by its row, or by what its run directory holds.
+    """A stage as status.py sees it: from the plan, or from its run directory.
 
-    epochs, batch: of a training stage; None of a test.
+    epochs, batch: None for a test.
     """
 
     id: str
@@ -51,12 +51,12 @@ class State:
 
     @property
     def lost(self) -> bool:
-        """Whether nothing will come of it unless somebody submits it again."""
+        """Whether the stage will not complete unless it is submitted again."""
         return self.word in ("failed", "cancelled")
 
 
 def from_plan(nodes: Sequence[Node]) -> list[StageInfo]:
-    """The stages of rows."""
+    """The stages of a plan."""
     found = []
     for node in nodes:
         settings = None if isinstance(node.recipe, Test) else node.recipe.optimization
@@ -66,7 +66,7 @@ def from_plan(nodes: Sequence[Node]) -> list[StageInfo]:
 
 
 def from_runs(runs: Path) -> list[StageInfo]:
-    """The stages that a runs folder holds, parents before children."""
+    """The stages of a runs folder, parents before children."""
     found = []
     for path in runs.glob("*/stage.yaml"):
         records = [record for files in RunDirectory(path.parent).job_files() if (record := read_record(files))]
@@ -79,7 +79,7 @@ def from_runs(runs: Path) -> list[StageInfo]:
 
 
 def stage_states(stages: Sequence[StageInfo], runs: Path) -> dict[str, State]:
-    """Stage id -> state; parents are to come before children."""
+    """Stage id -> state; parents must come before children."""
     folders = {stage.id: RunDirectory(runs / stage.id).job_files() for stage in stages}
     records = {folder: read_record(folder) for group in folders.values() for folder in group}
     submitted = [record for record in records.values() if record and not record.is_local]
@@ -137,14 +137,14 @@ def _job_state(
 
 
 def _ended(record: Record, state: str, again: str) -> State:
-    """Of a job that left the queue without a word of its own."""
+    """State of a job that left the queue without recording an error."""
     if state.startswith("CANCELLED"):
         return State("cancelled", f"cancelled{again}", record)
     if record.is_local:
         return State("stopped", f"stopped: {record.attempts[-1].error or 'its launcher is gone'}", record)
     last = last_error(record.log())
-    how = f"SLURM says {state}" if state else "its job has left the queue"
-    return State("failed", f"failed: {last or how}{again}", record)
+    reason = f"SLURM says {state}" if state else "its job has left the queue"
+    return State("failed", f"failed: {last or reason}{again}", record)
 
 
 def _together(parts: Sequence[State]) -> State:
@@ -161,7 +161,7 @@ def _together(parts: Sequence[State]) -> State:
 
 
 def _progress(stage: StageInfo, files: RunDirectory) -> str:
-    """Epoch, clips/s and time left, from the newest line of metrics.jsonl."""
+    """Epoch, clips/s and remaining time, from the newest line of metrics.jsonl."""
     if stage.epochs is None or stage.batch is None:
         return "testing"
     metrics = last_metrics(files)
@@ -187,7 +187,7 @@ def last_metrics(files: RunDirectory) -> dict[str, Any] | None:
 
 
 def faults_of(directory: Path) -> str | None:
-    """How many faults of each kind a stage has met, and the last of them in full; None where it has met none."""
+    """Number of faults of each kind and the last fault's message, or None without faults."""
     faults = RunDirectory(directory).read_faults()
     if not faults:
         return None
@@ -197,7 +197,7 @@ def faults_of(directory: Path) -> str | None:
 
 
 def last_error(log: Path) -> str | None:
-    """The last line of a log that says `error:`, as batch script and commands do."""
+    """The last line of a log with `error:` in it, as batch script and commands print it, or None."""
     return next((line for line in reversed(_tail(log)) if "error:" in line.lower()), None)
 
 
@@ -210,7 +210,7 @@ def _tail(path: Path) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """For instance `3 d 4 h`, `2 h 10 min`, `45 s`: two units at most."""
+    """A duration in at most two units: `3 d 4 h`, `2 h 10 min`, `45 s`."""
     parts = []
     for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         count, seconds = divmod(seconds, size)

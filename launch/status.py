@@ -1,6 +1,6 @@
-"""Shows how far stages are: one line each, from run directories and SLURM. Reads only.
+"""Shows the state of stages, one line each, from run directories and SLURM. Changes nothing.
 
-TARGET is a row or a suite, or a stage by its run directory's name; without one, every stage of the runs folder.
+TARGET is a row, a suite, or the name of a run directory; the default is every stage of the runs folder.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project, not launch/
 
-from launch.cli.output import command, print_next, print_table, short
+from launch.cli.output import command, counted, print_next, print_table, short
 from launch.cli.parser import Parser, Request, run_command
 from launch.plan.graph import build_graph
 from launch.stage_state import faults_of, from_plan, from_runs, stage_states
@@ -28,9 +28,9 @@ SECONDS_BETWEEN = 30
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the table, once or again and again; returns the exit code."""
+    """Prints the table, once or repeatedly; returns the exit code."""
     parser = Parser("status.py", __doc__ or "", EXAMPLES, takes_stages=True)
-    parser.add_argument("--watch", action="store_true", help=f"print it again every {SECONDS_BETWEEN} s until Ctrl-C")
+    parser.add_argument("--watch", action="store_true", help=f"print again every {SECONDS_BETWEEN} s until Ctrl-C")
     request = parser.read(argv, needs_target=False)
     try:
         while True:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def show(request: Request) -> None:
-    """Prints the state of every stage, and what can be done about it."""
+    """Prints the state and the faults of every stage, and the next commands."""
     runs = Path(request.cluster.runs)
     stages = from_plan(build_graph(request.rows))
     if request.stages or not request.rows:
@@ -62,15 +62,15 @@ def show(request: Request) -> None:
         job, nodes = (state.record.job_id, str(state.record.nodes)) if state.record else ("-", "-")
         directory = runs / stage.id
         lines.append([rows or "-", stage.id, state.text, job, nodes, short(directory) if directory.exists() else "-"])
-    print_table(f"{len(stages)} stages", COLUMNS, lines)
+    print_table(counted(len(stages), "stage"), COLUMNS, lines)
     faults = {stage.id: faults_of(runs / stage.id) for stage in stages if states[stage.id].word != "done"}
     if any(faults.values()):
-        print("\nfaults that stages have met so far:")
+        print("\nfaults so far:")
         print("\n".join(f"  {stage}: {text}" for stage, text in faults.items() if text))
     words = request.words
     steps = [("print the accuracies", command("report.py", *words))] if words else []
     if any(state.lost or state.word == "stopped" for state in states.values()) and words:
-        steps = [("once the cause is mended, submit what is missing", command("submit.py", *words)), *steps]
+        steps = [("once the cause is fixed, submit what is missing", command("submit.py", *words)), *steps]
     if any(state.word == "running" for state in states.values()):
         steps = [("follow a log", command("logs.py", *(words or ["STAGE"]), "--follow")), *steps]
     print_next(steps or [("run something", command("submit.py", "experiments/demo"))])

@@ -1,6 +1,6 @@
-"""Takes the weights out of a finished run directory, for other programs.
+"""Exports the weights of a finished stage for other programs.
 
-official      a .pth with the state dict under `model`, as the official releases of MVD, MAE and VideoMAE keep it
+official      a .pth file with the state dict under `model`, as in the official releases of MVD, MAE and VideoMAE
 safetensors   the same keys in a .safetensors file
 timm          a folder for timm.create_model("local-dir:FOLDER", pretrained=True); classifiers only
 """
@@ -35,20 +35,21 @@ EXAMPLES = """examples:
 
 
 def export_official(model: nn.Module, stage: Stage, output: Path) -> None:
-    """A pickle of tensors and the stage's id, which `torch.load(weights_only=True)` takes."""
+    """Writes the weights and the stage's id as a pickle that `torch.load(weights_only=True)` reads."""
     content = {"model": to_official(model), "stage": stage.id}
     write_atomically(output, lambda path: torch.save(content, path))
 
 
 def export_safetensors(model: nn.Module, stage: Stage, output: Path) -> None:
-    """The official keys, with the stage's id in the file's metadata."""
+    """Writes the official keys, with the stage's id in the file's metadata."""
     metadata = {"format": "pt", "stage": stage.id}
     write_atomically(output, lambda path: safetensors.torch.save_file(to_official(model), path, metadata))
 
 
 def export_timm(model: nn.Module, stage: Stage, output: Path) -> None:
-    """timm's own folder: config.json, which names the network and its input, and model.safetensors."""
-    registered = timm.create_model(timm_name(stage.recipe.size), num_classes=model.head.out_features)
+    """Writes timm's own folder: config.json, with the architecture and its input size, and model.safetensors."""
+    classes = dataset_of(stage.recipe).classes
+    registered = timm.create_model(timm_name(stage.recipe.size), num_classes=classes)
     registered.load_state_dict(model.state_dict())
     unfinished = output.with_name(f".{output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -57,7 +58,7 @@ def export_timm(model: nn.Module, stage: Stage, output: Path) -> None:
 
 
 class Format(NamedTuple):
-    """How a format's files are named and written."""
+    """A format: the end of its file names, and the function that writes it."""
 
     suffix: str
     write: Callable[[nn.Module, Stage, Path], None]
@@ -73,20 +74,20 @@ FORMATS = {
 def export(directory: Path, form: str, output: Path | None = None) -> Path:
     """Writes a finished stage's weights in a format of FORMATS; returns the file, or for timm the folder.
 
-    output: where to; None for a name of the stage's own in the current folder.
+    output: file to write; None for the stage's id in the current folder.
 
     Raises:
-        ConfigError: no finished training stage lies there, timm has no such network, or the output exists already.
+        ConfigError: the directory has no finished training stage, timm has no such network, or the output exists.
     """
     stage = read_stage(directory)
     if form == "timm" and not isinstance(stage.recipe, Finetune):
-        raise ConfigError(f"{stage.id} has no classifier, which timm would take; export it --to safetensors")
+        raise ConfigError(f"--to timm needs a classifier, but {stage.id} has none; export it --to safetensors")
     output = output or Path(stage.id + FORMATS[form].suffix)
     if output.exists():
-        raise ConfigError(f"{output} exists already; remove it, or name another --output")
+        raise ConfigError(f"{output} already exists; remove it, or choose another --output")
     if not output.absolute().parent.is_dir():
         raise ConfigError(
-            f"there is no folder {output.absolute().parent} to write to; make it, or name another --output"
+            f"the folder {output.absolute().parent} does not exist; create it, or choose another --output"
         )
     model = build_network(stage.recipe)
     load_official(model, RunDirectory(directory).weights)
@@ -95,24 +96,24 @@ def export(directory: Path, form: str, output: Path | None = None) -> Path:
 
 
 def read_stage(directory: Path) -> Stage:
-    """The stage of a run directory that holds final weights.
+    """The stage of a run directory with final weights.
 
     Raises:
-        ConfigError: it is none, or holds none; says what to export instead.
+        ConfigError: it is not a run directory, or has no final weights.
     """
     if not RunDirectory(directory).stage.is_file():
-        raise ConfigError(f"{directory} is no run directory, since it has no stage.yaml; name one of the runs folder")
+        raise ConfigError(f"{directory} is not a run directory (it has no stage.yaml); choose one of the runs folder")
     stage = Stage.from_yaml(RunDirectory(directory).stage)
     if stage.kind == "test":
         tested = Path(stage.inputs["finetune"]).parent
-        raise ConfigError(f"{stage.id} is a test and has no weights; export what it tested, {tested}")
+        raise ConfigError(f"{stage.id} is a test and has no weights; export the stage that it tested, {tested}")
     if not (RunDirectory(directory).weights).is_file():
-        raise ConfigError(f"{stage.id} has no weights.safetensors yet; run it to its end, then export it")
+        raise ConfigError(f"{stage.id} is not finished (it has no weights.safetensors); run it to its end first")
     return stage
 
 
 def build_network(recipe: Recipe) -> nn.Module:
-    """The network that a recipe trains, with fresh weights."""
+    """The network that a recipe trains, freshly initialised."""
     match recipe:
         case ImageTeacher():
             return build_image_autoencoder(recipe.size)
@@ -126,10 +127,10 @@ def build_network(recipe: Recipe) -> nn.Module:
 
 
 def next_command(stage: Stage, form: str, output: Path) -> tuple[str, str]:
-    """What the exported weights are good for, and how."""
+    """The next command for the exported weights, as (purpose, command line)."""
     place, recipe = str(output.absolute()), stage.recipe
     if form == "timm":
-        name = json.dumps(f"local-dir:{place}")  # in double quotes, which leave the shell's alone
+        name = json.dumps(f"local-dir:{place}")  # double quotes, since shlex.quote adds single ones
         code = f"import mvd.models, timm; print(timm.create_model({name}, pretrained=True))"
         return "build the model in Python", f"python -c {shlex.quote(code)}"
     submit = ["python", "launch/submit.py"]
@@ -143,19 +144,24 @@ def next_command(stage: Stage, form: str, output: Path) -> tuple[str, str]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence."""
+    """An argument parser that raises ConfigError instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see --help")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exports as the command line says; returns the exit code."""
+    """Runs the export of a command line; returns the exit code."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = Parser("python -m mvd.export", description=__doc__, epilog=EXAMPLES, formatter_class=formatter)
     parser.add_argument("directory", metavar="RUN_DIR", type=Path, help="run directory of a finished training stage")
-    parser.add_argument("--to", required=True, choices=FORMATS, help="the format, one of the above")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="where to (default: the stage's name, here)")
+    parser.add_argument("--to", required=True, choices=FORMATS, help="format, see above")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="file or folder to write (default: the stage's id, in the current folder)",
+    )
     try:
         options = parser.parse_args(argv)
         output = export(options.directory, options.to, options.output)

@@ -93,14 +93,13 @@ def give_back(files: RunDirectory, owner: Owner) -> None:
 def lost_to(files: RunDirectory) -> str | None:
     """Who owns the run directory instead of this process's attempt, in a sentence; None while it is this attempt.
 
-    A process without MVD_OWNER, such as one started by hand with torchrun, is not checked.
+    A process without MVD_OWNER, such as one started by hand with torchrun, has no record: nobody else may have one.
     """
-    own = os.environ.get(VARIABLE)
+    own, current = os.environ.get(VARIABLE), read_owner(files)
+    if own == (current.name if current is not None else None):
+        return None
     if own is None:
-        return None
-    current = read_owner(files)
-    if current is not None and current.name == own:
-        return None
+        return f"{files.path} belongs to {current}; cancel that first (if it has ended, delete {files.owner})"
     return f"{files.path} no longer belongs to this attempt ({own}), but to {current or 'none'}; stopping"
 
 

@@ -113,20 +113,21 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_what_cannot_be_exported_is_refused_in_a_sentence(tmp_path, capsys):
     stage, _ = finished("pretrain", tmp_path)
     directory, out = str(stage.directory), ["--output", f"{tmp_path}/out"]
-    assert "no run directory, since it has no stage.yaml" in refused(capsys, str(tmp_path), "--to", "timm")
-    assert "has no classifier, which timm would take" in refused(capsys, directory, "--to", "timm", *out)
+    assert "is not a run directory (it has no stage.yaml)" in refused(capsys, str(tmp_path), "--to", "timm")
+    assert "--to timm needs a classifier, but " in refused(capsys, directory, "--to", "timm", *out)
     assert "invalid choice: 'onnx'" in refused(capsys, directory, "--to", "onnx")
     assert "--to" in refused(capsys, directory)
-    assert "there is no folder" in refused(capsys, directory, "--to", "official", "--output", f"{tmp_path}/a/b.pth")
+    nowhere = ["--output", f"{tmp_path}/a/b.pth"]
+    assert "/a does not exist; create it" in refused(capsys, directory, "--to", "official", *nowhere)
     (tmp_path / "out").touch()
-    assert "out exists already" in refused(capsys, directory, "--to", "official", *out)
+    assert "out already exists" in refused(capsys, directory, "--to", "official", *out)
     (stage.directory / "weights.safetensors").unlink()
     assert "run it to its end" in refused(capsys, directory, "--to", "official")
     recipe = config.Test(size="tiny", dataset="motion", sampling="dense", clips=1)
     inputs = {"finetune": f"{tmp_path}/tuned/weights.safetensors"}
     test = Stage(kind="test", id="test-a", recipe=recipe, inputs=inputs, execution=Execution(runs=str(tmp_path)))
     write_stage(test)
-    assert f"export what it tested, {tmp_path}/tuned" in refused(capsys, str(test.directory), "--to", "timm")
+    assert f"export the stage that it tested, {tmp_path}/tuned" in refused(capsys, str(test.directory), "--to", "timm")
 
 
 def test_damaged_weights_leave_no_output(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""--force: puts a stage's run directory aside, so that it begins anew."""
+"""--force: moves a stage's run directory away so that it starts from scratch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,27 +13,25 @@ from mvd.stage import Stage
 
 
 def move_aside(name: str, nodes: Sequence[Node], stages: Sequence[Stage]) -> None:
-    """Moves the run directory of the one stage that `name` (an id or a kind) means to `<runs>/old`.
-
-    So it does with those of the plan's stages that were made from it.
+    """Moves the run directories of a stage, given by id or kind, and of its descendants in the plan to `<runs>/old`.
 
     Raises:
-        ConfigError: no stage or several are meant, or one of them is under way.
+        ConfigError: `name` matches no stage or several, or one of the stages is queued or running.
     """
-    meant = [stage for stage in stages if name in (stage.id, stage.kind)]
-    if len(meant) != 1:
-        choice = ", ".join(stage.id for stage in (meant or stages))
-        raise ConfigError(f"--force {name} means {len(meant)} stages; name one of {choice}")
-    redone = {meant[0].id}
+    matching = [stage for stage in stages if name in (stage.id, stage.kind)]
+    if len(matching) != 1:
+        choice = ", ".join(stage.id for stage in (matching or stages))
+        raise ConfigError(f"--force must match one stage, but {name!r} matches {len(matching)}; use one of {choice}")
+    redone = {matching[0].id}
     for node in nodes:  # parents come first
         if redone & set(node.stage_parents):
             redone.add(node.id)
-    runs = Path(meant[0].execution.runs)
-    there = [runs / stage.id for stage in stages if stage.id in redone and (runs / stage.id).exists()]
+    runs = Path(matching[0].execution.runs)
+    existing = [runs / stage.id for stage in stages if stage.id in redone and (runs / stage.id).exists()]
     with locked(runs):
-        for directory in there:
+        for directory in existing:
             _check_idle(directory)
-        for directory in there:
+        for directory in existing:
             aside = runs / "old" / f"{directory.name}-{now().replace(':', '')}"
             aside.parent.mkdir(exist_ok=True)
             directory.rename(aside)

@@ -1,4 +1,4 @@
-"""What the launcher's commands print: tables, and the next useful commands."""
+"""Output of the launcher's commands: tables, and the commands to run next."""
 
 import os
 import shlex
@@ -6,14 +6,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from launch.cluster import ROOT
+from launch.cluster import CODE, ROOT
 
-FILE_WIDTH = 1000  # columns where the output is no terminal: one line stays one line
+FILE_WIDTH = 1000  # columns if the output is not a terminal, so that no line is wrapped
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A plain table; columns whose name ends in `>` are aligned to the right."""
-    from rich.console import Console  # here, since most commands that end in an error never get this far
+    """Print a plain table; a column whose name ends in `>` is right-aligned."""
+    from rich.console import Console  # imported late: start-up stays fast if a command ends in an error
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
@@ -25,20 +25,27 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 
 def command(script: str, *arguments: str) -> str:
-    """A command line for a script of launch/, as it can be typed where the user is."""
+    """A command line for a script of launch/, as it can be typed in the current folder."""
+    if CODE != ROOT:  # installed from a wheel
+        return shlex.join(["python", "-m", f"launch.{script.removesuffix('.py')}", *arguments])
     path = ROOT / "launch" / script
     inside = Path.cwd().is_relative_to(ROOT)
     return shlex.join(["python", os.path.relpath(path) if inside else str(path), *arguments])
 
 
 def print_next(commands: Iterable[tuple[str, str]]) -> None:
-    """The next useful commands, each under what it is for."""
+    """Print commands to run next, given as (purpose, command line)."""
     print("\nnext:")
     for purpose, line in commands:
         print(f"  {purpose}:\n    {line}")
 
 
+def counted(number: int, noun: str) -> str:
+    """For instance `1 stage`, `3 stages`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def short(path: str | Path) -> str:
-    """A path as it can be typed where the user is."""
+    """A path relative to the current folder if it is inside it, else absolute."""
     path = Path(path)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,4 +1,4 @@
-"""The command line that the launcher's scripts share: rows, suites, and `key=value` settings."""
+"""The command line shared by the launcher's commands: rows, suites and `key=value` settings."""
 
 import argparse
 import dataclasses
@@ -18,9 +18,10 @@ from mvd.run_directory import RunDirectory
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line asks for; `words` repeats it in another command.
+    """A parsed command line.
 
-    stages: run directories that are named themselves, where the command takes those.
+    words: its arguments, to repeat them in another command. stages: names of run directories among the targets, for
+    commands that accept them.
     """
 
     words: list[str]
@@ -31,23 +32,23 @@ class Request:
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes targets and settings, in any order, and says what is wrong in one sentence."""
+    """Parses targets and settings in any order; a wrong argument raises ConfigError."""
 
     def __init__(self, prog: str, description: str, epilog: str, *, takes_stages: bool = False) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(prog=prog, description=description, epilog=epilog, formatter_class=formatter)
         self.takes_stages = takes_stages
-        self.add_argument("words", nargs="*", metavar="TARGET|KEY=VALUE", help="rows or suites; settings to change")
+        self.add_argument("words", nargs="*", metavar="TARGET|KEY=VALUE", help="rows or suites, and settings")
         self.add_argument("--cluster", metavar="FILE", help="cluster profile (default: $MVD_CLUSTER, or cluster.yaml)")
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see --help")
 
     def read(self, argv: Sequence[str], needs_target: bool = True) -> Request:
-        """Loads the rows and the cluster profile that a command line names.
+        """Loads the rows and the cluster profile of a command line.
 
         Raises:
-            ConfigError: anything given that cannot work.
+            ConfigError: an unknown option, target or setting, or an invalid value.
         """
         options = self.parse_intermixed_args(argv)
         settings = [parse_override(word) for word in options.words if "=" in word]
@@ -60,18 +61,18 @@ class Parser(argparse.ArgumentParser):
         ]
         names = [name for name in targets if name not in stages]
         if not names and (for_rows or (needs_target and not stages)):
-            raise ConfigError("no row is named; give a TARGET of experiments/, such as experiments/demo")
+            raise ConfigError("no TARGET given; add a row or a suite of experiments/, such as experiments/demo")
         words = [*options.words, *(["--cluster", options.cluster] if options.cluster else [])]
         return Request(words, load_rows(names, for_rows) if names else [], stages, cluster, options)
 
 
 def run_command(main: Callable[[Sequence[str]], int]) -> int:
-    """Runs a command; what the user got wrong becomes one line and exit code 2."""
+    """Runs a command and returns its exit code; a ConfigError is printed as one line, with exit code 2."""
     try:
         return main(sys.argv[1:])
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as head, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

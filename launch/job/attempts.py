@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from launch.job.ownership import is_gone
 from launch.job.record import Attempt, Record, now, read_record, write_record
 from launch.job.rendezvous import free_port
+from launch.job.verdict import blame_dead_tasks, explain_exit, step_state
 from launch.slurm.client import PATIENT, slurm
 from launch.slurm.exclusion import blamed_hosts, excludable_hosts, exclusion
 from mvd.config import ConfigError
@@ -49,7 +50,7 @@ def job_id() -> str:
 
 def restarts() -> int:
     """How often SLURM has started this job again."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 def begin(files: RunDirectory) -> None:
@@ -99,10 +100,11 @@ def _with_disk(action: Callable[[], Result]) -> Result:
     return action()
 
 
-def end(files: RunDirectory, code: int) -> int:
+def end(files: RunDirectory, code: int, reason: str = "") -> int:
     """Records how the attempt ended, and requeues the job unless the stage is complete or has failed.
 
-    Returns the exit code of the job, which decides whether its children start.
+    reason: why it ended, if the exit code does not say that. Returns the exit code of the job, which decides whether
+    its children start.
     """
     owner = _owner(files)
     if owner is not None and (owner.job, owner.attempt) != (job_id(), restarts()):
@@ -114,16 +116,33 @@ def end(files: RunDirectory, code: int) -> int:
     complete = code == 0 and bool(_try(files.result.name, files.result.exists))
     if not complete:
         _judge(files, code, record)
+        attempt.error = reason or attempt.error
     _try_to_write(files, record)  # now, since SLURM gives a requeued job a few seconds only
     _try("owner.json", lambda: give_back(files, owner) if owner else None)
     if complete:
         return 0
     print(f"=== {record.error or attempt.error}", flush=True)
     result = 1
-    if record.error is None and _state() in ("RUNNING", None):
-        result = _requeue(files, record)
+    state = _state() if record.error is None else "GONE"
+    if state in ("RUNNING", None):
+        result = _requeue(files, record, asks=state is not None)
         _try_to_write(files, record)
     return result
+
+
+def end_without_batch_script(files: RunDirectory) -> None:
+    """Do what the batch script does after the processes, if SLURM ends the job because the script alone has died.
+
+    SLURM then sends SIGTERM to the processes and shows the job as COMPLETING until they have left (KillWait at most). A
+    requeue before that keeps the job's id, and so the jobs that depend on it. Called by rank 0 once it has saved.
+    """
+    try:
+        job = slurm.queue([job_id()]).get(job_id())
+    except ConfigError as error:
+        print(f"=== {error}", flush=True)
+        return
+    if job is not None and job.lost_batch_script:
+        end(files, 0, f"SLURM ended the job, since its batch script alone was killed ({job.reason})")
 
 
 def _owner(files: RunDirectory) -> Owner | None:
@@ -151,7 +170,9 @@ def _judge(files: RunDirectory, code: int, record: Record) -> None:
     """Says in the record why the attempt ended, and whether that is the end of the stage."""
     attempt, failure = record.attempts[-1], _failure(files)
     attempt.stopped = _was_stopped(code, failure)
-    attempt.error = _reason(code, failure, _last_fault(files, attempt.started))
+    crash = _try("log", lambda: blame_dead_tasks(files.whole, record.log))  # the others' errors only follow from it
+    said = crash or (failure["lines"] if failure else _last_fault(files, attempt.started))
+    attempt.error = _reason(code, said, explain_exit(code, step_state(record.log())))
     saved = _try("checkpoints", files.progress)
     without_progress = [a for a in record.attempts if a.ended and not a.stopped and a.saved == saved]
     if failure and failure.get("final"):
@@ -172,14 +193,20 @@ def _was_stopped(code: int, failure: dict[str, Any] | None) -> bool:
     return by_term and slurm.is_preempted(job_id())
 
 
-def _requeue(files: RunDirectory, record: Record) -> int:
-    """Requeues the job, then sets the nodes to avoid, which SLURM changes only while a job waits."""
+def _requeue(files: RunDirectory, record: Record, asks: bool) -> int:
+    """Requeues the job, then sets the nodes to avoid, which SLURM changes only while a job waits.
+
+    asks: whether to ask SLURM first which nodes the job can do without; not if it does not answer.
+    """
     attempt = record.attempts[-1]
     if not slurm.has("scontrol") and record.requeue_exit is not None:
         print(f"=== leaving with exit code {record.requeue_exit}, upon which SLURM requeues the job", flush=True)
         return record.requeue_exit
-    named = _try("faults.jsonl", lambda: blamed_hosts([files.whole.path])) or []
-    avoided, objection = excludable_hosts(record.script, record.exclude, named)
+    blamed = _try("faults.jsonl", lambda: blamed_hosts([files.whole.path])) or []
+    if asks:
+        avoided, reason = excludable_hosts(record.script, record.exclude, blamed)
+    else:
+        avoided, reason = record.avoided, "squeue did not answer"
     refused = slurm.requeue(job_id())
     if refused and _state() in ("RUNNING", None):  # not if it has been requeued, and only the answer was lost
         record.error = f"it could not be requeued ({refused}); after: {attempt.error}"
@@ -187,13 +214,13 @@ def _requeue(files: RunDirectory, record: Record) -> int:
         return 1
     if avoided != record.avoided:
         refused = slurm.exclude(job_id(), exclusion(record.exclude, avoided))
-        objection = refused or objection
+        reason = refused or reason
         record.avoided = record.avoided if refused else avoided
     if record.avoided:
         print(f"=== the next attempt avoids {', '.join(record.avoided)}", flush=True)
-    for host in sorted(set(named) - set(record.avoided)):
-        attempt.error = f"{attempt.error}\n{host} is not avoided: {objection}"
-        print(f"=== {host} is not avoided: {objection}", flush=True)
+    for host in sorted(set(blamed) - set(record.avoided)):
+        attempt.error = f"{attempt.error}\n{host} is not avoided: {reason}"
+        print(f"=== {host} is not avoided: {reason}", flush=True)
     return 1
 
 
@@ -204,7 +231,9 @@ def _state() -> str | None:
     except ConfigError as error:
         print(f"=== {error}", flush=True)
         return None
-    return job.state if job is not None else "GONE"
+    if job is None:
+        return "GONE"
+    return "RUNNING" if job.lost_batch_script else job.state
 
 
 def _try_to_write(files: RunDirectory, record: Record) -> None:
@@ -236,12 +265,11 @@ def _last_fault(files: RunDirectory, since: str) -> str | None:
     return faults[-1]["message"] if faults and faults[-1]["time"] >= since else None
 
 
-def _reason(code: int, failure: dict[str, Any] | None, fault: str | None) -> str:
+def _reason(code: int, said: str | None, exit_reason: str) -> str:
     if code == 0:
         return "stopped before a time limit or a preemption, or on request"
     killed = f", signal {code - 128}" if 128 < code < 160 else ""
-    said = failure["lines"] if failure else fault
-    why = f"\n{said}" if said else "; no process said why: often it had no memory left"
+    why = f"\n{said}" if said else f"; {exit_reason}"
     return f"a process ended with exit code {code}{killed}{why}"
 
 
@@ -250,7 +278,7 @@ def main(arguments: list[str]) -> int:
     verb, submission, *rest = arguments
     slurm.pauses = PATIENT
     folders = _with_disk(lambda: json.loads((Path(submission) / FOLDERS).read_text()))
-    files = RunDirectory(Path(folders[int(os.environ.get("SLURM_ARRAY_TASK_ID", 0))]))
+    files = RunDirectory(Path(folders[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]))
     try:
         if verb == "end":
             return end(files, int(rest[0]))

@@ -1,6 +1,6 @@
 """Runs one command as several processes of one training job on this machine, without importing torch.
 
-torchrun does the same; this starts seconds sooner and adds nothing to what the processes print.
+torchrun does the same, but takes seconds to start and adds its own output.
 """
 
 import os
@@ -8,16 +8,15 @@ import socket
 import subprocess
 import time
 
-SECONDS_TO_LEAVE = 15
-STOPPED = 75  # exit code of a stage that a signal stopped, after it has saved (EX_TEMPFAIL)
+SECONDS_TO_EXIT = 15
 
 
 def run_processes(command: list[str], count: int, environment: dict[str, str]) -> int:
-    """Runs `command` `count` times with torchrun's variables set; returns 0, or the first failing exit code.
+    """Runs `count` processes of `command` with torchrun's variables set; returns 0, or the first failing exit code.
 
-    When one process fails the others are told to leave, since they would wait for it for ever. Each is in a process
-    group of its own, so that Ctrl-C reaches only this one: it asks them to stop, waits until they have saved and
-    raises KeyboardInterrupt. A second Ctrl-C kills them.
+    If one process fails, the others are terminated, since they would wait for it forever. Each has its own process
+    group, so Ctrl-C reaches only this process: it asks them to stop, waits until they have saved and raises
+    KeyboardInterrupt. A second Ctrl-C kills them.
     """
     shared = os.environ | environment | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     processes: list[subprocess.Popen[bytes]] = []
@@ -27,10 +26,10 @@ def run_processes(command: list[str], count: int, environment: dict[str, str]) -
             processes.append(subprocess.Popen(command, env=variables, process_group=0))
         return _wait_for_all(processes)
     except KeyboardInterrupt:
-        _ask_to_stop(processes)
+        _request_stop(processes)
         raise
     finally:
-        _end(processes)
+        _terminate(processes)
 
 
 def _wait_for_all(processes: list[subprocess.Popen[bytes]]) -> int:
@@ -44,8 +43,8 @@ def _wait_for_all(processes: list[subprocess.Popen[bytes]]) -> int:
         time.sleep(0.1)
 
 
-def _ask_to_stop(processes: list[subprocess.Popen[bytes]]) -> None:
-    print("\nstopping after this update; once more to stop at once", flush=True)
+def _request_stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    print("\nstopping after the current update; press Ctrl-C again to stop immediately", flush=True)
     try:
         for process in processes:
             process.terminate()
@@ -56,10 +55,10 @@ def _ask_to_stop(processes: list[subprocess.Popen[bytes]]) -> None:
             process.kill()
 
 
-def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+def _terminate(processes: list[subprocess.Popen[bytes]]) -> None:
     for process in processes:
-        process.terminate()  # nothing where it has ended
-    deadline = time.monotonic() + SECONDS_TO_LEAVE
+        process.terminate()  # no effect on a process that has exited
+    deadline = time.monotonic() + SECONDS_TO_EXIT
     for process in processes:
         try:
             process.wait(timeout=max(0.0, deadline - time.monotonic()))

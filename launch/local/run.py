@@ -11,14 +11,15 @@ from pathlib import Path
 
 from launch.cli.output import command, print_next, print_table, short
 from launch.cli.parser import Request
-from launch.cluster import ROOT, Cluster
+from launch.cluster import CODE, Cluster
 from launch.job.ownership import is_gone
 from launch.job.record import Attempt, Record, jobs_in_queue, locked, now, read_record, write_record
-from launch.local.processes import STOPPED, run_processes
+from launch.local.processes import run_processes
 from launch.report import print_report, report_line
 from launch.slurm.client import slurm
 from launch.stage_state import result_text
 from mvd.config import ConfigError, dataset_of
+from mvd.distributed.exit_codes import STOPPED
 from mvd.files import write_text
 from mvd.host import hostname
 from mvd.owner import VARIABLE, Owner, give_back, read_owner, take
@@ -28,7 +29,7 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def this_machine(cluster: Cluster) -> Cluster:
-    """The profile cut down to this machine: its GPUs, or else `local_processes` processes on its CPU."""
+    """The profile for this machine alone: one process per GPU, or `local_processes` processes on the CPU."""
     gpus = count_gpus()
     processes = gpus or cluster.local_processes
     return dataclasses.replace(
@@ -47,7 +48,7 @@ def this_machine(cluster: Cluster) -> Cluster:
 
 
 def count_gpus() -> int:
-    """NVIDIA GPUs that a process started here would see."""
+    """Number of NVIDIA GPUs visible to a process started here."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
@@ -58,17 +59,17 @@ def count_gpus() -> int:
 
 
 def run_plan(request: Request, stages: Sequence[Stage]) -> int:
-    """Runs the stages that have no result yet, then prints what each took and what the rows reached.
+    """Runs the stages that have no result yet, then prints each stage's time and the rows' accuracies.
 
-    Returns 0, or 1 where a stage failed, or 130 where the user stopped it; the same command goes on from there.
+    Returns 0, 1 if a stage failed, or 130 if the user stopped it; the same command resumes from there.
 
     Raises:
         ConfigError: a stage's input is missing, or its data could not be generated.
     """
     until = [] if request.options.until == "test" else ["--until", request.options.until]
     again = command("submit.py", *request.words, *until, "--local")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` stops the stage's processes as Ctrl-C does
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # so does closing the terminal, but not under nohup
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` acts like Ctrl-C
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # so does closing the terminal, unless run under nohup
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         for position, stage in enumerate(stages, start=1):
@@ -86,21 +87,21 @@ def run_plan(request: Request, stages: Sequence[Stage]) -> int:
                     f"see its messages above and {short(stage.directory)}",
                     file=sys.stderr,
                 )
-                print_next([("go on from its last checkpoint, once the cause is mended", again)])
+                print_next([("once the cause is fixed, resume from the last checkpoint", again)])
                 return 1
     except KeyboardInterrupt:
         print("\nstopped")
-        print_next([("go on from the last checkpoint", again)])
+        print_next([("resume from the last checkpoint", again)])
         return 130
     print_results(request, stages)
     return 0
 
 
 def run_stage(stage: Stage) -> int:
-    """Runs one stage to its end, generating its data first where it needs that; returns the exit code.
+    """Runs one stage, after generating its data if it needs that; returns the exit code.
 
     Raises:
-        ConfigError: its input is missing, or a job of its own is in SLURM's queue.
+        ConfigError: an input is missing, or the stage is already queued or running.
     """
     generate_data(stage)
     for role, path in stage.inputs.items():
@@ -129,7 +130,7 @@ def run_stage(stage: Stage) -> int:
 
 
 def _new_record(stage: Stage) -> Record:
-    """What launch/status.py is to know of this run, once nobody else runs the stage."""
+    """The record of this run for launch/status.py; refused while another run of the stage is active."""
     record = read_record(stage.files)
     if record and (record.runs_locally or (slurm.is_available() and jobs_in_queue([record]))):
         raise ConfigError(f"{stage.id} is queued or running already, as job {record.job_id}; cancel that first")
@@ -138,26 +139,30 @@ def _new_record(stage: Stage) -> Record:
 
 
 def stage_command(stage: Stage) -> list[str]:
+    """The command of each process of a stage."""
     return [sys.executable, "-m", "mvd.run", str(stage.files.stage)]
 
 
 def generate_data(stage: Stage) -> None:
-    """Writes the generated data set that a stage uses, unless it is there."""
+    """Writes the generated data set that a stage uses, if it does not exist yet."""
     data = stage.execution.data
     if data is None or not dataset_of(stage.recipe).generated or (Path(data.root) / data.test).exists():
         return
     if run_processes([sys.executable, "-m", "mvd.data.synthetic_motion", data.root], 1, environment(1)):
-        raise ConfigError(f"the {stage.recipe.dataset} data set could not be written to {data.root}; see above")
+        raise ConfigError(
+            f"the {stage.recipe.dataset} data set could not be written to {data.root}; see the messages above"
+        )
 
 
 def environment(processes: int) -> dict[str, str]:
-    """Variables for processes that share this machine's cores."""
-    python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {"PYTHONPATH": python_path, "OMP_NUM_THREADS": str(max(1, CORES // processes))}
+    """Environment variables of processes that share this machine's cores."""
+    python_path = os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
+    expected = {"MVD_EXPECT_GPU": "1"} if count_gpus() else {}
+    return {"PYTHONPATH": python_path, "OMP_NUM_THREADS": str(max(1, CORES // processes)), **expected}
 
 
 def print_results(request: Request, stages: Sequence[Stage]) -> None:
-    """The table of stages, the accuracy of each row, and where to look next."""
+    """Prints the table of stages, the accuracy of each row, and the next commands."""
     results = [stage.files.read_result() or {} for stage in stages]
     lines = [
         [stage.id, f"{result['wall_seconds']:,.0f} s", result_text(result)]

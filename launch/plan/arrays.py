@@ -1,6 +1,6 @@
-"""From stages to SLURM arrays: what is submitted together, and what each array waits for.
+"""Groups stages into SLURM arrays and derives the dependency of each array.
 
-A job id is SLURM's text, `24` or `24_3`; an array that is still to be submitted is called `#1`, `#2`, and so on.
+A job id is SLURM's, `24` or `24_3`; an array that is not submitted yet is called `#1`, `#2`, and so on.
 """
 
 from collections import defaultdict
@@ -15,9 +15,9 @@ from mvd.stage import Stage
 
 @dataclass(frozen=True)
 class Array:
-    """One call of sbatch: stages of one kind and shape, or the shards of one test.
+    """One call of sbatch: stages of one kind and layout, or the shards of one test.
 
-    dependency: in sbatch's words, such as `aftercorr:#1` or `afterok:#1_3:24`; empty where nothing is waited for.
+    dependency: a value of sbatch --dependency, such as `aftercorr:#1` or `afterok:#1_3:24`; empty for none.
     """
 
     name: str
@@ -31,12 +31,12 @@ class Array:
 
     @property
     def size(self) -> int:
-        """Elements; an array of one is submitted as a plain job."""
+        """Number of elements; an array of one is submitted as a plain job."""
         return len(self.stages) * self.shards
 
     @property
     def job_ids(self) -> list[str]:
-        """The id under which each stage's job, or all its shards together, can be waited for."""
+        """Per stage, the id for other jobs' dependencies: of its job, or of all its shards together."""
         if len(self.stages) == 1:
             return [self.name]
         return [f"{self.name}_{index}" for index in range(len(self.stages))]
@@ -66,11 +66,11 @@ def build_arrays(
     parents = {node.id: node.stage_parents for node in nodes}
     arrays: list[Array] = []
     for kind in KINDS:
-        shapes: dict[Layout, list[Stage]] = defaultdict(list)
+        by_layout: dict[Layout, list[Stage]] = defaultdict(list)
         for stage in stages:
             if stage.kind == kind:
-                shapes[cluster.layout(kind, stage.recipe)].append(stage)
-        for layout, alike in shapes.items():
+                by_layout[cluster.layout(kind, stage.recipe)].append(stage)
+        for layout, alike in by_layout.items():
             waits = {stage.id: tuple(jobs[p] for p in parents[stage.id] if p in jobs) for stage in alike}
             for group, dependency in _groups(alike, waits, largest or len(stages)):
                 array = Array(f"#{len(arrays) + 1}", tuple(group), layout, dependency)
@@ -100,7 +100,7 @@ def _groups(stages: list[Stage], waits: Mapping[str, tuple[str, ...]], largest: 
 
 
 def _aligned(stages: Sequence[Stage], waits: Mapping[str, tuple[str, ...]]) -> list[Stage]:
-    """Stages whose only parents are the elements 0, 1, 2, ... of one array, in that order; the longest such list."""
+    """The longest list of stages whose only parents are the elements 0, 1, 2, ... of one array, in that order."""
     by_array: dict[str, dict[int, Stage]] = defaultdict(dict)
     for stage in stages:
         if len(waits[stage.id]) == 1 and "_" in waits[stage.id][0] and stage.execution.shards == 1:

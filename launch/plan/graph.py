@@ -1,4 +1,4 @@
-"""From rows to the graph of their stages, and from there to stages that can run on a cluster."""
+"""The graph of the stages of some rows."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -14,12 +14,12 @@ from mvd.identity import identity, stage_id
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A stage by what decides its result: no cluster, no paths.
+    """A stage of the plan, independent of the cluster.
 
-    parents: role -> id of the stage whose weights it starts from, or `checkpoint:<name>` for a teacher's file, or
-        `weights:<sha256>` for a file that is given instead of a stage.
+    parents: role -> id of the stage whose weights it starts from, `checkpoint:<name>` for a teacher's checkpoint, or
+        `weights:<sha256>` for a weights file that replaces a stage.
     rows: names of the rows that need it.
-    files: role -> path of the file that is given instead of a stage.
+    files: role -> path of the weights file that replaces a stage.
     """
 
     kind: Kind
@@ -31,20 +31,21 @@ class Node:
 
     @property
     def stage_parents(self) -> list[str]:
+        """Ids of the stages it starts from."""
         return [parent for parent in self.parents.values() if ":" not in parent]
 
     @property
     def teacher_files(self) -> dict[str, str]:
-        """Role -> name of the teacher checkpoint that the cluster profile is to name."""
+        """Role -> name of the teacher checkpoint, a key of `teachers` in the cluster profile."""
         files = {role: parent.partition(":") for role, parent in self.parents.items()}
         return {role: name for role, (word, _, name) in files.items() if word == "checkpoint"}
 
 
 def build_graph(rows: Iterable[Row], until: Kind = "test") -> list[Node]:
-    """The stages of all rows up to a kind, shared ones once, parents before children.
+    """The stages of all rows up to the kind `until`, without duplicates, parents before children.
 
     Raises:
-        ConfigError: weights that are given do not exist, or are given instead of two different stages.
+        ConfigError: a weights file does not exist, or is given for different stages.
     """
     rows = list(rows)
     _check_given_once(rows)
@@ -58,18 +59,18 @@ def build_graph(rows: Iterable[Row], until: Kind = "test") -> list[Node]:
 
 
 def _row_nodes(row: Row) -> list[Node]:
-    """One row's stages; a teacher is trained for the pretrain that needs it, or as a row of its own.
+    """The stages of one row, parents first; teachers only if the row pre-trains or has nothing but teachers.
 
-    Of the weights that are given, the latest count: nothing before them is run.
+    If several weights files are given, only the latest stage's is used; earlier stages are skipped.
     """
     nodes: list[Node] = []
     files = _given_files(row)
 
     def add(kind: Kind, recipe: Recipe, name: str, parents: dict[str, str]) -> str:
-        identity = stage_id(kind, name, recipe, parents)
+        made = stage_id(kind, name, recipe, parents)
         used = {role: path for role, path in files.items() if role in parents}
-        nodes.append(Node(kind=kind, id=identity, recipe=recipe, parents=parents, rows=(row.name,), files=used))
-        return identity
+        nodes.append(Node(kind=kind, id=made, recipe=recipe, parents=parents, rows=(row.name,), files=used))
+        return made
 
     teachers: dict[str, str] = {}
     wanted: list[tuple[Kind, ImageTeacher | VideoTeacher | None]] = []
@@ -91,19 +92,19 @@ def _row_nodes(row: Row) -> list[Node]:
 
 
 def _given_files(row: Row) -> dict[str, str]:
-    """Role -> absolute path of the latest weights that the row is given instead of a stage, if any."""
+    """Role -> absolute path of the latest stage's weights file, if the row has one; a dict of one entry at most."""
     for role in ("finetune", "pretrain"):
         recipe = getattr(row, role)
         if recipe is not None and recipe.weights is not None:
             path = Path(recipe.weights).expanduser().absolute()
             if not path.is_file():
-                raise ConfigError(f"{role}.weights: there is no file {path}; put the weights there, or mend the path")
+                raise ConfigError(f"{role}.weights: there is no file {path}; correct the path")
             return {role: str(path)}
     return {}
 
 
 def _content(path: str) -> str:
-    """sha256 of a file, which is read again only after it has changed."""
+    """SHA-256 of a file, cached until its size or modification time changes."""
     stat = Path(path).stat()
     return _digest(path, stat.st_size, stat.st_mtime_ns)
 
@@ -114,10 +115,12 @@ def _digest(path: str, size: int, changed: int) -> str:
 
 
 def _check_given_once(rows: Sequence[Row]) -> None:
-    """Refuses one file instead of different stages, such as one student's weights for a suite of rows."""
+    """Rejects one weights file given for several different stages, such as a suite of rows."""
     instead: dict[tuple[str, str], Any] = {}
     for row in rows:
         for role, path in _given_files(row).items():
             stage = identity({"pretrain": row.pretrain, role: getattr(row, role)})
             if instead.setdefault((role, path), stage) != stage:
-                raise ConfigError(f"{role}.weights: {path} cannot be the {role} of all these rows; submit them apart")
+                raise ConfigError(
+                    f"{role}.weights: {path} cannot replace different {role} stages; submit these rows separately"
+                )

@@ -1,4 +1,4 @@
-"""From the nodes of a plan to stages that can run on a cluster, and what the profile must still say for that."""
+"""Turns the nodes of a plan into stages for a cluster, and lists what the profile does not set yet."""
 
 import dataclasses
 import json
@@ -9,23 +9,23 @@ from launch.cluster import Cluster
 from launch.plan.graph import Node
 from launch.plan.weights import check_given_weights
 from mvd.batch import Batch, solve_batch
-from mvd.config import DATASETS, ConfigError, DatasetPaths, Kind, Recipe, RunSettings, Test, dataset_of
+from mvd.config import DATASETS, ConfigError, DatasetPaths, Kind, Recipe, RunSettings, Test, TrainRecipe, dataset_of
 from mvd.data.annotations import MANIFEST, Split, class_count, load_split
 from mvd.run_directory import RunDirectory
 from mvd.stage import Execution, Stage
 
-# Lists that a stage of a kind reads, if others than the training list.
+# Annotation lists that a stage of a kind reads; the others read the training list.
 SPLITS: dict[Kind, tuple[Split, ...]] = {"finetune": ("train", "val"), "test": ("test",)}
 
 
 def build_stage(node: Node, cluster: Cluster) -> Stage:
-    """The stage as the cluster will run it: batch solved, input and data paths filled in where they are declared."""
+    """The stage as the cluster will run it, with its batch split over the GPUs and its paths as far as they are set."""
     resources = cluster.resources(node.kind)
     world_size = cluster.gpus(node.kind, node.recipe)
-    if node.kind == "test":
+    if isinstance(node.recipe, Test):
         batch = Batch(resources.micro_batch or 1, 1, world_size)
     else:
-        batch = _solve(node, world_size, resources.micro_batch)
+        batch = _solve(node.id, node.recipe, world_size, resources.micro_batch)
     inputs = {role: str(RunDirectory(Path(cluster.runs) / parent).weights) for role, parent in node.parents.items()}
     for role, name in node.teacher_files.items():
         inputs[role] = cluster.teachers.get(name, "")
@@ -47,10 +47,11 @@ def build_stage(node: Node, cluster: Cluster) -> Stage:
 
 
 def missing_settings(nodes: Sequence[Node], cluster: Cluster) -> list[str]:
-    """The cluster profile's fields that these stages need and that nobody has set, as `field: what it is`.
+    """Fields of the cluster profile that these stages need but that are not set, as `field: what it is`.
 
     Raises:
-        ConfigError: a field that is set names a file or folder that does not exist, or weights that do not fit.
+        ConfigError: a field is set to a file or folder that does not exist, the data contradicts the row, or weights
+            do not fit.
     """
     needed: dict[str, None] = {}
     for node in nodes:
@@ -65,21 +66,22 @@ def missing_settings(nodes: Sequence[Node], cluster: Cluster) -> list[str]:
             elif not Path(cluster.teachers[name]).is_file():
                 path = cluster.teachers[name]
                 raise ConfigError(
-                    f"teachers.{name}: there is no file {path}; put the {role.replace('_', ' ')}'s checkpoint there, "
-                    "mend the path in the cluster profile, or run with teachers=train"
+                    f"teachers.{name}: there is no file {path}; correct the path in the cluster profile, or run with "
+                    "teachers=train"
                 )
     check_given_weights(nodes, cluster)
     return list(needed)
 
 
-def _solve(node: Node, world_size: int, micro_batch: int | None) -> Batch:
+def _solve(stage: str, recipe: TrainRecipe, world_size: int, micro_batch: int | None) -> Batch:
     try:
-        return solve_batch(node.recipe, world_size, micro_batch)
+        return solve_batch(recipe, world_size, micro_batch)
     except ConfigError as error:
-        raise ConfigError(f"{node.id}: {error}") from error
+        raise ConfigError(f"{stage}: {error}") from error
 
 
 def _check_data(node: Node, cluster: Cluster) -> None:
+    """Checks that the data set's folder and lists exist, and that they match the row's own_dataset."""
     dataset = node.recipe.dataset
     paths = cluster.datasets[dataset]
     if dataset_of(node.recipe).generated:
@@ -92,28 +94,29 @@ def _check_data(node: Node, cluster: Cluster) -> None:
         needed = [root, *(root / getattr(paths, split) for split in splits)]
     for path in needed:
         if not path.exists():
-            raise ConfigError(f"datasets.{dataset}: {path} does not exist; mend the path in the cluster profile")
+            raise ConfigError(f"datasets.{dataset}: {path} does not exist; correct the path in the cluster profile")
     if node.recipe.own_dataset is not None:
         _check_declaration(node, paths, splits)
 
 
 def _check_declaration(node: Node, paths: DatasetPaths, splits: Iterable[Split]) -> None:
-    """Compares what a row declares of its own data with its lists, and with the manifest of mvd.data.prepare."""
+    """Checks the row's own_dataset against its lists and the manifest of mvd.data.prepare."""
     recipe, facts = node.recipe, dataset_of(node.recipe)
     manifest = Path(paths.root) / MANIFEST
     if manifest.is_file():
         found = _prepared_classes(manifest)
         if found != facts.classes:
             raise ConfigError(
-                f"{manifest} names {found} classes, but the row declares classes={facts.classes} for {recipe.dataset}; "
+                f"{manifest} has {found} classes, but the row declares classes={facts.classes} for {recipe.dataset}; "
                 f"set it to {found} if this is the right data set"
             )
     for split in splits:
         load_split(recipe, paths, split)
     if not isinstance(recipe, Test) and facts.train_samples < recipe.optimization.global_batch:
         raise ConfigError(
-            f"{recipe.dataset} has {facts.train_samples} training samples, fewer than one global batch; "
-            f"set {node.kind}.optimization.global_batch to at most that, or use more data"
+            f"{recipe.dataset} has {facts.train_samples} training samples, fewer than one global batch of "
+            f"{recipe.optimization.global_batch}; set {node.kind}.optimization.global_batch to at most "
+            f"{facts.train_samples}"
         )
 
 
@@ -122,11 +125,11 @@ def _prepared_classes(manifest: Path) -> int:
         return class_count(json.loads(manifest.read_text(encoding="utf-8"))["classes"])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{manifest} is none of mvd.data.prepare's; prepare the data again, or move it away"
+            f"{manifest} was not written by mvd.data.prepare; prepare the data again, or move the file away"
         ) from error
 
 
 def _undeclared_data(recipe: Recipe, cluster: Cluster) -> str:
     others = [name for name in cluster.datasets if name not in DATASETS]
-    known = f"; the profile names {', '.join(others)}" if others else ""
+    known = f"; the profile has {', '.join(others)}" if others else ""
     return f"datasets.{recipe.dataset}.root: folder of the {recipe.dataset} {dataset_of(recipe).media}s{known}"

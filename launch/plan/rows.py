@@ -1,31 +1,33 @@
-"""From what the user names to rows: finds row files, loads them and applies `key=value` settings."""
+"""Finds and loads row files, and applies `key=value` settings to their rows."""
 
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from launch.cluster import ROOT
+from launch.cluster import CODE
 from mvd.config import ConfigError, Row
-from mvd.config.typed import Override, apply_overrides, check_keys, nearest
+from mvd.config.typed import Override, apply_overrides, check_keys, check_types, nearest
 
-EXPERIMENTS = ROOT / "experiments"
+EXPERIMENTS = CODE / "experiments"
 SECTIONS = ("image_teacher", "video_teacher", "pretrain", "finetune", "test", "target")
 
 
 def load_rows(targets: Sequence[str], overrides: Sequence[Override]) -> list[Row]:
-    """The rows of all targets, each once, with the overrides applied to every row that has the section.
+    """The rows of all targets without duplicates; an override applies to every row that has its section.
 
     Raises:
-        ConfigError: an unknown target, a file that declares no row, or an override that fits no row.
+        ConfigError: an unknown target, a file that declares no row, or an override that no row has a section for.
     """
     rows: dict[str, Row] = {}
     for target in targets:
         for row in _rows_of(find(target)):
             if rows.setdefault(row.name, row) != row:
-                raise ConfigError(f"{target} declares another row called {row.name}; give one of them another name")
+                raise ConfigError(f"{target} declares another row called {row.name}; rename one of them")
     for override in overrides:
         check_keys(Row, override)
         missing = [_missing_section(row, override) for row in rows.values()]
@@ -37,29 +39,31 @@ def load_rows(targets: Sequence[str], overrides: Sequence[Override]) -> list[Row
 
 
 def find(target: str) -> Path:
-    """The row file that a target means: a path from here or from the project root, or a name in experiments/.
+    """The row file of a target: a path relative to the current folder or to the project, or a name in experiments/.
 
     Raises:
-        ConfigError: there is no such file; names the nearest rows.
+        ConfigError: there is no such file; lists the nearest rows.
     """
-    named = Path(target if target.endswith(".py") else f"{target}.py").expanduser()
-    for folder in (Path.cwd(), ROOT, EXPERIMENTS, EXPERIMENTS / "teachers"):
-        if (folder / named).is_file():
-            return (folder / named).resolve()
+    file = Path(target if target.endswith(".py") else f"{target}.py").expanduser()
+    for folder in (Path.cwd(), CODE, EXPERIMENTS, EXPERIMENTS / "teachers"):
+        if (folder / file).is_file():
+            return (folder / file).resolve()
     known = sorted(p.stem for p in EXPERIMENTS.rglob("*.py") if p.stem not in ("__init__", "recipes"))
-    raise ConfigError(f"there is no row or suite {target!r}{nearest(named.stem, known)}; see experiments/ for all")
+    raise ConfigError(f"there is no row or suite {target!r}{nearest(file.stem, known)}; see {EXPERIMENTS} for all")
 
 
 def _rows_of(path: Path) -> list[Row]:
     try:
         module = _import(path)
+        declared = getattr(module, "rows", None) or (getattr(module, "row", None),)
+        rows = [row for row in declared if isinstance(row, Row)]
+        for row in rows:
+            check_types(row)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    except Exception as error:  # whatever a user's own row file does wrong
+        raise ConfigError(f"{path}{_line(error, path)}: {error}") from error
+    except Exception as error:  # row files run any Python
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} cannot be loaded: {type(error).__name__}: {reason}") from error
-    declared = getattr(module, "rows", None) or (getattr(module, "row", None),)
-    rows = [row for row in declared if isinstance(row, Row)]
+        raise ConfigError(f"{path}{_line(error, path)}: {type(error).__name__}: {reason}; fix the row file") from error
     if len(rows) != len(declared) or not rows:
         raise ConfigError(f"{path} declares no row; give it `row = Row(...)`, or `rows = (...)` for several")
     return rows
@@ -67,21 +71,29 @@ def _rows_of(path: Path) -> list[Row]:
 
 def _import(path: Path) -> ModuleType:
     if path.is_relative_to(EXPERIMENTS):
-        return importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        return importlib.import_module(".".join(path.relative_to(CODE).with_suffix("").parts))
     spec = importlib.util.spec_from_file_location(f"row_file_{abs(hash(path))}", path)
     if spec is None or spec.loader is None:
-        raise ConfigError("is not a Python file; end its name in .py")
+        raise ConfigError("not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
+def _line(error: Exception, path: Path) -> str:
+    """`, line 7` if the error was raised in the row file or below it."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines = [error.lineno]
+    return f", line {lines[-1]}" if lines else ""
+
+
 def _missing_section(row: Row, override: Override) -> str | None:
-    """The first section on the override's way that the row does not have."""
-    way = override.path if isinstance(override.value, Mapping) else override.path[:-1]
-    value = row
-    for key in way:
+    """The first section of the override's path that the row does not have."""
+    path = override.path if isinstance(override.value, Mapping) else override.path[:-1]
+    value: Any = row
+    for key in path:
         value = getattr(value, key)
         if value is None:
             return key
@@ -89,5 +101,5 @@ def _missing_section(row: Row, override: Override) -> str | None:
 
 
 def _with_overrides(row: Row, overrides: Sequence[Override]) -> Row:
-    fitting = [override for override in overrides if _missing_section(row, override) is None]
-    return apply_overrides(row, fitting) if fitting else row
+    applicable = [override for override in overrides if _missing_section(row, override) is None]
+    return apply_overrides(row, applicable) if applicable else row

@@ -75,6 +75,14 @@ class QueuedJob:
         """True while SLURM cleans up after the job: it has ended, or is about to be requeued."""
         return self.state == "COMPLETING"
 
+    @property
+    def lost_batch_script(self) -> bool:
+        """True if SLURM ends the job because its batch script has died; the reason is None if it was cancelled.
+
+        It is JobLaunchFailure in SLURM 22.05 and RaisedSignal:9(Killed) in 24.11.
+        """
+        return self.is_completing and self.reason != "None"
+
 
 @dataclass(frozen=True)
 class EndedJob:

@@ -38,8 +38,8 @@ def new_folder(parent: Path, what: str) -> Path:
     return folder
 
 
-def write_script(folder: Path, how: Mapping[str, Any], size: int) -> Path:
-    """Writes the batch script of one job, or of an array of `size`; returns its path. how: submitit's parameters.
+def script_text(folder: Path, how: Mapping[str, Any], size: int) -> str:
+    """The batch script of one job, or of an array of `size`. how: submitit's parameters.
 
     The folder is the job's working directory, by which the launcher tells its jobs from others (see launch.job.record).
     """
@@ -48,8 +48,13 @@ def write_script(folder: Path, how: Mapping[str, Any], size: int) -> Path:
     options = {**how["additional_parameters"], "chdir": str(folder)}
     parameters: dict[str, Any] = {**how, "additional_parameters": options, "map_count": size if size > 1 else None}
     command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return _make_sbatch_string(command, folder, **parameters)
+
+
+def write_script(folder: Path, how: Mapping[str, Any], size: int) -> Path:
+    """Writes `script_text` into the folder; returns its path."""
     script = folder / "submission.sh"
-    write_text(script, _make_sbatch_string(command, folder, **parameters))
+    write_text(script, script_text(folder, how, size))
     return script
 
 

@@ -32,7 +32,7 @@ FIELDS = {
     "reservation": "slurm.options",
     "option": "slurm.options",
 }
-TOO_MANY_JOBS = ("maxsubmit", "maxjob", "grpsubmit", "grpjobs")  # in the names of SLURM's limits on the jobs of a user, an account or a QOS
+TOO_MANY_JOBS = ("maxsubmit", "maxjob", "grpsubmit", "grpjobs")  # in the names of limits, as QOSMaxSubmitJobPerUser
 
 
 def parameters(

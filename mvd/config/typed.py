@@ -3,16 +3,17 @@
 import dataclasses
 import difflib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mvd.config.errors import ConfigError
 
 Settings = TypeVar("Settings")
+SCALARS: dict[Any, str] = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,45 @@ def apply_overrides(settings: Settings, overrides: Iterable[Override]) -> Settin
     """A copy of a settings dataclass with the overrides merged in order; the dataclass validates the result.
 
     Raises:
-        ConfigError: an unknown key, a value of the wrong type, or an invalid combination.
+        ConfigError: an unknown key, a value of the wrong type, a missing field, or an invalid combination.
     """
     merged = OmegaConf.structured(settings)
+    overrides = list(overrides)
     for override in overrides:
         expected = check_keys(type(settings), override)
         try:
             merged = merge_typed(merged, override.layer)
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list instead of a mapping
             raise ConfigError(_wrong_type(override, expected, error)) from error
     try:
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{_source(error, overrides)}{error.full_key} is missing; set it as well") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key} has no value; set it as well") from error
+        raise ConfigError(f"{_source(error, overrides)}{_first_line(error)}") from error
+
+
+def check_types(settings: Any) -> None:
+    """Checks that the fields of a settings dataclass, which Python does not check, have their declared types.
+
+    Raises:
+        ConfigError: a field has a value of the wrong type.
+    """
+    try:
+        OmegaConf.structured(settings)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or error.key}: {_first_line(error)}") from error
+
+
+def _source(error: OmegaConfBaseException, overrides: Sequence[Override]) -> str:
+    """The text of the setting that an error's key comes from, with a colon."""
+    key = f"{error.full_key}."
+    texts = [override.text for override in overrides if key.startswith(".".join(override.path) + ".")]
+    return f"{texts[-1]}: " if texts else ""
+
+
+def _first_line(error: OmegaConfBaseException) -> str:
+    return str(error).splitlines()[0]
 
 
 def check_keys(settings_type: type, override: Override) -> Any:
@@ -94,9 +121,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _check_mapping(hint: Any, value: Any, section: str, text: str) -> None:
+    if isinstance(value, list) and _without_none(hint) in SCALARS:  # which OmegaConf accepts in a dict[str, str]
+        raise ConfigError(f"{text}: {section} must be {_describe(hint)}, got {value!r}")
     if isinstance(value, Mapping):
         for key, nested in value.items():
-            _check_mapping(_step_into(hint, str(key), section, text), nested, f"{section}.{key}", text)
+            if not isinstance(key, str):
+                raise ConfigError(f"{text}: the keys of {section} must be strings, got {key!r}; quote it")
+            _check_mapping(_step_into(hint, key, section, text), nested, f"{section}.{key}", text)
 
 
 def _step_into(hint: Any, key: str, section: str, text: str) -> Any:
@@ -119,23 +150,23 @@ def _without_none(hint: Any) -> Any:
     return hint
 
 
-def _wrong_type(override: Override, expected: Any, error: OmegaConfBaseException) -> str:
+def _wrong_type(override: Override, expected: Any, error: Exception) -> str:
     path, value = override.path, override.value
-    full_key = tuple(str(error.full_key or "").split("."))
+    full_key = tuple(str(getattr(error, "full_key", None) or "").split("."))
     if isinstance(value, Mapping) and full_key[: len(path)] == path and len(full_key) > len(path):
         for key in full_key[len(path) :]:
             value, expected = value[key], _step_into(expected, key, ".".join(path), override.text)
         path = full_key
-    return f"{override.text}: {'.'.join(path)} must be {_describe(expected)}, got {value!r}"
+    given = "null" if value is None else repr(value)
+    return f"{override.text}: {'.'.join(path)} must be {_describe(expected)}, got {given}"
 
 
 def _describe(hint: Any) -> str:
-    names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
     inner = _without_none(hint)
     if inner is not hint:
         return f"{_describe(inner)} or null"
-    if inner in names:
-        return names[inner]
+    if inner in SCALARS:
+        return SCALARS[inner]
     if get_origin(inner) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(inner))
     if get_origin(inner) is list:

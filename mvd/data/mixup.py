@@ -89,7 +89,7 @@ class ClipMixup:
         """Mix with a given draw; the input clips are not modified."""
         if len(clips) % 2:
             raise ValueError(f"clips are mixed in pairs: their number must be even, got {len(clips)}")
-        targets = mixup_target(labels, self.num_classes, mix.lam, self.label_smoothing)  # type: ignore[no-untyped-call]
+        targets = mixup_target(labels, self.num_classes, mix.lam, self.label_smoothing)
         if mix.box is not None:
             a, b, c, d = mix.box
             rectangle = (slice(a, b), slice(c, d))

@@ -1,24 +1,20 @@
 """Stops a run whose directory another attempt has taken over, before it writes to it."""
 
-import os
-
 import torch.distributed as dist
 
 from mvd.config import ConfigError
 from mvd.distributed.faults import RunFailed
 from mvd.distributed.process import gather
-from mvd.owner import VARIABLE, lost_to
+from mvd.owner import lost_to
 from mvd.run_directory import RunDirectory
 
 
 def check_owner(files: RunDirectory) -> None:
-    """Called by all processes together, before a save and before the result.
+    """Called by all processes together: at the start, before each save and before the result.
 
     Raises:
         RunFailed: another attempt owns the run directory; raised on every process.
     """
-    if VARIABLE not in os.environ:  # the same on all processes
-        return
     lost = gather(_lost_to(files) if dist.get_rank() == 0 else None)[0]
     if lost is not None:
         raise RunFailed(lost)

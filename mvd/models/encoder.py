@@ -74,10 +74,8 @@ class Blocks(nn.ModuleList):
 
     def forward(self, tokens: Tensor) -> Tensor:
         for block in self:
-            if self.activation_checkpointing:
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
+            recomputed = self.activation_checkpointing
+            tokens = checkpoint(block, tokens, use_reentrant=False) if recomputed else block(tokens)
         return tokens
 
 

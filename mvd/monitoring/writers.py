@@ -108,8 +108,8 @@ class TensorBoard:
 
     def hyperparameters(self, values: Mapping[str, str | float | bool]) -> None:
         # SummaryWriter.add_hparams would open a second event file, after which TensorBoard stops reading the first.
-        for summary in hparams(dict(values), {}):  # type: ignore[no-untyped-call]
-            self.events._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+        for summary in hparams(dict(values), {}):
+            self.events._get_file_writer().add_summary(summary)
 
     def flush(self) -> None:
         self.events.flush()

@@ -1,7 +1,7 @@
 """Reads the pickles of a checkpoint without running code that somebody may have put into them.
 
-Run directories are shared, and unpickling can call any function. Here it gives tensors, plain values and the classes that
-a checkpoint is made of, and nothing else.
+Run directories are shared, and unpickling can call any function. Here it gives tensors, plain values and the classes
+that a checkpoint is made of, and nothing else.
 """
 
 import pickle
@@ -22,7 +22,7 @@ CLASSES = [
     LossScaler,
     ZeroStageEnum,
     fragment_address,
-    np._core.multiarray._reconstruct,
+    np.zeros(0).__reduce__()[0],
     np.ndarray,
     np.dtype,
     type(np.dtype(np.uint32)),

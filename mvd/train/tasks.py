@@ -108,7 +108,7 @@ class Classification:
         )
         if weights is not None:
             load_weights(self.model, weights, drop_other_head=True)
-        self.criterion: nn.Module = SoftTargetCrossEntropy()  # type: ignore[no-untyped-call]
+        self.criterion: nn.Module = SoftTargetCrossEntropy()
 
     def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {"loss": self.criterion(engine(batch["video"]).float(), batch["targets"])}

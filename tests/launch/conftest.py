@@ -20,7 +20,7 @@ def fake_slurm(monkeypatch):
 
 @pytest.fixture
 def profile(tmp_path, monkeypatch):
-    """An empty cluster profile of its own, whatever lies in the project root; run directories go to tmp_path/runs."""
+    """A cluster profile of the test's own, without data or teachers; run directories go to tmp_path/runs."""
     path = tmp_path / "cluster.yaml"
     path.write_text(f"runs: {tmp_path / 'runs'}\nlocal_processes: 2\n")
     monkeypatch.setenv("MVD_CLUSTER", str(path))

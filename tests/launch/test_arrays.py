@@ -9,17 +9,18 @@ from launch.plan.arrays import Array, build_arrays
 from launch.plan.graph import build_graph
 from launch.plan.resolve import build_stage
 from launch.plan.rows import load_rows
+from mvd.config import KINDS
 from mvd.config.typed import parse_override
 
 
-def plan(*targets, settings=(), jobs=(), complete=(), cluster=None):
+def plan(*targets, settings=(), jobs=(), complete=(), cluster=None, largest=None):
     """The arrays of rows; `jobs` and `complete` say by the names of rows which of their stages are not to submit."""
     cluster = cluster or Cluster()
     nodes = build_graph(load_rows(list(targets), [parse_override(text) for text in settings]))
     known = {node.id: job for node in nodes for kind, row, job in jobs if kind == node.kind and row in node.rows}
     done = {node.id for node in nodes if any(node.kind == kind and row in node.rows for kind, row in complete)}
     stages = [build_stage(node, cluster) for node in nodes if node.id not in known and node.id not in done]
-    return build_arrays(nodes, stages, known, cluster)
+    return build_arrays(nodes, stages, known, cluster, largest)
 
 
 def summary(arrays: list[Array]) -> list[tuple[str, int, str]]:
@@ -40,6 +41,30 @@ def test_a_suite_follows_index_by_index():
     pretrain, finetune, _ = arrays
     inputs = [stage.inputs["pretrain"] for stage in finetune.stages]
     assert [stage.id in path for stage, path in zip(pretrain.stages, inputs, strict=True)] == [True] * 7
+
+
+def test_an_array_is_split_where_the_site_allows_no_larger_one():
+    arrays = plan("k400", largest=3)
+    sizes = {kind: [array.size for array in arrays if array.stages[0].kind == kind] for kind in KINDS[2:]}
+    assert sizes == {"pretrain": [3, 3, 1], "finetune": [3, 3, 1], "test": [3, 3, 1]}
+    assert [array.dependency for array in arrays[3:]] == [
+        *("aftercorr:#1", "aftercorr:#2", "afterok:#3"),
+        *("aftercorr:#4", "aftercorr:#5", "afterok:#6"),
+    ]
+    assert [stage.id for array in plan("k400", largest=7) for stage in array.stages] == [
+        stage.id for array in plan("k400") for stage in array.stages
+    ]
+
+
+def test_an_earlier_larger_array_is_followed_as_far_as_a_smaller_one_can():
+    jobs = [("pretrain", name, f"24_{index}") for index, name in enumerate(row.name for row in load_rows(["k400"], []))]
+    arrays = plan("k400", jobs=jobs, largest=5)
+    finetunes = [array for array in arrays if array.stages[0].kind == "finetune"]
+    assert [(array.size, array.dependency) for array in finetunes] == [
+        (5, "aftercorr:24"),
+        (1, "afterok:24_5"),
+        (1, "afterok:24_6"),
+    ]
 
 
 def test_all_rows_are_five_calls_and_share_the_pretrainings():

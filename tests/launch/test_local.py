@@ -1,4 +1,4 @@
-"""Running a plan here: what is run, skipped, refused and interrupted. Stages are stood in for by tiny programs."""
+"""Running a plan on this machine: what is run, skipped, refused and interrupted. Tiny programs replace the stages."""
 
 import os
 import signal
@@ -117,7 +117,7 @@ while True:
 
 def start(words, program):
     code = (
-        "import signal, sys; from launch import local, submit\n"
+        "import signal, sys; from launch import submit; from launch.local import run as local\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # as in a terminal, even where the tests run under nohup
         f"local.stage_command = lambda stage: [sys.executable, '-S', '-c', {program!r}, str(stage.directory)]\n"
         f"sys.exit(submit.main({words!r}))"
@@ -160,7 +160,7 @@ def test_a_stage_that_a_signal_stopped_says_how_to_go_on(words, monkeypatch, cap
     monkeypatch.setattr(local, "stage_command", stand_in("raise SystemExit(75)"))
     assert submit.main(words) == 130
     printed = capfd.readouterr()
-    assert "go on from the last checkpoint" in printed.out and "error" not in printed.err
+    assert "resume from the last checkpoint" in printed.out and "error" not in printed.err
 
 
 def test_this_machine_takes_its_gpus_or_the_asked_processes(monkeypatch):

@@ -1,4 +1,4 @@
-"""Videos of one's own, as a user goes about it: prepare them, declare them in a row file, fine-tune and test."""
+"""Your own videos, as a user handles them: prepare them, declare them in a row file, fine-tune and test."""
 
 import json
 import re
@@ -103,12 +103,12 @@ def test_the_readmes_row_file(lists, launch, profile, tmp_path):
         (
             {"classes": 4},
             "mine",
-            r"manifest.json names 3 classes, but the row declares classes=4 for mine; set it to 3",
+            r"manifest.json has 3 classes, but the row declares classes=4 for mine; set it to 3",
         ),
-        ({"classes": 2}, "mine", r"manifest.json names 3 classes, but the row declares classes=2"),
+        ({"classes": 2}, "mine", r"manifest.json has 3 classes, but the row declares classes=2"),
         ({"val_samples": 80}, "mine", r"val.csv lists 90 samples, but the row declares val_samples=80"),
         ({"train_samples": 300}, "mine", r"mine has 300 training samples, .*; set finetune.optimization.global_batch"),
-        ({}, "mein", r"datasets.mine.root: folder of the mine videos; the profile names mein"),
+        ({}, "mein", r"datasets.mine.root: folder of the mine videos; the profile has mein"),
     ],
 )
 def test_a_declaration_that_the_data_does_not_bear_out(change, root, message, lists, launch, profile, tmp_path):
@@ -121,7 +121,7 @@ def test_a_declaration_that_the_data_does_not_bear_out(change, root, message, li
 def test_a_manifest_of_something_else(lists, launch, profile, tmp_path):
     (lists / "manifest.json").write_text("[]")
     said = refusal({}, "mine", lists, launch, profile, tmp_path)
-    assert "manifest.json is none of mvd.data.prepare's; prepare the data again" in said
+    assert "manifest.json was not written by mvd.data.prepare; prepare the data again" in said
 
 
 def refusal(change, root, lists, launch, profile, tmp_path) -> str:
@@ -148,10 +148,10 @@ def test_the_facts_decide_the_run_directory():
     [
         ({"dataset": "mine"}, "no video data set is called 'mine'; use one of k400, ssv2, motion, or declare your own"),
         ({"dataset": "k400", "own_dataset": Dataset(**FACTS)}, "k400 is a known data set; remove own_dataset"),
-        ({"dataset": "my set", "own_dataset": Dataset(**FACTS)}, "use only letters, digits, _ and -"),
+        ({"dataset": "my set", "own_dataset": Dataset(**FACTS)}, "use only letters, digits"),
         (
             {"dataset": "mine", "own_dataset": Dataset(**FACTS, media="image")},
-            "must hold videos, got media=.image. for mine",
+            "own_dataset must .*got media='image' for mine",
         ),
     ],
 )

@@ -114,16 +114,18 @@ def test_a_link_whose_answer_was_lost_counts(files, monkeypatch):
 def test_a_process_knows_whether_its_attempt_still_owns_the_directory(files, monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     take(files, owner(attempt=2), there)
-    assert lost_to(files) is None  # started by hand
+    assert "belongs to job 24, attempt 3, on node1" in lost_to(files)  # not to a process that was started by hand
     monkeypatch.setenv(VARIABLE, "24.2")
     assert lost_to(files) is None
     monkeypatch.setenv(VARIABLE, "24.1")
     assert "no longer belongs to this attempt (24.1), but to job 24, attempt 3, on node1" in lost_to(files)
     files.owner.unlink()
     assert "but to none" in lost_to(files)
+    monkeypatch.delenv(VARIABLE)
+    assert lost_to(files) is None
 
 
-def test_a_damaged_record_is_named(files):
+def test_a_damaged_record_is_reported(files):
     files.path.mkdir()
     files.owner.write_text("{")
     with pytest.raises(ConfigError, match="owner.json is damaged; delete it if no job of this stage is running"):

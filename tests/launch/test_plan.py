@@ -149,7 +149,7 @@ def test_a_given_finetuning_leaves_only_the_test(tmp_path):
 
 def test_a_given_file_has_to_exist(tmp_path):
     (row,) = load_rows(["vitb_from_vitb_k400"], [parse_override(f"finetune.weights={tmp_path}/none.pth")])
-    with pytest.raises(ConfigError, match=r"finetune.weights: there is no file .*none.pth; put the weights there"):
+    with pytest.raises(ConfigError, match=r"finetune.weights: there is no file .*none.pth; correct the path"):
         build_graph([row])
 
 
@@ -164,7 +164,7 @@ def test_one_file_cannot_stand_for_different_stages(tmp_path, setting, together,
     (tmp_path / "given.pth").write_bytes(b"weights")
     override = parse_override(f"{setting}.weights={tmp_path}/given.pth")
     assert build_graph(load_rows(together, [override]))
-    with pytest.raises(ConfigError, match=rf"given.pth cannot be the {setting} of all these rows"):
+    with pytest.raises(ConfigError, match=rf"given.pth cannot replace different {setting} stages"):
         build_graph(load_rows(apart, [override]))
 
 
@@ -184,7 +184,7 @@ def test_declared_paths_have_to_exist(tmp_path):
         "teachers.mae_vitb",
         "teachers.videomae_vitb",
     ]
-    with pytest.raises(ConfigError, match=r"teachers.mae_vitb: there is no file .*gone.pth; put the image teacher"):
+    with pytest.raises(ConfigError, match=r"teachers.mae_vitb: there is no file .*gone.pth; correct the path"):
         missing_settings(nodes, dataclasses.replace(cluster, teachers={"mae_vitb": str(tmp_path / "gone.pth")}))
 
 

@@ -83,10 +83,11 @@ def test_a_dry_run_shows_both_calls_and_leaves_nothing(launch, class_folders, tm
     ("words", "message"),
     [
         (["none", "out"], "there is no folder .*none; give the folder that holds the videos"),
-        (["videos", "out", "--array", "0"], "--array 0: give the number of jobs"),
+        (["videos", "out", "--array", "0"], "--array must be at least 1, got 0; give the number of jobs"),
         (["videos", "out", "--workers", "0"], "--workers must be at least 1, got 0"),
-        (["videos", "out", "finetune.seed=1"], "finetune.seed=1: only the cluster profile can be changed here"),
+        (["videos", "out", "finetune.seed=1"], "finetune.seed=1: only settings of the cluster profile are accepted"),
         (["videos", "out", "cluster.slurm.partion=x"], r"slurm has no key 'partion' \(nearest: partition"),
+        (["videos", "out%j"], "OUTPUT: the path must not contain %, which SLURM treats specially in the paths of logs"),
         (["videos", "out", "--train", "gone.csv"], "there is no list .*gone.csv"),
     ],
 )

@@ -44,7 +44,7 @@ def test_notices_around_an_answer_are_ignored(fake_slurm):
     found = slurm.queue(["24_1", "25", "26", "local-7"])
     assert set(found) == {"24_1", "25"} and found["24_1"].directory == "/a|b" and found["24_1"].runs
     assert found["25"].is_completing and not found["25"].runs
-    assert ("--jobs", "24,25,26") == fake_slurm.called("squeue")[0][-2:]
+    assert fake_slurm.called("squeue")[0][-2:] == ("--jobs", "24,25,26")
 
 
 def test_an_answer_without_its_header_is_no_empty_queue(fake_slurm):

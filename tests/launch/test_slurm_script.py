@@ -210,9 +210,9 @@ def test_a_limit_on_the_number_of_jobs_is_explained(limit):
 
 def test_the_snapshot_is_the_code_as_it_is_now(tmp_path, monkeypatch):
     project = tmp_path / "project"
-    for name in snapshot.CODE:
+    for name in snapshot.PACKAGES:
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(snapshot, "ROOT", project)
+    monkeypatch.setattr(snapshot, "CODE", project)
     (project / "mvd" / "new.py").write_text("answer = 42\n")
     first = take_snapshot(tmp_path / "runs")
     assert take_snapshot(tmp_path / "runs") == first
@@ -235,5 +235,7 @@ def test_redoing_a_stage_puts_it_and_what_was_made_from_it_aside(tmp_path):
     pretrain, *redone = (stage.directory for stage in stages)
     assert pretrain.exists() and not any(directory.exists() for directory in redone)
     assert [path.name.partition("-20")[0] for path in sorted((tmp_path / "old").iterdir())] == [p.name for p in redone]
-    with pytest.raises(ConfigError, match="--force finetun means 0 stages; name one of pretrain-"):
+    with pytest.raises(
+        ConfigError, match="--force must match one stage, but 'finetun' matches 0; use one of pretrain-"
+    ):
         move_aside("finetun", nodes, stages)

@@ -17,9 +17,9 @@ def test_dry_run_of_all_rows(launch):
     assert (done.returncode, done.stderr) == (0, "")
     assert "7 pre-trainings, 14 fine-tunings, 14 tests" in done.stdout
     assert "16 x 2 x 32 = 1024" in done.stdout and "GPU-hours" in done.stdout
-    assert "needed before submitting" in done.stdout and "datasets.k400.root" in done.stdout
+    assert "to set in the cluster profile before submitting" in done.stdout and "datasets.k400.root" in done.stdout
     assert done.stdout.count("pretrain-vith_from_vith_e800-") == 1
-    assert "5 calls of sbatch" in done.stdout and "aftercorr:#1" in done.stdout
+    assert "5 sbatch calls" in done.stdout and "aftercorr:#1" in done.stdout
     assert "next:" in done.stdout
 
 
@@ -36,7 +36,7 @@ def test_dry_run_stops_at_a_kind(launch):
 
 def test_dry_run_for_this_machine(launch):
     done = launch("submit.py", "experiments/demo", "finetune.seed=1", "--local", "--dry-run")
-    assert done.returncode == 0 and "8 x 1 x 2 = 16" in done.stdout and "needed" not in done.stdout
+    assert done.returncode == 0 and "8 x 1 x 2 = 16" in done.stdout and "to set in" not in done.stdout
     assert "sbatch" not in done.stdout
 
 
@@ -53,25 +53,28 @@ def test_show_prints_every_setting(launch):
     [
         (["experiments/vit_k400", "--dry-run"], "no row or suite"),
         (["vith_k400", "finetune.sed=1", "--dry-run"], "nearest: seed"),
-        (["vith_k400", "finetune.seed=x", "--dry-run"], "to be an integer, not 'x'"),
+        (["vith_k400", "finetune.seed=x", "--dry-run"], "must be an integer, got 'x'"),
         (["vith_k400", "cluster.gpus_per_nod=1", "--dry-run"], "nearest: gpus_per_node"),
         (["vith_k400", "cluster.pretrain.nodes=7", "--dry-run"], "use 32 or 64 GPUs"),
         (["vith_k400", "cluster.datasets.k400.root=/nowhere", "--dry-run"], "/nowhere does not exist"),
         (["vith_k400", "cluster.teachers.mae_vith=/nowhere.pth", "--show"], "there is no file /nowhere.pth"),
-        (["vith_k400", "pretrain.weights=/nowhere.pth", "--dry-run"], "there is no file /nowhere.pth; put the weights"),
-        (["vith_k400", f"finetune.weights={__file__}", "--until", "finetune"], "nothing is left to run until finetune"),
+        (
+            ["vith_k400", "pretrain.weights=/nowhere.pth", "--dry-run"],
+            "there is no file /nowhere.pth; correct the path",
+        ),
+        (["vith_k400", f"finetune.weights={__file__}", "--until", "finetune"], "replace all stages up to finetune"),
         (["vith_k400", "--local"], "does not set datasets.k400.root"),
         (["vith_k400"], "does not set datasets.k400.root"),
         (["demo"], "there is no sbatch on this machine; log in to the cluster, or run the rows here: python"),
-        (["demo", "--force", "test"], "--force test means 2 stages; name one of test-demo-"),
+        (["demo", "--force", "test"], "--force must match one stage, but 'test' matches 2; use one of test-demo-"),
         (["demo", "--force", "finetune", "--dry-run"], "--force changes the runs folder"),
-        (["demo", "cluster.slurm.options.nodes=2", "--dry-run"], "slurm.options.nodes follows from the plan"),
-        (["demo", "cluster.slurm.time_limit_hours=0.05", "--dry-run"], "no more than slurm.warning_seconds=300"),
+        (["demo", "cluster.slurm.options.nodes=2", "--dry-run"], "slurm.options.nodes is set by the launcher"),
+        (["demo", "cluster.slurm.time_limit_hours=0.05", "--dry-run"], "must be longer than slurm.warning_seconds=300"),
         (["demo", "cluster.slurm.setup=module", "--dry-run"], "slurm.setup must be a list of strings, got 'module'"),
         (["demo", "--cluster", "/nowhere.yaml"], "no cluster profile /nowhere.yaml"),
         (["demo", "--until", "pretraining"], "invalid choice: 'pretraining'"),
         (["demo", "--dryrun"], "unrecognized arguments: --dryrun"),
-        (["finetune.seed=1"], "no row is named"),
+        (["finetune.seed=1"], "no TARGET given"),
         ([], "TARGET"),
     ],
 )
@@ -118,3 +121,12 @@ def test_a_reader_that_leaves_early_is_no_error(profile):
 def test_help_has_examples(launch):
     done = launch("submit.py", "--help")
     assert done.returncode == 0 and "python launch/submit.py experiments/demo --local" in done.stdout
+
+
+def test_the_scripts_of_a_plan_are_printed_without_anything_being_made(launch, tmp_path):
+    done = launch("submit.py", "vitb_from_vitb_k400", "--dry-run", "--script", "cluster.slurm.partition=gpu")
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.count("#!/bin/bash") == 3 and done.stdout.count("#SBATCH --partition=gpu") == 3
+    assert "#SBATCH --dependency='afterok:#1'" in done.stdout and not (tmp_path / "runs").exists()
+    alone = launch("submit.py", "vitb_from_vitb_k400", "--script")
+    assert alone.returncode == 2 and "add --dry-run" in alone.stderr

@@ -61,7 +61,7 @@ def test_what_a_full_disk_did_not_take_is_written_once_there_is_room(tmp_path, m
     metrics = metrics_of(tmp_path, FIRST, 0)
     metrics.write(1, 1, {"loss": 1.0})
     with monkeypatch.context() as full:
-        full.setattr(writers, "append_text", lambda *_: open("/dev/full", "wb", buffering=0).write(b"x"))
+        full.setattr(writers, "append_text", lambda *_: Path("/dev/full").write_text("x"))
         metrics.write(2, 1, {"loss": 0.5})
     assert updates(tmp_path) == [1]
     last(metrics)

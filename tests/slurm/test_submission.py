@@ -67,7 +67,7 @@ def test_submitting_twice_at_once_and_again_submits_each_stage_once(site):
     assert not site.queued(job)
     site.wait("the account", lambda: site.account(job) == {job: "CANCELLED by 0"}, seconds=20)
     assert site.states(TINY)[PRETRAIN] == "cancelled"
-    assert "nothing of it is queued or running" in site.run("cancel.py", TINY)
+    assert "nothing to cancel" in site.run("cancel.py", TINY)
 
 
 @pytest.mark.parametrize(

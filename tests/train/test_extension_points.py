@@ -43,7 +43,7 @@ class Recorder:
         self.path = path
 
     def open(self) -> None:
-        self.handle = open(self.path, "a")
+        self.handle = self.path.open("a")
 
     def scalars(self, update: int, epoch: int, values: Mapping[str, float]) -> None:
         self._write("scalars", update, sorted(values))

@@ -1,0 +1,151 @@
+"""What submit.py prints before anything runs: every setting (--show), or the plan (--dry-run)."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from launch.cli.output import command, counted, print_next, print_table, short
+from launch.cli.parser import Request
+from launch.cluster import EXAMPLE, ROOT, Cluster
+from launch.plan.arrays import build_arrays
+from launch.plan.graph import Node
+from launch.plan.weights import notes_on_weights
+from mvd.config import KINDS, Test
+from mvd.flops import gpu_hours
+from mvd.identity import sizes_of
+from mvd.stage import Stage
+
+NOUNS = ("image teacher", "video teacher", "pre-training", "fine-tuning", "test")  # in the order of KINDS
+
+
+def print_settings(request: Request, nodes: Sequence[Node], needed: Sequence[str]) -> None:
+    """Prints every setting of the rows, the geometry of their sizes, and their run directories."""
+    for row in request.rows:
+        print(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(row))))
+    sizes = {name: dataclasses.asdict(size) for node in nodes for name, size in sizes_of(node.recipe).items()}
+    print("# geometry of the sizes")
+    print(OmegaConf.to_yaml(OmegaConf.create({"sizes": sizes})))
+    print("# run directories")
+    for node in nodes:
+        print(short(Path(request.cluster.runs) / node.id))
+    _print_needed(needed)
+    print_next([("see the plan", command("submit.py", *request.words, "--dry-run"))])
+
+
+def print_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage], needed: Sequence[str]) -> None:
+    """Prints the stages with their batches, estimated cost and dependencies, and the sbatch calls."""
+    rate = request.cluster.sustained_tflops
+    hours = [gpu_hours(node.recipe, rate) for node in nodes]
+    _print_stages(f"plan of {counted(len(request.rows), 'row')}", nodes, stages, hours)
+    print(f"\n{_kind_counts(nodes)}")
+    _print_given_weights(nodes)
+    print(
+        f"about {sum(hours):,.0f} GPU-hours at {rate:g} TFLOP/s sustained per GPU (cluster.sustained_tflops), "
+        "without decoding, validation and recomputed activations"
+    )
+    if not request.options.local:
+        _print_arrays(request, nodes, stages)
+    _print_needed(needed)
+    profile = ("describe your machines and data", f"cp {short(EXAMPLE)} {short(ROOT / 'cluster.yaml')}")
+    steps = [profile if needed else _start_command(request)]
+    print_next([*steps, ("see the accuracies reached so far", command("report.py", *request.words))])
+
+
+def print_scripts(cluster: Cluster, nodes: Sequence[Node], stages: Sequence[Stage]) -> None:
+    """Prints the batch script of every sbatch call; folders that are made on submission have placeholders."""
+    from launch.slurm.sbatch import script_text
+    from launch.slurm.script import parameters
+
+    runs = Path(cluster.runs)
+    for array in build_arrays(nodes, stages, {}, cluster):
+        folder, code = runs / "jobs" / f"TIME-{array.stages[0].kind}-XXXX", runs / "code" / "COMMIT-XXXXXXXX"
+        how = parameters(array, cluster, code, folder, array.dependency, cluster.slurm.excluded)
+        print(f"# {array.name}: {', '.join(stage.id for stage in array.stages)}")
+        print(script_text(folder, how, array.size))
+
+
+def _print_stages(title: str, nodes: Sequence[Node], stages: Sequence[Stage], hours: Sequence[float]) -> None:
+    number = {node.id: str(place) for place, node in enumerate(nodes, start=1)}
+    columns = ["#>", "kind", "stage", "rows>", "GPUs>", "micro-batch x accumulation x GPUs", "length>"]
+    columns += ["deepspeed", "GPU-hours>", "after #"]
+    lines = [
+        [
+            number[node.id],
+            node.kind,
+            node.id,
+            str(len(node.rows)),
+            str(stage.execution.world_size),
+            _batch_text(stage),
+            _length_text(node),
+            "-" if node.kind == "test" else stage.execution.deepspeed,
+            f"{cost:,.1f}",
+            ", ".join(number[parent] for parent in node.stage_parents) or "-",
+        ]
+        for node, stage, cost in zip(nodes, stages, hours, strict=True)
+    ]
+    print_table(title, columns, lines)
+
+
+def _print_arrays(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> None:
+    """Prints the sbatch calls for the stages that are not complete, assuming that none is queued yet."""
+    number = {node.id: str(place) for place, node in enumerate(nodes, start=1)}
+    missing = [stage for stage in stages if not stage.files.read_result()]
+    arrays = build_arrays(nodes, missing, {}, request.cluster)
+    lines = [
+        [
+            array.name if array.size == 1 else f"{array.name}[0-{array.size - 1}]",
+            ", ".join(number[stage.id] for stage in array.stages),
+            str(array.layout),
+            array.dependency or "-",
+        ]
+        for array in arrays
+    ]
+    print()
+    print_table(counted(len(arrays), "sbatch call"), ["array", "stages #", "nodes x GPUs", "after"], lines)
+    if len(missing) < len(stages):
+        print(f"complete already: {len(stages) - len(missing)} of {len(stages)} stages")
+
+
+def _print_given_weights(nodes: Sequence[Node]) -> None:
+    """Prints the weights files that replace stages, and what is done to make them fit."""
+    given = {(role, path): node.parents[role] for node in nodes for role, path in node.files.items()}
+    for (role, path), content in given.items():
+        digest = content.removeprefix("weights:")
+        print(f"{role} weights given: {path} (sha256 {digest[:8]}...)")
+    for note in notes_on_weights(nodes):
+        print(note)
+
+
+def _print_needed(needed: Sequence[str]) -> None:
+    if needed:
+        print(f"\nto set in the cluster profile before submitting (see {short(EXAMPLE)}):")
+        for field in needed:
+            print(f"  {field}")
+
+
+def _start_command(request: Request) -> tuple[str, str]:
+    if request.options.local:
+        return "run it on this machine", command("submit.py", *request.words, "--local")
+    return "submit it to SLURM (or run it here with --local)", command("submit.py", *request.words)
+
+
+def _kind_counts(nodes: Sequence[Node]) -> str:
+    """For instance `7 pre-trainings, 14 fine-tunings, 14 tests`."""
+    numbers = [sum(node.kind == kind for node in nodes) for kind in KINDS]
+    return ", ".join(counted(number, noun) for number, noun in zip(numbers, NOUNS, strict=True) if number)
+
+
+def _batch_text(stage: Stage) -> str:
+    how = stage.execution
+    if stage.kind == "test":
+        return f"{how.micro_batch} views x {how.world_size}"
+    total = how.micro_batch * how.accumulation * how.world_size
+    return f"{how.micro_batch} x {how.accumulation} x {how.world_size} = {total}"
+
+
+def _length_text(node: Node) -> str:
+    if isinstance(node.recipe, Test):
+        return f"{node.recipe.clips} x {node.recipe.crops} views"
+    return counted(node.recipe.optimization.epochs, "epoch")
