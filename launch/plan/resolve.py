@@ -50,13 +50,8 @@ def missing_settings(nodes: Sequence[Node], cluster: Cluster) -> list[str]:
     """Fields of the cluster profile that these stages need but that are not set, as `field: what it is`.
 
     Raises:
-<<<<<<< HEAD
-        ConfigError: a field is set to a file or folder that does not exist, the data contradicts the row, or weights
-            do not fit.
-=======
         ConfigError: a field is set to a file or folder that does not exist, the data contradicts the row, or weights do
             not fit.
->>>>>>> lead
     """
     needed: dict[str, None] = {}
     for node in nodes:
