@@ -102,10 +102,11 @@ def _is_finite(
         return True
     item = ITEM_SIZES[dtype]
     shape, strides = tensor.form.shape, tensor.strides
-    extent = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
-    if min(strides, default=0) < 0 or tensor.offset < 0 or (tensor.offset + extent) * item > span.length:
+    extent = item * (1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=False)))
+    start = item * tensor.offset
+    raw = data[span.start :][: span.length][start : start + extent]
+    if len(strides) != len(shape) or min(0, tensor.offset, *strides) < 0 or len(raw) != extent:
         raise CheckpointError(f"{path} is damaged: a tensor is longer than its data; download or write it again")
-    raw = data[span.start + tensor.offset * item :][: extent * item]
     values: Any = np.frombuffer(raw, dtype=np.uint16 if dtype == "bfloat16" else dtype)
     values = np.lib.stride_tricks.as_strided(values, shape, [stride * item for stride in strides], writeable=False)
     if dtype == "bfloat16":

@@ -77,13 +77,12 @@ def read_header(path: Path) -> WeightFile:
             else:
                 content, spans = _read_legacy(handle, path)
         return WeightFile(*unwrap(content, Stored, str(path)), spans)
-    except (CheckpointError, MemoryError):
+    except CheckpointError:
         raise
-    except (pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
-        why = str(error).rstrip(".")
-        raise CheckpointError(f"{path} is damaged or not a weights file: {why}; download or write it again") from error
     except Exception as error:  # malicious or damaged files can cause any exception
-        raise CheckpointError(f"{path} is neither a .safetensors file nor a .pth file: {error}") from error
+        raise CheckpointError(
+            f"{path} is damaged, or neither a .safetensors nor a .pth file; download or write it again"
+        ) from error
 
 
 def _read_safetensors(handle: BinaryIO) -> tuple[Any, dict[str, Span]]:
@@ -194,8 +193,11 @@ def _rebuild_from_type(function: Any, _type: Any, arguments: Any, *_: Any) -> An
     return _rebuild_tensor(*arguments) if function is _rebuild_tensor else _Anything()
 
 
-class _Reader(pickle.Unpickler):
-    """Rebuilds nothing but plain containers: no class or function of the file is ever imported or called."""
+class _Reader(pickle._Unpickler):
+    """Rebuilds nothing but plain containers: no class or function of the file is ever imported or called.
+
+    The Unpickler in Python, since the one in C allocates as much memory as a damaged file says.
+    """
 
     def __init__(self, stream: Any, path: Path) -> None:
         super().__init__(stream)

@@ -1,6 +1,7 @@
 """A file that a stage could not start from is refused before anything is queued."""
 
 import dataclasses
+import random
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from mvd.config import SIZES, ConfigError
 from mvd.config.typed import parse_override
 from mvd.models import build_classifier, build_image_teacher, build_student, build_video_teacher
 from mvd.models.checkpoints import to_official
+from mvd.train.tasks import Classification
 from mvd.weight_check import check_values, check_weights, network_shapes
 from mvd.weight_keys import CheckpointError, is_position_table
 
@@ -137,7 +139,7 @@ def test_submission_checks_the_teachers(tmp_path):
     profile.teachers["mae_tiny"] = str(tmp_path / "image.pth")
     with pytest.raises(
         ConfigError,
-        match=r"^teachers.mae_tiny: .*image.pth is damaged or not a weights file: invalid load key, 'n'; download",
+        match=r"^teachers.mae_tiny: .*image.pth is damaged, or neither a ",
     ):
         missing_settings(plan, profile)
 
@@ -152,3 +154,34 @@ def test_a_plan_says_that_the_head_of_a_classifier_of_other_classes_is_replaced(
     ]
     with pytest.raises(ConfigError, match="number of classes"):
         missing_settings(nodes(finetune_weights=path), PROFILE)
+
+
+def test_fine_tuning_starts_from_a_classifier_of_other_classes(tmp_path):
+    state = classifier(400)
+    save_file(state, tmp_path / "k400.safetensors")
+    task = Classification(
+        next(node.recipe for node in nodes() if node.kind == "finetune"), 8, str(tmp_path / "k400.safetensors")
+    )
+    assert task.model.head.weight.shape == (8, 96)
+    assert torch.equal(task.model.blocks[3].mlp.fc2.weight, state["blocks.3.mlp.fc2.weight"])
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "older.pth", "weights.safetensors"])
+def test_a_damaged_file_ends_in_one_sentence(name, tmp_path):
+    path, draw = tmp_path / name, random.Random(0)
+    if name == "weights.safetensors":
+        save_file(classifier(), path)
+    else:
+        torch.save({"model": classifier()}, path, _use_new_zipfile_serialization=name != "older.pth")
+    whole, refused = path.read_bytes(), []
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in draw.choices(range(8000), k=5):  # in the header, or in the pickle
+            damaged[place] = draw.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            check_values(path, check_weights(path, "finetune", "tiny", 8))
+        except CheckpointError as error:
+            refused.append(str(error))
+    assert len(refused) > 20
+    assert all(str(path) in said and "\n" not in said for said in refused)

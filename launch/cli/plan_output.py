@@ -109,7 +109,7 @@ def _print_arrays(request: Request, nodes: Sequence[Node], stages: Sequence[Stag
 
 
 def _print_given_weights(nodes: Sequence[Node]) -> None:
-    """Prints the weights files that replace stages."""
+    """Prints the weights files that replace stages, and what is done to make them fit."""
     given = {(role, path): node.parents[role] for node in nodes for role, path in node.files.items()}
     for (role, path), content in given.items():
         digest = content.removeprefix("weights:")
