@@ -195,7 +195,8 @@ class SlurmClient:
 
     def exclusion_error(self, script: Path, nodes: str) -> str:
         """Why a batch script could not run without these nodes, in SLURM's words; "" if it can."""
-        return self._ask("sbatch", "--test-only", f"--exclude={nodes}", str(script)).message
+        excluded = [f"--exclude={nodes}"] if nodes else []
+        return self._ask("sbatch", "--test-only", *excluded, str(script)).message
 
     def submit(self, script: Path, directory: Path) -> str:
         """Submits a batch script; returns the job id, which is the whole array's if it asks for one.

@@ -25,11 +25,17 @@ def exclusion(own: str, hosts: Iterable[str]) -> str:
 
 
 def excludable_hosts(script: Path, own: str, hosts: list[str]) -> tuple[list[str], str]:
-    """The longest prefix of `hosts` that SLURM lets the job exclude, and its error for one more host, or ""."""
+    """The longest prefix of `hosts` that SLURM lets the job exclude, and its error for one more host, or "".
+
+    If SLURM refuses the job for the same reason without any of them (a limit on the number of jobs, or no submission
+    from this host), its answer says nothing about the hosts; then the newest one is excluded.
+    """
     error = ""
     for count in range(len(hosts), 0, -1):
         refused = slurm.exclusion_error(script, exclusion(own, hosts[:count]))
         if not refused:
             return hosts[:count], error
         error = refused
+    if hosts and slurm.exclusion_error(script, own) == error:
+        return hosts[:1], error
     return [], error

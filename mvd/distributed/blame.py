@@ -28,7 +28,7 @@ HARDWARE = {
     # The explanation that NCCL adds mentions sockets; only what follows "Last error" says whether a peer is to blame.
     r"unhandled system error(?!.*Last error:.*(socket|connect|call to (recv|send)))": "system error in NCCL",
     r"killed by signal: Illegal instruction": "illegal instruction (SIGILL) in a data loader process",
-    r"killed by signal: Bus error": "bus error (SIGBUS) in a data loader process",
+    r"killed by signal: Bus error": "bus error (SIGBUS) in a data loader process: broken memory, or /dev/shm is full",
 }
 _HARDWARE = [(re.compile(pattern, re.IGNORECASE | re.DOTALL), meaning) for pattern, meaning in HARDWARE.items()]
 SIGNALS: dict[int, str] = {signal.SIGILL: "illegal instruction (SIGILL)", signal.SIGBUS: "bus error (SIGBUS)"}

@@ -380,3 +380,10 @@ def test_an_unknown_error_of_squeue_counts_as_silence(job):
     job.slurm.fails("squeue", f"some plugin: {BUSY[:10]} failed")
     job.end(1)
     assert job.requeues == ["24_1"]
+
+
+def test_a_refusal_that_has_nothing_to_do_with_the_hosts_does_not_keep_a_blamed_one(job):
+    fault(job, ["node7"])
+    job.slurm.fails("sbatch --test-only", "QOSMaxSubmitJobPerUserLimit", times=9)
+    job.attempt(76)
+    assert job.exclusions == [("24_1", "node7")] and job.record.avoided == ["node7"]
