@@ -3,7 +3,7 @@
 from tests.slurm.storm import Storm
 
 FAULTS = 6
-QUICK = ("USR2", "TERM", "kill one", "kill all", "kill srun", "scontrol requeue")
+QUICK = ("TERM", "kill one", "scontrol failing", "disk full at the end", "port taken", "hardware error")
 
 
 def test_a_job_that_meets_many_faults_ends_as_the_undisturbed_one(lab, motion_root, teachers, tmp_path):
