@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 from launch.job.record import Attempt
@@ -68,7 +69,7 @@ class Storm:
 
     def _blow(self, faults: int, endings: Deck, between: Deck) -> None:
         reference = self.submit("undisturbed")
-        expected = {}
+        expected: dict[str, torch.Tensor] = {}
         while self.faults.total() < faults:
             self.runs += 1
             run = Run(self, self.submit(f"run-{self.runs}"))
