@@ -1,4 +1,4 @@
-"""provenance.json: where a run's numbers come from, one entry an attempt."""
+"""provenance.json: where a run's numbers come from, one entry per attempt."""
 
 import dataclasses
 import importlib.metadata
@@ -26,17 +26,18 @@ SLURM = ("SLURM_JOB", "SLURM_ARRAY", "SLURM_RESTART")
 def record_attempt(stage: Stage, world_size: int) -> int:
     """Appends this attempt to the run directory's provenance.json and returns its number, counted from 1.
 
-    Each shard of a test that is split has a file of its own.
+    Each shard of a test has a file of its own.
 
     Raises:
-        ConfigError: an input file is missing, or its content is not the one that the stage's id was made from, or that
-            earlier attempts started from.
+        ConfigError: an input file is missing, or its content has changed since the stage was submitted or started.
     """
     path = stage.job_files.provenance
     attempts: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     for role, file in stage.inputs.items():
         if not Path(file).is_file():
-            raise ConfigError(f"{stage.id}: its {role} file {file} does not exist; put it there, or name another")
+            raise ConfigError(
+                f"{stage.id}: its {role} file {file} does not exist; put it there, or submit the row with another"
+            )
     inputs = {role: {"path": file, "sha256": sha256(Path(file))} for role, file in stage.inputs.items()}
     for role, entry in inputs.items():
         if stage.digests.get(role, entry["sha256"]) != entry["sha256"]:
@@ -69,14 +70,14 @@ def record_attempt(stage: Stage, world_size: int) -> int:
 
 
 def earlier_seconds(stage: Stage) -> float:
-    """How long the attempts before this one took; a killed one ends with the last thing it wrote."""
+    """Wall time of the earlier attempts in seconds; a killed attempt counts until the last file it wrote."""
     attempts = json.loads(stage.job_files.provenance.read_text())[:-1]
     spans = [[datetime.fromisoformat(attempt[when]) for when in ("started", "ended")] for attempt in attempts]
     return sum((ended - started).total_seconds() for started, ended in spans)
 
 
 def _last_sign(files: RunDirectory, started: str) -> str:
-    """When an attempt last wrote something, or else when it started."""
+    """When an attempt last wrote a file; when it started, if it wrote none."""
     written = [files.metrics, *files.checkpoints.glob("*"), *files.path.glob("logits/*")]
     newest = max((path.stat().st_mtime for path in written if path.exists()), default=0.0)
     sign = datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds")
@@ -86,5 +87,5 @@ def _last_sign(files: RunDirectory, started: str) -> str:
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # another build of it is installed, under another name
+    except importlib.metadata.PackageNotFoundError:  # another build of the package may be installed under another name
         return None

@@ -1,11 +1,11 @@
-"""Runs one stage: `python -m mvd.run <run directory>/stage.yaml`, once a process, as torchrun or a SLURM task does.
+"""Runs one stage: `python -m mvd.run <run directory>/stage.yaml`, once per process, as torchrun or a SLURM task does.
 
 Example, on a node with 8 GPUs:
     torchrun --standalone --nproc-per-node 8 -m mvd.run runs/pretrain-vitb_from_vitb_e400-1a2b3c4d/stage.yaml
 
-SIGUSR2, SIGTERM or Ctrl-C: it saves a checkpoint after the update in progress and leaves; a second SIGTERM or Ctrl-C
-ends it at once. SIGUSR1: it saves a checkpoint and goes on. Exit codes: 0 complete, 2 it cannot go on as it is (one
-sentence says why), 75 stopped by a signal, 76 a process or a machine was lost (start it again).
+SIGUSR2, SIGTERM or Ctrl-C: saves a checkpoint after the current update and exits; a second SIGTERM or Ctrl-C ends it at
+once. SIGUSR1: saves a checkpoint and continues. Exit codes: 0 complete, 2 it cannot continue (one sentence says why),
+75 stopped by a signal, 76 a process or a host was lost (start it again).
 """
 
 import argparse
@@ -19,11 +19,11 @@ import torch.distributed as dist
 
 from mvd.batch import solve_batch
 from mvd.config import ConfigError
-from mvd.distributed.exit_codes import RETRYABLE, STOPPED
-from mvd.distributed.faults import RunFailed
+from mvd.distributed.exit_codes import INVALID, OK, RETRYABLE, STOPPED
+from mvd.distributed.explain import explain_errors
+from mvd.distributed.faults import HostFault, PeerLost, RunFailed
 from mvd.distributed.ownership import check_owner
-from mvd.distributed.preflight import HostFault
-from mvd.distributed.process import PeerLost, Process, exit_together, raise_peer_lost, start_processes
+from mvd.distributed.process import Process, exit_together, start_processes
 from mvd.distributed.signals import Interrupted, signal_handlers
 from mvd.distributed.watchdog import Watchdog
 from mvd.evaluation.multiview import merge_shards, run_test
@@ -31,31 +31,34 @@ from mvd.provenance import earlier_seconds, record_attempt
 from mvd.stage import Stage
 from mvd.train.loop import train
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mvd.run")  # not __name__, which is __main__ in the command
 
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 
 
 def run_stage(stage: Stage) -> dict[str, Any]:
-    """Trains or tests a stage in its run directory and returns its result; one that is complete is only read.
+    """Trains or tests a stage in its run directory and returns its result; a complete stage's result is only read.
 
-    Of a test that is split, this is the result of one shard; the last shard to end writes that of the whole.
-
-    Every process of the stage calls it from its main thread, with the environment variables that torchrun sets.
-    Until it returns, SIGUSR2, SIGTERM and SIGINT are its own.
+    Of a test in shards, this is the result of one shard; the last shard to finish writes the result of the whole test.
+    Call it in every process of the stage, in the main thread, with the environment variables that torchrun sets. It
+    handles SIGUSR1, SIGUSR2, SIGTERM and SIGINT until it returns.
 
     Raises:
-        ConfigError: something the user gave cannot work; on one process, the others raise SystemExit.
-        RunFailed: training diverged, or what it needs is gone; on every process.
-        HostFault, PeerLost: a machine or a process is gone or unfit: start it again; on every process that is left.
-        Interrupted: a signal asked it to stop, and what was done is saved; on every process.
+        ConfigError: an invalid setting or input; on one process, the others raise SystemExit.
+        RunFailed: training diverged, or its data is gone; on every process.
+        HostFault, PeerLost: a host or a process is lost or unusable: start again; on every process that is left.
+        Interrupted: a signal asked it to stop, and everything is saved; on every process.
     """
     result = stage.job_files.read_result()
     if result is None:
-        with signal_handlers():
-            process = start_processes()
-            with Watchdog(stage.files, process, stage.execution.faults.hang_minutes), raise_peer_lost():
-                result = _run_to_the_end(stage, process)
+        limits = stage.execution.faults
+        with signal_handlers(), explain_errors(stage):
+            process = start_processes(stage.files, limits)
+            with Watchdog(stage.files, process, limits.hang_minutes):
+                with exit_together():
+                    fitted = fit_to_processes(stage, process)
+                with explain_errors(fitted):
+                    result = _run_to_the_end(fitted, process)
     if stage.execution.shards > 1:
         merge_shards(stage)
     return result
@@ -64,7 +67,6 @@ def run_stage(stage: Stage) -> dict[str, Any]:
 def _run_to_the_end(stage: Stage, process: Process) -> dict[str, Any]:
     check_owner(stage.job_files)
     with exit_together():
-        stage = fit_to_processes(stage, process)
         if process.is_first:
             stage.job_directory.mkdir(parents=True, exist_ok=True)
             attempt = record_attempt(stage, process.world_size)
@@ -80,7 +82,7 @@ def _run_to_the_end(stage: Stage, process: Process) -> dict[str, Any]:
 
 
 def fit_to_processes(stage: Stage, process: Process) -> Stage:
-    """The stage for the processes that are really there: torchrun may start other numbers than were planned."""
+    """The stage for the actual number of processes: torchrun may start another number than planned."""
     if process.world_size == stage.execution.world_size or stage.kind == "test":
         return stage
     batch = solve_batch(stage.recipe, process.world_size, stage.execution.micro_batch)
@@ -94,34 +96,36 @@ def fit_to_processes(stage: Stage, process: Process) -> Stage:
 
 
 def main() -> int:
+    """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", help="stage.yaml in a run directory, as the launcher wrote it")
     arguments = parser.parse_args()
-    code = 0
+    code = OK
     try:
         run_stage(Stage.from_yaml(arguments.stage))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+    except (ConfigError, RunFailed) as error:
+        if not isinstance(error, RunFailed) or dist.get_rank() == 0:  # RunFailed is raised on every rank
+            _print_error(str(error))
+        return INVALID
     except OSError as error:
         if error.errno not in DISK_FAULTS:
             raise
-        print(f"error: {error.filename or 'a file'}: {error.strerror}; mend that, then start it again", file=sys.stderr)
-        return 2
-    except RunFailed as error:
-        if dist.get_rank() == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        _print_error(f"{error.filename or 'a file'}: {error.strerror}; fix that and start the stage again")
+        return INVALID
     except (HostFault, PeerLost) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        _print_error(str(error))
         return RETRYABLE
     except Interrupted as stop:
-        if dist.get_rank() == 0:
-            print(stop, flush=True)
+        logger.info("%s", stop)
         code = STOPPED
-    if dist.is_initialized():  # not after an error that one process may have met alone: NCCL's may wait for the others
+    if dist.is_initialized():  # not after an error that only this process may have met: NCCL may wait for the others
         dist.destroy_process_group()
     return code
+
+
+def _print_error(message: str) -> None:
+    """Prints the command's last word, which stays plain: one sentence for a person."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,11 @@ class RunDirectory:
         return self.path / "skipped.json"
 
     @property
+    def flight_recorder(self) -> Path:
+        """What each rank's last collectives were when the run hung (mvd.distributed.watchdog)."""
+        return self.path / "flight_recorder"
+
+    @property
     def metrics(self) -> Path:
         """The curves as JSON lines (mvd.monitoring)."""
         return self.path / "metrics.jsonl"

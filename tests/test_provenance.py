@@ -1,4 +1,4 @@
-"""provenance.json: one entry an attempt, and inputs that may not change between them."""
+"""provenance.json: one entry per attempt, and inputs that must not change between attempts."""
 
 import dataclasses
 import hashlib
@@ -32,7 +32,7 @@ def entries(stage: Stage) -> list[dict]:
     return json.loads((stage.directory / "provenance.json").read_text())
 
 
-def test_each_attempt_adds_what_its_numbers_come_from(stage, monkeypatch):
+def test_each_attempt_records_where_its_numbers_come_from(stage, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     assert [record_attempt(stage, 2), record_attempt(stage, 4)] == [1, 2]
     first, second = entries(stage)
@@ -44,7 +44,7 @@ def test_each_attempt_adds_what_its_numbers_come_from(stage, monkeypatch):
     assert first["execution"]["accumulation"] == 2 and first["command"]
 
 
-def test_the_code_is_named_by_commit_and_difference(stage, tmp_path, monkeypatch):
+def test_the_code_is_recorded_as_commit_and_diff(stage, tmp_path, monkeypatch):
     record_attempt(stage, 1)
     monkeypatch.setattr(version, "PROJECT", tmp_path)
     record_attempt(stage, 1)
@@ -59,7 +59,7 @@ def test_the_code_is_named_by_commit_and_difference(stage, tmp_path, monkeypatch
     assert (in_a_job["commit"], in_a_job["diff"]) == ("c0ffee", "+a line")
 
 
-def test_an_attempt_lasts_until_the_last_thing_it_wrote(stage):
+def test_an_attempt_lasts_until_the_last_file_it_wrote(stage):
     record_attempt(stage, 1)
     path = stage.directory / "provenance.json"
     (attempt,) = entries(stage)

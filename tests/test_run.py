@@ -1,4 +1,4 @@
-"""`python -m mvd.run` as users and the launcher start it: exit codes, messages, and what a run directory then holds."""
+"""`python -m mvd.run` as users and the launcher start it: exit codes, messages, and the run directory it leaves."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def with_norm(weights: str, norm: torch.Tensor, folder: Path) -> str:
 
 
 def messages(output: list[str]) -> list[str]:
-    """The errors that all processes have printed."""
+    """The errors that the processes printed."""
     text = "\n".join(output)
     assert "Traceback" not in text, text
     return [line for line in text.splitlines() if line.startswith("error:")]
@@ -129,6 +129,7 @@ def test_torchrun_may_start_another_number_of_processes_than_planned(tmp_path, m
     command = [torchrun, "--standalone", "--nproc-per-node", "1", "-m", "mvd.run", str(path)]
     finished = run(command, 1, tmp_path / "printed")
     assert finished.code == 0, finished.output
+    assert " rank 0 INFO alone: attempt 1, 1 x cpu" in finished.output[0]
     (attempt,) = json.loads((stage.directory / "provenance.json").read_text())
     solved = {name: attempt["execution"][name] for name in ("world_size", "micro_batch", "accumulation")}
     assert attempt["processes"] == 1 and solved == {"world_size": 1, "micro_batch": 1, "accumulation": 8}

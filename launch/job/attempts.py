@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from launch.job.ownership import is_gone
 from launch.job.record import Attempt, Record, now, read_record, write_record
 from launch.job.rendezvous import free_port
+from launch.job.verdict import blame_dead_tasks, explain_exit, step_state
 from launch.slurm.client import PATIENT, slurm
 from launch.slurm.exclusion import blamed_hosts, excludable_hosts, exclusion
 from mvd.config import ConfigError
@@ -122,8 +123,9 @@ def end(files: RunDirectory, code: int, reason: str = "") -> int:
         return 0
     print(f"=== {record.error or attempt.error}", flush=True)
     result = 1
-    if record.error is None and _is_ours_to_requeue():
-        result = _requeue(files, record)
+    state = _state() if record.error is None else "GONE"
+    if state in ("RUNNING", None):
+        result = _requeue(files, record, asks=state is not None)
         _try_to_write(files, record)
     return result
 
@@ -168,7 +170,9 @@ def _judge(files: RunDirectory, code: int, record: Record) -> None:
     """Says in the record why the attempt ended, and whether that is the end of the stage."""
     attempt, failure = record.attempts[-1], _failure(files)
     attempt.stopped = _was_stopped(code, failure)
-    attempt.error = _reason(code, failure, _last_fault(files, attempt.started))
+    crash = _try("log", lambda: blame_dead_tasks(files.whole, record.log))  # the others' errors only follow from it
+    said = crash or (failure["lines"] if failure else _last_fault(files, attempt.started))
+    attempt.error = _reason(code, said, explain_exit(code, step_state(record.log())))
     saved = _try("checkpoints", files.progress)
     without_progress = [a for a in record.attempts if a.ended and not a.stopped and a.saved == saved]
     if failure and failure.get("final"):
@@ -189,39 +193,47 @@ def _was_stopped(code: int, failure: dict[str, Any] | None) -> bool:
     return by_term and slurm.is_preempted(job_id())
 
 
-def _requeue(files: RunDirectory, record: Record) -> int:
-    """Requeues the job, then sets the nodes to avoid, which SLURM changes only while a job waits."""
+def _requeue(files: RunDirectory, record: Record, asks: bool) -> int:
+    """Requeues the job, then sets the nodes to avoid, which SLURM changes only while a job waits.
+
+    asks: whether to ask SLURM first which nodes the job can do without; not if it does not answer.
+    """
     attempt = record.attempts[-1]
     if not slurm.has("scontrol") and record.requeue_exit is not None:
         print(f"=== leaving with exit code {record.requeue_exit}, upon which SLURM requeues the job", flush=True)
         return record.requeue_exit
-    named = _try("faults.jsonl", lambda: blamed_hosts([files.whole.path])) or []
-    avoided, objection = excludable_hosts(record.script, record.exclude, named)
+    blamed = _try("faults.jsonl", lambda: blamed_hosts([files.whole.path])) or []
+    if asks:
+        avoided, reason = excludable_hosts(record.script, record.exclude, blamed)
+    else:
+        avoided, reason = record.avoided, "squeue did not answer"
     refused = slurm.requeue(job_id())
-    if refused and _is_ours_to_requeue():  # not if it has been requeued, and only the answer was lost
+    if refused and _state() in ("RUNNING", None):  # not if it has been requeued, and only the answer was lost
         record.error = f"it could not be requeued ({refused}); after: {attempt.error}"
         print(f"=== {record.error}", flush=True)
         return 1
     if avoided != record.avoided:
         refused = slurm.exclude(job_id(), exclusion(record.exclude, avoided))
-        objection = refused or objection
+        reason = refused or reason
         record.avoided = record.avoided if refused else avoided
     if record.avoided:
         print(f"=== the next attempt avoids {', '.join(record.avoided)}", flush=True)
-    for host in sorted(set(named) - set(record.avoided)):
-        attempt.error = f"{attempt.error}\n{host} is not avoided: {objection}"
-        print(f"=== {host} is not avoided: {objection}", flush=True)
+    for host in sorted(set(blamed) - set(record.avoided)):
+        attempt.error = f"{attempt.error}\n{host} is not avoided: {reason}"
+        print(f"=== {host} is not avoided: {reason}", flush=True)
     return 1
 
 
-def _is_ours_to_requeue() -> bool:
-    """False if the job was cancelled, or requeued by others; True if squeue does not answer."""
+def _state() -> str | None:
+    """This job's state, None if squeue does not answer; not RUNNING if it was cancelled, or requeued by others."""
     try:
         job = slurm.queue([job_id()]).get(job_id())
     except ConfigError as error:
         print(f"=== {error}", flush=True)
-        return True
-    return job is not None and (job.state == "RUNNING" or job.lost_batch_script)
+        return None
+    if job is None:
+        return "GONE"
+    return "RUNNING" if job.lost_batch_script else job.state
 
 
 def _try_to_write(files: RunDirectory, record: Record) -> None:
@@ -253,12 +265,11 @@ def _last_fault(files: RunDirectory, since: str) -> str | None:
     return faults[-1]["message"] if faults and faults[-1]["time"] >= since else None
 
 
-def _reason(code: int, failure: dict[str, Any] | None, fault: str | None) -> str:
+def _reason(code: int, said: str | None, exit_reason: str) -> str:
     if code == 0:
         return "stopped before a time limit or a preemption, or on request"
     killed = f", signal {code - 128}" if 128 < code < 160 else ""
-    said = failure["lines"] if failure else fault
-    why = f"\n{said}" if said else "; no process said why: often it had no memory left"
+    why = f"\n{said}" if said else f"; {exit_reason}"
     return f"a process ended with exit code {code}{killed}{why}"
 
 

@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 LOWEST, HIGHEST = 10_000, 65_535
+TRIES = 100
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")  # the kernel gives these to outgoing connections
 
 
@@ -15,8 +16,8 @@ def free_port(ephemeral: Path = EPHEMERAL) -> int:
     except (OSError, ValueError):
         low, high = 32_768, 60_999  # Linux' own default
     outside = [port for port in range(LOWEST, HIGHEST + 1) if not low <= port <= high]
-    random.SystemRandom().shuffle(outside)
-    return next((port for port in outside if _is_free(port)), 0) or _any_port()
+    candidates = random.Random().sample(outside, k=min(len(outside), TRIES))
+    return next((port for port in candidates if _is_free(port)), 0) or _any_port()
 
 
 def _is_free(port: int) -> bool:

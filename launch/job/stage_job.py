@@ -10,13 +10,14 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from submitit import JobEnvironment
 from submitit.helpers import TorchDistributedEnvironment
 
 from launch.job.attempts import LINES, end_without_batch_script, job_id, restarts
 from launch.job.record import now
 from launch.slurm.client import PATIENT, slurm
 from mvd.config import ConfigError
-from mvd.distributed.exit_codes import INVALID, STOPPED
+from mvd.distributed.exit_codes import INVALID, RETRYABLE, STOPPED
 from mvd.host import hostname
 from mvd.owner import VARIABLE, Owner, lost_to, read_owner
 from mvd.run_directory import RunDirectory
@@ -43,6 +44,7 @@ class StageJob:
             os.environ[VARIABLE] = f"{job_id()}.{restarts()}"
             os.environ["MASTER_PORT"] = str(wait_for_owner(stage.job_files).port)
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+            export_job()
             run(stage, note)
         except Exception:
             note.write("\n".join(traceback.format_exc().strip().splitlines()[-LINES:]))
@@ -90,9 +92,15 @@ def wait_for_owner(files: RunDirectory) -> Owner:
     return owner
 
 
+def export_job() -> None:
+    """Tells training which hosts the job has, and that it asked for GPUs unless the profile's environment says "0"."""
+    os.environ["MVD_HOSTS"] = ",".join(JobEnvironment().hostnames)
+    os.environ.setdefault("MVD_EXPECT_GPU", "1")
+
+
 def run(stage: Stage, note: "ErrorNote") -> None:
     """Imports torch, and trains or tests; exits with code 2 if another attempt would be no better."""
-    from mvd.distributed.faults import RunFailed
+    from mvd.distributed.faults import HostFault, PeerLost, RunFailed
     from mvd.distributed.signals import Interrupted
     from mvd.run import DISK_FAULTS, run_stage
 
@@ -104,6 +112,10 @@ def run(stage: Stage, note: "ErrorNote") -> None:
         print(f"error: {error}", flush=True)
         note.write(f"error: {error}", final=True)
         sys.exit(INVALID)
+    except (HostFault, PeerLost) as error:
+        print(f"error: {error}", flush=True)
+        note.write(f"error: {error}")
+        sys.exit(RETRYABLE)
     except OSError as error:
         if error.errno not in DISK_FAULTS:
             raise

@@ -157,7 +157,8 @@ def generate_data(stage: Stage) -> None:
 def environment(processes: int) -> dict[str, str]:
     """Environment variables of processes that share this machine's cores."""
     python_path = os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
-    return {"PYTHONPATH": python_path, "OMP_NUM_THREADS": str(max(1, CORES // processes))}
+    expected = {"MVD_EXPECT_GPU": "1"} if count_gpus() else {}
+    return {"PYTHONPATH": python_path, "OMP_NUM_THREADS": str(max(1, CORES // processes)), **expected}
 
 
 def print_results(request: Request, stages: Sequence[Stage]) -> None:

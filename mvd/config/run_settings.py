@@ -29,11 +29,13 @@ class Faults:
     spike_factor: float | None = 3.0
     spike_rollback: bool = False
     hang_minutes: float = 15.0
+    rendezvous_minutes: float = 5.0
     video_seconds: float = 120.0
     unreadable_share: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("save_failures", "save_again_seconds", "bad_updates", "hang_minutes", "video_seconds"):
+        positive = ("save_failures", "save_again_seconds", "bad_updates", "hang_minutes", "rendezvous_minutes")
+        for name in (*positive, "video_seconds"):
             check_positive(f"faults.{name}", getattr(self, name))
         check(
             self.spike_factor is None or self.spike_factor > 1,

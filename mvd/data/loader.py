@@ -6,7 +6,6 @@ mixing groups and each group into mirrored pairs (the j-th video from the front 
 those two are mixed with each other: any whole number of pairs can then be mixed separately, with the group's one draw.
 """
 
-import os
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from mvd.config import ConfigError, Finetune, TrainRecipe
 from mvd.data.datasets import SampleKey, TrainDataset
 from mvd.data.rng import epoch_order
 from mvd.data.workers import LOADER_START_METHOD, follow_parent, keep_freed_memory
+from mvd.host import usable_cores
 from mvd.stage import Stage
 
 
@@ -159,13 +159,8 @@ def train_loader(stage: Stage, dataset: TrainDataset, rank: int, start_update: i
 
 
 def worker_count(most: int) -> int:
-    """Loader processes of one training process: at most its share of the cores, and at most `most`.
-
-    A task started by srun has its own cores; otherwise the processes of a node share the visible ones.
-    """
-    own = os.environ.get("SLURM_CPUS_PER_TASK") if "SLURM_STEP_ID" in os.environ else None
-    cores = int(own) if own else len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(most, max(cores, 1))
+    """Loader processes of one training process: no more than the cores it may use, and no more than `most`."""
+    return min(most, usable_cores())
 
 
 def start_worker(_: int) -> None:

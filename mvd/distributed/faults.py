@@ -1,4 +1,4 @@
-"""Faults of a run: one line of faults.jsonl each, and an error in the log."""
+"""Faults of a run: one line of faults.jsonl each, and an error in the log; and the errors that end a run."""
 
 import logging
 from collections.abc import Sequence
@@ -10,7 +10,15 @@ logger = logging.getLogger(__name__)
 
 
 class RunFailed(RuntimeError):
-    """A run cannot go on as it is, and starting it again does not help; one sentence says why. Raised on every rank."""
+    """The run cannot continue, and restarting it would not help; one sentence says why. Raised on every rank."""
+
+
+class HostFault(RuntimeError):
+    """Some hosts cannot take part in the run; another attempt without them can succeed."""
+
+
+class PeerLost(RuntimeError):
+    """Another rank, or a data loader process of this one, is gone; the run can be restarted."""
 
 
 def record_fault(
@@ -18,7 +26,7 @@ def record_fault(
 ) -> None:
     """Logs a fault and appends {time, fault, update, hosts, message} to the run directory's faults.jsonl.
 
-    hosts: the machines to blame, which another attempt avoids. Never raises: the fault may be the disk.
+    hosts: the hosts to blame; the next attempts avoid them. Never raises: the fault may be the disk.
     """
     logger.error("FAULT (%s): %s", kind, message)
     time = datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""Checks before several processes begin to train or test: a machine that cannot take part is named at once."""
+"""Checks before several processes start to train or test: unusable hosts are reported before anything is computed."""
 
 import importlib.metadata
 import logging
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from mvd.config import ConfigError
-from mvd.distributed.faults import record_fault
+from mvd.distributed.faults import HostFault, record_fault
 from mvd.distributed.process import Process, gather
 from mvd.distributed.watchdog import heartbeat
 from mvd.host import hostname
@@ -24,21 +24,17 @@ from mvd.stage import Stage
 
 logger = logging.getLogger(__name__)
 
-MINUTES = 1.0  # after which a check that hangs ends the run
-CLOCK_SECONDS = 10.0  # that a machine's clock may differ from the others'
-FREE_SHARE = 0.5  # of a GPU's memory: less, and somebody else is using it
-MEGABYTES = {"cuda": 256, "cpu": 16}  # of the all-reduce
-
-
-class HostFault(RuntimeError):
-    """Some machines cannot take part; another attempt without them can. Raised on every process."""
+MINUTES = 1.0  # timeout of the checks
+CLOCK_SECONDS = 10.0  # allowed clock skew
+FREE_SHARE = 0.5  # of a GPU's memory; if less is free, another process uses the GPU
+MEGABYTES = {"cuda": 256, "cpu": 16}  # size of the all-reduce
 
 
 class SampleCheck(NamedTuple):
-    """What the data contributes to the checks.
+    """The checks of the data.
 
-    description: of the list of samples, which must be the same on all processes. read: reads some of the samples,
-    different ones for each rank; raises RuntimeError or OSError if this machine cannot.
+    description: the list of samples, in a few words that must be the same on all hosts. read: reads some samples,
+    other ones for each rank; raises RuntimeError or OSError if this host cannot.
     """
 
     description: str
@@ -47,7 +43,11 @@ class SampleCheck(NamedTuple):
 
 @dataclass
 class Report:
-    """What one process found about its machine; facts are to be the same on all."""
+    """What one process found out about its host.
+
+    memory_gb: free memory of its device, in GB. bandwidth: of the all-reduce, in GB/s. clock: seconds since the epoch.
+    facts: must be the same on all hosts. problems: one sentence each.
+    """
 
     host: str
     memory_gb: float
@@ -58,15 +58,15 @@ class Report:
 
 
 def preflight(stage: Stage, process: Process, samples: SampleCheck) -> None:
-    """Checks GPU, memory, all-reduce, list of samples, three of them, run directory, clock and packages everywhere.
+    """Checks GPU, memory, all-reduce, list of samples, some of them, run directory, clock and packages on every host.
 
     Raises:
-        HostFault: some of the machines fail; they are in faults.jsonl.
-        ConfigError: all of them do, so that another attempt would be no better; on every process.
+        HostFault: some hosts fail, and are recorded in faults.jsonl; on every process.
+        ConfigError: all hosts fail, so other hosts would not help; on every process.
     """
     if process.world_size == 1:
         return
-    heartbeat("checking the machines", 0, minutes=MINUTES)
+    heartbeat("checking the hosts", 0, minutes=MINUTES)
     started = time.monotonic()
     mine: list[str] = []
     memory = _check(mine, lambda: _memory(process.device)) or 0.0
@@ -75,7 +75,7 @@ def preflight(stage: Stage, process: Process, samples: SampleCheck) -> None:
     bandwidth = _check(mine, lambda: _all_reduce(process)) or 0.0
     packages = tuple(f"{name} {_version(name)}" for name in PACKAGES)
     facts = (*packages, f"Python {platform.python_version()}", samples.description)
-    dist.barrier()  # the clocks are read at one time
+    dist.barrier()  # so that all clocks are read at the same time
     reports = gather(Report(hostname(), memory, bandwidth, time.time(), facts, mine))
     _compare(reports)
     hosts = {report.host for report in reports}
@@ -96,16 +96,16 @@ def _check(problems: list[str], check: Callable[[], float | None]) -> float | No
 
 
 def _memory(device: torch.device) -> float:
-    """Free memory in GB, of the GPU or else of the machine."""
+    """Free memory in GB, of the GPU or, without one, of the host."""
     if device.type == "cpu":
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     ones = torch.ones(1024, 1024, device=device)
     if (ones @ ones).sum().item() != 1024**3:
-        raise RuntimeError(f"{device} computes wrongly")
+        raise RuntimeError(f"{device} gives wrong results")
     free, total = torch.cuda.mem_get_info(device)
     if free < FREE_SHARE * total:
         raise RuntimeError(
-            f"only {free / 1e9:.1f} of {total / 1e9:.1f} GB are free on {device}: another process has it"
+            f"only {free / 1e9:.1f} of {total / 1e9:.1f} GB are free on {device}: another process uses it"
         )
     return free / 1e9
 
@@ -122,16 +122,16 @@ def _write_test(stage: Stage, rank: int) -> None:
 
 
 def _all_reduce(process: Process) -> float:
-    """Sums a tensor over all processes three times; what a process sends, in GB/s."""
+    """Sums a tensor over all processes three times; returns the median bandwidth of what a process sends, in GB/s."""
     values = torch.ones(MEGABYTES[process.device.type] * 2**18, device=process.device)
-    seconds, right = [], True
+    seconds, correct = [], True
     for _ in range(3):
         values.fill_(1.0)
         started = time.monotonic()
         dist.all_reduce(values)
-        right &= bool((values == process.world_size).all())  # waits for the GPU
+        correct &= bool((values == process.world_size).all())  # waits for the GPU
         seconds.append(time.monotonic() - started)
-    if not right:
+    if not correct:
         raise RuntimeError("the all-reduce gave a wrong sum")
     sent = 2 * (process.world_size - 1) / process.world_size * values.numel() * 4
     return sent / statistics.median(seconds) / 1e9
@@ -145,7 +145,7 @@ def _version(package: str) -> str:
 
 
 def _compare(reports: list[Report]) -> None:
-    """Adds to each report what sets it apart from the majority."""
+    """Adds to each report's problems what differs from the majority."""
     usual, _ = Counter(report.facts for report in reports).most_common(1)[0]
     middle = statistics.median(report.clock for report in reports)
     for report in reports:
@@ -162,7 +162,7 @@ def _judge(stage: Stage, process: Process, reports: list[Report]) -> None:
         return
     message = "; ".join(f"{host}: {problem}" for host, problem in sorted(failing.items()))
     if len(failing) == len({report.host for report in reports}):
-        raise ConfigError(f"{stage.id}: no machine passes the checks before the start: {message}; mend that first")
+        raise ConfigError(f"{stage.id}: no host passes the checks before the start: {message}; fix that first")
     if process.is_first:
         record_fault(stage.files, "preflight", message, hosts=sorted(failing))
-    raise HostFault(f"{stage.id}: the checks before the start failed on {message}; start it again on other machines")
+    raise HostFault(f"{stage.id}: the checks before the start failed on {message}; start it again on other hosts")

@@ -1,4 +1,4 @@
-"""The processes of a run: starting them, agreeing on an outcome, and noticing that one is lost.
+"""The processes of a run: starting them, collecting values from all of them, and leaving together.
 
 One code path for CPUs (gloo) and GPUs (NCCL).
 """
@@ -7,15 +7,21 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
-from mvd.config import ConfigError
+from mvd.config import ConfigError, Faults
+from mvd.distributed.device import choose_device
 from mvd.distributed.exit_codes import INVALID
+from mvd.distributed.faults import HostFault, record_fault
 from mvd.distributed.logs import configure_logging
+from mvd.distributed.rendezvous import rendezvous
 from mvd.host import hostname
+from mvd.run_directory import RunDirectory
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # set before DeepSpeed looks for a GPU and warns
@@ -35,30 +41,57 @@ class Process:
         return self.rank == 0
 
 
-def start_processes() -> Process:
+def start_processes(files: RunDirectory | None = None, limits: Faults | None = None) -> Process:
     """Joins the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe.
 
-    Without these variables the process stays alone. The device is the local rank's GPU, else the CPU.
+    Without these variables the process is the only one. files: the run directory, for faults of the start.
+
+    Raises:
+        HostFault: this host has no usable GPU, although the job asked for GPUs, or another host did not arrive.
+        PeerLost, Interrupted: see mvd.distributed.rendezvous.
     """
     defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-        backend = "nccl"
-    else:
-        device, backend = torch.device("cpu"), "gloo"
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a C++ build of about half a minute
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    configure_logging(rank)
+    try:
+        device = choose_device()
+    except HostFault as error:
+        if files is not None:
+            record_fault(files, "hardware", str(error), hosts=[hostname()])
+        raise
     if not dist.is_initialized():
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-    process = Process(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
-    configure_logging(process.rank)
-    return process
+        _join(rank, world_size, device, files, limits or Faults())
+    return Process(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _join(rank: int, world_size: int, device: torch.device, files: RunDirectory | None, limits: Faults) -> None:
+    """Makes the process group, by way of which DeepSpeed communicates too."""
+    if device.type == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a C++ build of about half a minute
+    timeout = group_timeout(limits.hang_minutes)
+    os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", f"{timeout.total_seconds():.0f}")
+    # DeepSpeed makes more groups and gives no timeout: these are the defaults, 10 minutes for NCCL.
+    vars(distributed_c10d).update(default_pg_timeout=timeout, default_pg_nccl_timeout=timeout)
+    store = rendezvous(rank, world_size, limits.rendezvous_minutes, files)
+    backend = "gloo" if device.type == "cpu" else "nccl"
+    bound = device if device.type == "cuda" and world_size > 1 else None
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=bound)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
+
+
+def group_timeout(hang_minutes: float) -> timedelta:
+    """Timeout of collectives: never before the watchdog has said which process hangs.
+
+    The watchdog acts after hang_minutes in one step, or a third of that without a heartbeat, and ends a process whose
+    Python is blocked after twice hang_minutes and a minute.
+    """
+    return timedelta(minutes=2 * hang_minutes + 5)
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's value, in the order of their ranks."""
+    """Every rank's value, in the order of their ranks."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
@@ -83,27 +116,8 @@ def exit_together() -> Iterator[None]:
         raise SystemExit(INVALID)
 
 
-class PeerLost(RuntimeError):
-    """Another process of the run, or a loader process of this one, is gone; the run can be started again."""
-
-
-@contextmanager
-def raise_peer_lost() -> Iterator[None]:
-    """Turn the errors of collectives and loaders that mean a lost process into PeerLost, with a sentence."""
-    try:
-        yield
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
-        who = f"rank {dist.get_rank()} on {hostname()}"
-        if "DataLoader worker" in reason:
-            raise PeerLost(f"{who} has lost a process that reads its data ({reason}); start the stage again") from error
-        if isinstance(error, dist.DistError) or "gloo" in reason or "Connection" in reason:
-            raise PeerLost(f"{who} has lost another process of the run ({reason}); start the stage again") from error
-        raise
-
-
 def mean_across_processes(values: torch.Tensor) -> torch.Tensor:
-    """The mean of a tensor over all processes."""
+    """The mean of a tensor over all ranks, in place."""
     if dist.get_world_size() > 1:
         dist.all_reduce(values)
         values /= dist.get_world_size()

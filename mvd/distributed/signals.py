@@ -1,7 +1,7 @@
-"""Being asked to stop: a signal only sets a flag, and all processes leave together where nothing is lost.
+"""Signals: a handler only sets a flag, and all processes stop together after the current update, with a checkpoint.
 
-SIGUSR2 (a time limit or a preemption is near), SIGTERM and SIGINT (Ctrl-C) mean the same. A SIGTERM or SIGINT that
-comes after another one ends the process at once. SIGUSR1 asks for a checkpoint after the update in progress.
+SIGUSR2 (a time limit or a preemption is near), SIGTERM and SIGINT (Ctrl-C) mean the same. A second SIGTERM or SIGINT
+ends the process at once. SIGUSR1 asks for a checkpoint after the current update.
 """
 
 import signal
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-SAME_REQUEST_SECONDS = 1.0  # a signal to a whole job reaches a process twice: directly, and through its launcher
+SAME_REQUEST_SECONDS = 1.0  # a signal to a job reaches a process twice: directly, and through its launcher
 
 _requested = False
 _save_requested = False
@@ -19,9 +19,9 @@ _insisted_at: float | None = None  # the first SIGTERM or SIGINT
 
 
 class Interrupted(Exception):
-    """The stage was asked to stop and did, on every process; starting it again goes on from there.
+    """The stage stopped because of a signal, on every process; starting it again continues from there.
 
-    update: the last update done, which the newest checkpoint holds; 0 in a test, which starts anew.
+    update: the update of the newest checkpoint; 0 if there is none, and in a test, which has no checkpoints.
     """
 
     def __init__(self, message: str, update: int) -> None:
@@ -33,7 +33,7 @@ class Interrupted(Exception):
 
 
 def stop_requested() -> bool:
-    """Whether a signal has asked this process to stop; the others may not know yet."""
+    """Whether a signal has asked this process to stop; the other processes may not know yet."""
     return _requested
 
 
@@ -46,7 +46,7 @@ def take_save_request() -> bool:
 
 @contextmanager
 def signal_handlers() -> Iterator[None]:
-    """Takes the signals over from whoever handled them, and gives them back at the end."""
+    """Install the signal handlers for the block, then restore the previous ones."""
     global _requested, _save_requested, _insisted_at
     _requested, _save_requested, _insisted_at = False, False, None
     previous = {number: signal.signal(number, _receive) for number in SIGNALS}

@@ -1,4 +1,4 @@
-"""Ends a hung run: names the straggler, dumps every Python stack and exits on all ranks with exit code 76.
+"""Ends a hung run: blames the straggler, logs every Python stack and exits on all ranks with exit code 76.
 
 Each rank publishes its current step to the TCPStore from a background thread. A rank that stays in one step for too
 long, or whose heartbeat stops, ends the run.
@@ -7,14 +7,18 @@ long, or whose heartbeat stops, ends the run.
 import faulthandler
 import itertools
 import json
+import logging
 import os
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch.distributed as dist
+from torch._C import _distributed_c10d
+from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.distributed_c10d import _get_default_store
 
 from mvd.distributed.exit_codes import RETRYABLE
@@ -23,26 +27,39 @@ from mvd.distributed.process import Process
 from mvd.host import hostname
 from mvd.run_directory import RunDirectory
 
+logger = logging.getLogger(__name__)
+
 POLL_SECONDS = 5.0
-SECONDS_FOR_STACKS = 10.0  # that the others get to print theirs before the run ends
-# What a process does in an update, in this order; who hangs is the one that is behind.
-STEPS = ("starting", "reading videos", "in forward and backward", "waiting for the others' losses", "updating weights")
+SECONDS_FOR_STACKS = 10.0  # for the other ranks to log theirs before the run ends
+SECONDS_FOR_RECORDER = 5.0
+# Steps of an update, in this order: the straggler is the rank that is furthest behind.
+STEPS = (
+    "starting",
+    "reading videos",
+    "in forward and backward",
+    "waiting for the others' losses",
+    "updating weights",
+    "saving",
+    "writing a checkpoint",
+    "waiting for the others' checkpoint files",
+)
 
 _runs = itertools.count()
 _current: "Watchdog | None" = None
 
 
-def heartbeat(step: str, update: int, minutes: float | None = None) -> None:
+def heartbeat(step: str, update: int | None = None, minutes: float | None = None) -> None:
     """Report progress to the watchdog, if there is one: this process is now in `step` of update `update`.
 
-    Every call counts as progress. minutes: how long the step may take, if less than the profile's hang_minutes.
+    Every call counts as progress. update: the update of the last heartbeat if left out. minutes: how long the step may
+    take, if less than the profile's hang_minutes.
     """
     if _current is not None:
         _current.heartbeat(step, update, minutes)
 
 
 class Seen(NamedTuple):
-    """What a process last published, and how long ago this one first saw that."""
+    """What a rank last published, and for how long it has published nothing new."""
 
     rank: int
     host: str
@@ -57,17 +74,20 @@ class Seen(NamedTuple):
 
 
 class Watchdog:
-    """Watches this process and, through what they publish, the others, while it is entered."""
+    """Context manager that watches this process and, through their heartbeats, the others.
+
+    minutes: how long a rank may stay in one step.
+    """
 
     def __init__(self, files: RunDirectory, process: Process, minutes: float) -> None:
         self.files, self.process = files, process
-        self.usual_limit = self.limit = 60 * minutes
+        self.usual_limit = self.limit = 60 * minutes  # in seconds
+        self.step, self.update, self.since = "starting", 0, time.monotonic()
         self.poll = min(POLL_SECONDS, self.usual_limit / 10)
-        self.store = dist.PrefixStore(f"watchdog-{next(_runs)}", _get_default_store().clone())
-        self.published: dict[int, tuple[bytes, float]] = {}  # by rank: the last, and when it was new
+        self.store = PrefixStore(f"watchdog-{next(_runs)}", _get_default_store().clone())
+        self.published: dict[int, tuple[bytes, float]] = {}  # rank -> last heartbeat, first seen at
         self.leaving = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self.heartbeat("starting", 0)
 
     def __enter__(self) -> "Watchdog":
         global _current
@@ -82,14 +102,15 @@ class Watchdog:
         self.thread.join()
         faulthandler.cancel_dump_traceback_later()
 
-    def heartbeat(self, step: str, update: int, minutes: float | None = None) -> None:
+    def heartbeat(self, step: str, update: int | None, minutes: float | None = None) -> None:
         """See the function of that name."""
         self.limit = self.usual_limit if minutes is None else min(self.usual_limit, 60 * minutes)
-        self.step, self.update, self.since = step, update, time.monotonic()
+        self.step, self.since = step, time.monotonic()
+        self.update = self.update if update is None else update
 
     def _watch(self) -> None:
         for turn in itertools.count():
-            if turn and self.leaving.wait(self.poll):  # the others are to know of this one from the start
+            if turn and self.leaving.wait(self.poll):  # the first heartbeat is published at once
                 return
             faulthandler.dump_traceback_later(2 * self.usual_limit + 60, exit=True)  # if Python itself is blocked
             stuck = time.monotonic() - self.since > self.limit
@@ -98,7 +119,7 @@ class Watchdog:
                 everyone = self._read()
                 if stuck or self._silent(everyone) or self.store.check(["fired"]):
                     self._end(everyone)
-            except dist.DistError as error:  # the store is in the first process
+            except dist.DistError as error:  # rank 0 hosts the store
                 if stuck:
                     self._leave_alone(str(error))
 
@@ -107,7 +128,7 @@ class Watchdog:
         self.store.set(str(self.process.rank), json.dumps(value))
 
     def _read(self) -> list[Seen]:
-        """What every process published; nothing of those that have not begun to."""
+        """The last heartbeat of every rank that has published one."""
         everyone = []
         now = time.monotonic()
         for rank in range(self.process.world_size):
@@ -124,10 +145,10 @@ class Watchdog:
         return [seen for seen in everyone if seen.silent_seconds > max(self.usual_limit / 3, 4 * self.poll)]
 
     def _end(self, everyone: list[Seen]) -> None:
-        """Prints this process's stacks; the first one to come here says what happened; all leave."""
+        """Logs this rank's stacks and ends the process; the first rank to get here records the fault."""
         try:
             first = self.store.add("fired", 1) == 1
-            print_stacks(f"rank {self.process.rank} on {hostname()}, {self.step}, update {self.update}")
+            self._log_state()
             self.store.add("stacks", 1)
             deadline = time.monotonic() + SECONDS_FOR_STACKS
             if first:
@@ -144,19 +165,27 @@ class Watchdog:
             os._exit(RETRYABLE)
 
     def _leave_alone(self, error: str) -> None:
-        print_stacks(f"rank {self.process.rank} on {hostname()}, {self.step}, update {self.update}")
+        self._log_state()
         host = os.environ["MASTER_ADDR"]
-        message = f"the first process, on {host}, does not answer ({error.splitlines()[0]})"
+        message = f"rank 0 on {host} does not answer ({error.splitlines()[0]})"
         record_fault(self.files, "hang", message, self.update, [host])
         os._exit(RETRYABLE)
 
+    def _log_state(self) -> None:
+        title = f"rank {self.process.rank} on {hostname()}, {self.step}, update {self.update}"
+        logger.error("--- stacks of %s\n%s", title, stacks())
+        # In a thread, since the recorder asks the GPU, which may be what hangs.
+        recorder = threading.Thread(target=dump_flight_recorder, args=(self.files, self.process), daemon=True)
+        recorder.start()
+        recorder.join(SECONDS_FOR_RECORDER)
+
 
 def diagnose(everyone: list[Seen], silent: list[Seen]) -> tuple[str, list[str]]:
-    """Who holds the others up, in a sentence, and the hosts to blame; none where all are at the same place."""
+    """Who holds the others up, in a sentence, and the hosts to blame; no hosts if all ranks are at the same place."""
     if silent:
         guilty = silent
         said = [
-            f"rank {s.rank} on {s.host} has not been heard of for {s.silent_seconds:.0f} s (it was {s.step})"
+            f"rank {s.rank} on {s.host} has sent no heartbeat for {s.silent_seconds:.0f} s (it was {s.step})"
             for s in silent
         ]
     else:
@@ -172,12 +201,25 @@ def diagnose(everyone: list[Seen], silent: list[Seen]) -> tuple[str, list[str]]:
     return "; ".join(said), sorted({seen.host for seen in guilty})
 
 
-def print_stacks(title: str) -> None:
-    """Every thread's Python stack on stderr, in one piece, the main thread's last."""
+def stacks() -> str:
+    """The Python stack of every other thread, the main thread's last."""
     frames = sys._current_frames()
     threads = sorted(threading.enumerate(), key=lambda thread: thread is threading.main_thread())
-    parts = [f"--- stacks of {title}"]
-    for thread in threads:
-        if thread.ident in frames and thread is not threading.current_thread():
-            parts.append(f"thread {thread.name}:\n" + "".join(traceback.format_stack(frames[thread.ident])))
-    print("\n".join(parts), file=sys.stderr, flush=True)
+    return "\n".join(
+        f"thread {thread.name}:\n" + "".join(traceback.format_stack(frames[thread.ident]))
+        for thread in threads
+        if thread.ident in frames and thread is not threading.current_thread()
+    )
+
+
+def dump_flight_recorder(files: RunDirectory, process: Process) -> None:
+    """Writes PyTorch's record of this rank's last collectives, if this PyTorch keeps one, for `torchfrtrace`."""
+    name = "_dump_nccl_trace" if process.device.type == "cuda" else "_dump_fr_trace"
+    dump: Callable[[], bytes] | None = getattr(_distributed_c10d, name, None)
+    if dump is None:
+        return
+    try:
+        files.flight_recorder.mkdir(exist_ok=True)
+        (files.flight_recorder / f"rank_{process.rank}").write_bytes(dump())
+    except (OSError, RuntimeError) as error:
+        logger.warning("the flight recorder cannot be written: %s", error)

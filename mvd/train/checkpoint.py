@@ -24,8 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from mvd.config import ConfigError
-from mvd.distributed.preflight import HostFault
+from mvd.distributed.faults import HostFault
 from mvd.distributed.process import Process, gather
+from mvd.distributed.watchdog import heartbeat
 from mvd.files import sha256, write_atomically, write_json
 from mvd.host import hostname
 from mvd.run_directory import MANIFEST, RunDirectory, checkpoint_name
@@ -130,6 +131,7 @@ class ErrorCollectingWriter(TorchCheckpointEngine):  # type: ignore[misc]  # unt
 
     @contextmanager
     def collecting_errors(self) -> Iterator[None]:
+        heartbeat("writing a checkpoint")
         try:
             yield
         except (
@@ -139,10 +141,12 @@ class ErrorCollectingWriter(TorchCheckpointEngine):  # type: ignore[misc]  # unt
         ) as error:  # the last two: a full disk in torch or safetensors
             lines = str(error).splitlines() or [type(error).__name__]
             self.failure = f"{hostname()}: {lines[0]}"
+        heartbeat("waiting for the others' checkpoint files")
 
 
 def _abandon_if_any_failed(writer: ErrorCollectingWriter, target: Path, process: Process) -> None:
     """If any rank failed to write, abandon the checkpoint on all ranks and delete it."""
+    heartbeat("waiting for the others' checkpoint files")
     failures = [failure for failure in gather(writer.failure) if failure is not None]
     if failures:
         if process.is_first:

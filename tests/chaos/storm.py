@@ -61,7 +61,7 @@ class Storm:
         self.disk = folder / "disk"
         self.mounted = _mount(self.disk)
         self.faults: Counter[str] = Counter()
-        self.lost: dict[str, list[int]] = defaultdict(list)  # updates that were made in vain, by what ended the attempt
+        self.lost: dict[str, list[int]] = defaultdict(list)  # updates that had to be repeated, by what ended the attempt
         self.attempts = self.runs = 0
         self.root = generate_motion(folder / "motion", train=48, val=16)
         lines = (self.root / "train.csv").read_text().splitlines()

@@ -158,6 +158,7 @@ def test_labels_files(write):
         ("label,youtube_id,time_start,time_end\nx,id\n", "list.csv:2: expected 4 columns as in line 1, found 2"),
         ('[{"id": "3"}]', "neither Something-Something's .json .*KeyError: 'template'"),
         ('{"id": {"subset": "test"}}', "neither Something-Something's .json .*'annotations'"),
+        ('{"x": {"annotations": {"label": "a", "segment": [0, 1e999]}}}', "OverflowError"),
         ("[1, 2", "neither Something-Something's .json"),
         ('{"a class": 3}', "neither Something-Something's .json"),
     ],
@@ -205,4 +206,5 @@ def test_classes_that_differ_only_in_case_are_refused(write):
 
 def test_numbers_with_gaps_stay_as_they_are(write):
     assert indices(write("a.mp4 7\nwith a space.mp4 3\n")) == [7, 3]
+    assert indices(write("a.mp4 ²\nb.mp4 x\n")) == [1, 0]  # a name: no integer is written like that
     assert indices(write("a.mp4 1.0\nb.mp4 0.0\n")) == [1, 0]  # as pandas writes integers

@@ -199,4 +199,4 @@ def test_a_request_that_cannot_work_is_refused_in_one_sentence(arguments, messag
 
 def test_a_missing_import_of_a_row_file_is_the_error(run_inspect, tmp_path):
     (tmp_path / "own.py").write_text("import no_such_module\n")
-    assert "own.py cannot be loaded: ModuleNotFoundError" in run_inspect("own.py").stderr
+    assert "own.py, line 1: ModuleNotFoundError" in run_inspect("own.py").stderr

@@ -1,4 +1,4 @@
-"""The packet reader against a plain decoding of whole files, on files that readers stumble over."""
+"""The packet reader against a plain decoding of whole files, on files that are hard to read."""
 
 import subprocess
 import sys
@@ -110,7 +110,7 @@ def test_only_mp4_packets_are_looked_into(files):
 
 
 @pytest.mark.parametrize("name", ["b_frames", "gop_12", "transport_stream"])
-def test_keyframes_that_are_none_are_found_out(name, files):
+def test_frames_wrongly_flagged_as_keyframes_are_detected(name, files):
     """A container may call any frame a keyframe; decoding then falls back to the whole file."""
     expected = decode_all(files[name])
     video = PacketVideo(str(files[name]))
@@ -119,7 +119,7 @@ def test_keyframes_that_are_none_are_found_out(name, files):
 
 
 @pytest.mark.parametrize("damage", ["slice", "half_a_file", "empty", "text", "sound", "missing"])
-def test_what_cannot_be_decoded_is_named(damage, files, tmp_path):
+def test_an_error_tells_the_file_that_cannot_be_decoded(damage, files, tmp_path):
     path = torture.damaged(damage, files["b_frames"], tmp_path / "broken.mp4")
     with pytest.raises(UnreadableVideo, match="broken.mp4 cannot be read: .") as caught:
         PacketVideo(str(path)).frames(np.arange(60))

@@ -65,7 +65,7 @@ def test_a_data_set_from_class_folders(videos, tmp_path):
     quarantine = [line.split("\t") for line in (output / "quarantine.tsv").read_text().splitlines()]
     assert sorted((name, reason) for _, name, reason in quarantine) == [
         ("a/2.mp4", "a frame is damaged"),
-        ("a/3.mp4", "Invalid data found when processing input"),
+        ("a/3.mp4", "its header or index is missing or damaged"),
     ]
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["classes"] == {"a": 0, "b": 1} and manifest["totals"]["frames"] == 4 * 40
@@ -206,9 +206,9 @@ def test_a_folder_with_everything_that_goes_wrong_ends_with_a_table(videos, tmp_
         assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
         reasons = re.findall(r"^│ (broken|missing) +│ +(\d+) │ (.*?) +│ (.*?) +│$", result.stdout, flags=re.MULTILINE)
         assert sorted(reasons) == [
-            ("broken", "1", "Invalid data found when processing input", "a/3.mp4"),
             ("broken", "1", "a frame is damaged", "a/2.mp4"),
             ("broken", "1", "a link to a file that does not exist", "b/gone.mp4"),
+            ("broken", "1", "its header or index is missing or damaged", "a/3.mp4"),
             ("broken", "1", "its path contains a line break; rename it", r"b/two\nlines.mp4"),
             ("broken", "1", "its path is not valid UTF-8; rename it", r"b/caf\udce9.mp4"),
         ]

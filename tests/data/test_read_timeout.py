@@ -1,4 +1,4 @@
-"""Files that hang: the process that reads them says so and ends; the second time they count as unreadable."""
+"""Files that hang: the process that reads one logs it and exits; after the second time it is unreadable."""
 
 import os
 import subprocess
@@ -14,26 +14,26 @@ from tests.waiting import LIMIT
 READ = """
 import sys
 from pathlib import Path
-from mvd.data.reader import open_video
-from mvd.data.stalls import ReadLimit
+from mvd.data.video.read_timeout import ReadTimeout
+from mvd.data.video.reader import open_video
 pipe = sys.argv[1]
-limit = ReadLimit.of_run(Path(sys.argv[2]), 0.5)
+timeout = ReadTimeout.of_run(Path(sys.argv[2]), 0.5)
 print("ready", flush=True)
 sys.stdin.readline()
-with limit.reading(pipe):
+with timeout.reading(pipe):
     open_video(pipe)
 """
 
 
-def test_a_file_that_hangs_is_named_twice_and_then_counts_as_unreadable(tmp_path):
+def test_a_file_that_hangs_is_logged_twice_and_then_unreadable(tmp_path):
     pipe = tmp_path / "pipe.mp4"
     os.mkfifo(pipe)
     for times in (1, 2):
         _hang(pipe, tmp_path, processes=1)
         assert (tmp_path / "hanging.txt").read_text().splitlines()[-1] == f"{times} {pipe}"
     with pytest.raises(Unreadable, match="took more than 0.5 s, 2 times"):
-        with ReadTimeout.of_run(tmp_path, 0.5).reading(str(pipe)):
-            raise AssertionError("it is not to be read again")
+        with ReadTimeout.of_run(tmp_path / "hanging.txt", 0.5).reading(str(pipe)):
+            raise AssertionError("it must not be read again")
 
 
 def test_two_processes_that_hang_on_a_file_at_once_count_once(tmp_path):
@@ -41,13 +41,13 @@ def test_two_processes_that_hang_on_a_file_at_once_count_once(tmp_path):
     os.mkfifo(pipe)
     _hang(pipe, tmp_path, processes=2)
     assert (tmp_path / "hanging.txt").read_text().splitlines() == [f"1 {pipe}"] * 2
-    with ReadTimeout.of_run(tmp_path, 60.0).reading(str(pipe)):
-        pass  # it is tried once more
+    with ReadTimeout.of_run(tmp_path / "hanging.txt", 60.0).reading(str(pipe)):
+        pass  # one more attempt is allowed
 
 
 def _hang(pipe: Path, folder: Path, processes: int) -> None:
-    """Has processes of one attempt read the pipe; all of them look up earlier attempts before the first one reads."""
-    command = [sys.executable, "-c", READ, str(pipe), str(folder)]
+    """Several processes of one attempt read the pipe; all look up earlier attempts before the first one reads."""
+    command = [sys.executable, "-c", READ, str(pipe), str(folder / "hanging.txt")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     running = [subprocess.Popen(command, text=True, **pipes) for _ in range(processes)]
     for process in running:
@@ -58,6 +58,6 @@ def _hang(pipe: Path, folder: Path, processes: int) -> None:
 
 
 def test_a_file_that_is_read_in_time_leaves_no_trace(tmp_path):
-    with ReadTimeout.of_run(tmp_path, 60.0).reading("fine.mp4"):
+    with ReadTimeout.of_run(tmp_path / "hanging.txt", 60.0).reading("fine.mp4"):
         pass
     assert list(Path(tmp_path).iterdir()) == []

@@ -1,4 +1,4 @@
-"""Video files that readers stumble over, written with PyAV."""
+"""Video files that are hard to read, written with PyAV."""
 
 import struct
 import sys
@@ -33,7 +33,7 @@ def write(
     times: Sequence[int] | None = None,
     **options: str,
 ) -> Path:
-    """Encodes a clip; `times` are the frames' timestamps in 1/1000 s, evenly spaced where none are given."""
+    """Encodes a clip; `times` are the frames' timestamps in 1/1000 s, by default evenly spaced."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=RATE, options={"threads": "1", **options})
         stream.height, stream.width, stream.pix_fmt = clip.shape[1], clip.shape[2], pix_fmt

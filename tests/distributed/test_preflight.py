@@ -1,4 +1,4 @@
-"""The checks before a start: who is named, what a run that passes prints, and when another machine would help."""
+"""The checks before a start: who is blamed, what a run that passes logs, and when another host would help."""
 
 import dataclasses
 import json
@@ -8,7 +8,8 @@ import pytest
 
 from mvd.config import ConfigError
 from mvd.distributed import preflight
-from mvd.distributed.preflight import HostFault, Report
+from mvd.distributed.faults import HostFault
+from mvd.distributed.preflight import Report
 from mvd.distributed.process import start_processes
 from mvd.files import write_json
 from mvd.run import run_stage
@@ -19,9 +20,9 @@ NAMES = ("one", "nobody", "no list", "other list", "all")
 
 
 def run_all(folder: Path) -> None:
-    """The second process says that it is another machine, which cannot write; then the first one cannot, either.
+    """The second process pretends to be another host, which cannot write; then neither can the first one.
 
-    In "no list" and "other list" the second one's disk holds none, or another one.
+    In "no list" and "other list" the second host has no list of samples, or another one.
     """
     process = start_processes()
     write_test = preflight._write_test
@@ -58,7 +59,7 @@ def ended(runs, name: str) -> list[dict[str, str]]:
     return [json.loads((runs[0] / name / f"ended-{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_a_machine_that_cannot_write_is_named_so_that_another_attempt_can_avoid_it(runs):
+def test_a_host_that_cannot_write_is_blamed_so_that_the_next_attempt_avoids_it(runs):
     said = ended(runs, "one")
     assert [one["kind"] for one in said] == ["HostFault"] * 2
     assert "node1: [Errno 30] Read-only file system" in said[0]["message"] and "node0" not in said[0]["message"]
@@ -66,26 +67,26 @@ def test_a_machine_that_cannot_write_is_named_so_that_another_attempt_can_avoid_
     assert (fault["fault"], fault["hosts"]) == ("preflight", ["node1"])
 
 
-def test_what_no_machine_can_do_is_no_machines_fault(runs):
+def test_what_no_host_can_do_is_no_hosts_fault(runs):
     said = ended(runs, "nobody")
     assert [one["kind"] for one in said] == ["ConfigError", "SystemExit"]
-    assert "no machine passes the checks before the start: node0: [Errno 30]" in said[0]["message"]
+    assert "no host passes the checks before the start: node0: [Errno 30]" in said[0]["message"]
     assert not (runs[0] / "nobody" / "faults.jsonl").exists()
 
 
-def test_a_list_that_one_machine_lacks_ends_all_in_one_sentence(runs):
+def test_a_list_that_one_host_lacks_ends_all_processes_with_one_sentence(runs):
     said = ended(runs, "no list")
     assert [one["kind"] for one in said] == ["SystemExit", "ConfigError"]
     assert "no list.csv does not exist" in said[1]["message"]
 
 
-def test_a_machine_with_another_list_is_named(runs):
+def test_a_host_with_another_list_is_blamed(runs):
     said = ended(runs, "other list")
     assert [one["kind"] for one in said] == ["HostFault"] * 2
     assert "node1: it has the list " in said[0]["message"] and "node0" not in said[0]["message"]
 
 
-def test_a_run_that_passes_says_with_what(runs):
+def test_a_run_that_passes_logs_its_figures(runs):
     (line,) = [line for line in runs[1][0].splitlines() if "preflight: " in line][-1:]
     assert "2 processes on 2 hosts" in line and "GB of memory free" in line and "all-reduce " in line
     assert (runs[0] / "all" / "result.json").exists() and not list(runs[0].glob("all/.preflight*"))
@@ -95,7 +96,7 @@ def report(host: str, clock: float = 1000.0, facts: tuple[str, ...] = ("torch 2"
     return Report(host, 1.0, 1.0, clock, facts, [])
 
 
-def test_another_version_and_another_time_are_named():
+def test_another_version_and_another_time_are_reported():
     reports = [report("a"), report("b", facts=("torch 1",)), report("c", clock=1060.0), report("d")]
     preflight._compare(reports)
     assert [one.problems for one in reports] == [

@@ -1,4 +1,4 @@
-"""Signals on real processes: what is saved, who leaves, and that nothing but the time is lost."""
+"""Signals sent to real processes: what is saved, which processes stop, and that the result does not change."""
 
 import dataclasses
 import json
@@ -29,13 +29,13 @@ from mvd.train.loop import TrainingRun
 from tests.runs import UPDATES, numbers, read_result, small_stage, succeed, write_stage
 from tests.waiting import LIMIT, wait_until
 
-# After which update which process and its loaders get which signal: one alone, the other one, both.
+# Update -> signal, and the ranks that get it during that update, together with their loader processes.
 SIGNALLED = {3: (signal.SIGUSR2, (1,)), 7: (signal.SIGTERM, (0,)), 9: (signal.SIGINT, (0, 1))}
-STOPS = [3, 6, 7, 9]  # at 6, it is the validation that one of them is told to stop in
+STOPS = [3, 6, 7, 9]  # at 6, a rank gets the signal during validation
 
 
 def run_interrupted(folder: Path) -> None:
-    """Runs a training stage and a test to their ends, through one attempt more than there are signals."""
+    """Runs a training stage and a test to their ends, in one attempt more than there are signals."""
     process = start_processes()
     train_once, forward, stops = TrainingRun._one_update, multiview._forward, []
     look = Validation.run
@@ -76,7 +76,7 @@ def run_undisturbed(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, motion_root) -> tuple[Path, Path]:
-    """Where the same two stages ran undisturbed and interrupted."""
+    """The folders in which the same two stages ran with and without signals."""
     both = tmp_path_factory.mktemp("interrupted"), tmp_path_factory.mktemp("undisturbed")
     save_file(to_official(build_classifier("tiny", num_classes=8)), both[0] / "weights.safetensors")
     for folder, function in zip(both, (run_interrupted, run_undisturbed), strict=True):
@@ -120,7 +120,7 @@ def alone(stage: Stage, **execution: Any) -> Stage:
 
 
 def stuck_stage(folder: Path, data: Path) -> Stage:
-    """A stage that waits for its first batch for ever: its videos are pipes that nobody writes to."""
+    """A stage that waits for its first batch forever: its videos are pipes that nobody writes to."""
     pipes = [folder / f"pipe-{number}.mp4" for number in range(8)]
     for pipe in pipes:
         os.mkfifo(pipe)
@@ -130,7 +130,7 @@ def stuck_stage(folder: Path, data: Path) -> Stage:
 
 @pytest.fixture
 def stuck(tmp_path, motion_root) -> Iterator[subprocess.Popen[str]]:
-    """A run whose one loader hangs while it reads a video."""
+    """A run whose only loader process hangs while it reads a video."""
     stage = stuck_stage(tmp_path, motion_root)
     command = [sys.executable, "-m", "mvd.run", str(write_stage(alone(stage, workers=1)))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:

@@ -1,11 +1,14 @@
-"""Runs that hang: which process is named, what is shown, and that all leave."""
+"""Runs that hang: which rank is blamed, what is logged, and that all ranks exit."""
 
 import json
 import os
+import pickle
 import signal
 import socket
 import threading
 from pathlib import Path
+
+import pytest
 
 from mvd.distributed import watchdog
 from mvd.distributed.exit_codes import RETRYABLE
@@ -13,49 +16,69 @@ from mvd.distributed.process import start_processes
 from mvd.distributed.watchdog import STEPS, Seen, diagnose
 from mvd.run import run_stage
 from mvd.stage import Stage
+from mvd.train import checkpoint
 from mvd.train.loop import TrainingRun
 from tests.runs import Finished, call, small_stage, write_stage
 
 READING, WORKING, WAITING = STEPS[1:4]
+UPDATING, SAVING, WRITING, WAITING_FOR_FILES = STEPS[4:8]
 
 
 def seen(rank: int, step: str, update: int = 7, seconds: float = 900.0, silent: float = 1.0) -> Seen:
     return Seen(rank, f"node{rank}", step, update, seconds, silent)
 
 
-def test_the_process_that_others_wait_for_is_named():
+def test_the_rank_that_the_others_wait_for_is_blamed():
     message, hosts = diagnose([seen(0, WAITING), seen(1, READING, seconds=880), seen(2, WAITING)], [])
     assert message == f"rank 1 on node1 has been {READING} for 880 s at update 7" and hosts == ["node1"]
 
 
-def test_the_process_that_is_an_update_behind_is_named():
+def test_the_rank_that_is_an_update_behind_is_blamed():
     assert diagnose([seen(0, READING, 8), seen(1, WAITING, 7)], [])[1] == ["node1"]
 
 
-def test_who_works_at_his_own_pace_is_not_named():
+def test_a_rank_that_makes_progress_is_not_blamed():
     assert diagnose([seen(0, "testing", 3, seconds=2), seen(1, "testing", 90)], [])[1] == ["node1"]
 
 
-def test_a_silent_process_is_named_before_all_others():
+def test_a_rank_without_a_heartbeat_is_blamed_before_all_others():
     everyone = [seen(0, WAITING), seen(1, READING), seen(2, WAITING, silent=400)]
     message, hosts = diagnose(everyone, everyone[2:])
-    assert "rank 2 on node2 has not been heard of for 400 s" in message and hosts == ["node2"]
+    assert "rank 2 on node2 has sent no heartbeat for 400 s" in message and hosts == ["node2"]
 
 
-def test_nobody_is_named_where_all_hang_together():
+def test_nobody_is_blamed_if_all_ranks_hang_in_the_same_step():
     message, hosts = diagnose([seen(0, WAITING), seen(1, WAITING)], [])
     assert message == f"all processes have been {WAITING} for 900 s at update 7" and hosts == []
 
 
+@pytest.mark.parametrize("behind", [UPDATING, SAVING, WRITING])
+def test_the_rank_that_a_save_waits_for_is_blamed(behind):
+    everyone = [seen(0, WAITING_FOR_FILES), seen(1, behind), seen(2, WAITING_FOR_FILES)]
+    message, hosts = diagnose(everyone, [])
+    assert message == f"rank 1 on node1 has been {behind} for 900 s at update 7" and hosts == ["node1"]
+
+
 def hang(folder: Path) -> None:
-    """The second process hangs in update 3, in a wait that never ends or because it is stopped."""
+    """Rank 1 hangs in update 3, in a wait that never ends or because it is stopped, or else in the save before it."""
     process = start_processes()
-    train_once = TrainingRun._one_update
+    train_once, write = TrainingRun._one_update, checkpoint.write_atomically
+
+    def hang_in_a_save(path: Path, *arguments) -> None:
+        if process.rank == 1:
+            wait_for_ever()
+        write(path, *arguments)
+
+    def limit() -> None:
+        guard = watchdog._current
+        guard.usual_limit = guard.limit = 2.0
 
     def hang_at_3(run: TrainingRun, *arguments) -> None:
+        if run.update + 1 == 2 and (folder / "saves").exists():
+            limit()
+            checkpoint.write_atomically = hang_in_a_save
         if run.update + 1 == 3:
-            guard = watchdog._current
-            guard.usual_limit = guard.limit = 2.0
+            limit()
             if process.rank == 1:
                 wait_for_ever() if (folder / "waits").exists() else os.kill(os.getpid(), signal.SIGSTOP)
         train_once(run, *arguments)
@@ -70,13 +93,13 @@ def wait_for_ever() -> None:
 
 
 def run_hanging(folder: Path, data: Path) -> tuple[Finished, dict]:
-    write_stage(small_stage("video_teacher", "hangs", folder, data))
+    write_stage(small_stage("video_teacher", "hangs", folder, data, checkpoint_every=2))
     finished = call(hang, folder)
     (line,) = (folder / "hangs" / "faults.jsonl").read_text().splitlines()
     return finished, json.loads(line)
 
 
-def test_a_hang_shows_every_stack_names_the_host_and_ends_the_run(tmp_path, motion_root):
+def test_a_hang_logs_every_stack_blames_the_host_and_ends_the_run(tmp_path, motion_root):
     (tmp_path / "waits").touch()
     finished, fault = run_hanging(tmp_path, motion_root)
     assert finished.code == RETRYABLE
@@ -84,9 +107,23 @@ def test_a_hang_shows_every_stack_names_the_host_and_ends_the_run(tmp_path, moti
     assert "wait_for_ever" in finished.output[1] and "_agree" in finished.output[0]
     assert fault["fault"] == "hang" and fault["hosts"] == [socket.gethostname()]
     assert "rank 1 on" in fault["message"] and "rank 0" not in fault["message"]
+    for rank in range(2):
+        recorded = pickle.loads((tmp_path / "hangs" / "flight_recorder" / f"rank_{rank}").read_bytes())
+        assert any(
+            "allreduce" in entry["profiling_name"] or "all_reduce" in entry["profiling_name"]
+            for entry in recorded["entries"]
+        )
 
 
-def test_a_process_that_is_not_heard_of_ends_the_run(tmp_path, motion_root):
+def test_a_hang_in_a_save_blames_the_rank_that_is_missing(tmp_path, motion_root):
+    (tmp_path / "saves").touch()
     finished, fault = run_hanging(tmp_path, motion_root)
     assert finished.code == RETRYABLE
-    assert "rank 1 on" in fault["message"] and "has not been heard of for" in fault["message"]
+    assert fault["message"].startswith("rank 1 on ") and f" has been {WRITING} for " in fault["message"]
+    assert "rank 0" not in fault["message"] and fault["update"] == 2
+
+
+def test_a_rank_whose_heartbeat_stops_ends_the_run(tmp_path, motion_root):
+    finished, fault = run_hanging(tmp_path, motion_root)
+    assert finished.code == RETRYABLE
+    assert "rank 1 on" in fault["message"] and "has sent no heartbeat for" in fault["message"]

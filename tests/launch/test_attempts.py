@@ -226,7 +226,7 @@ def test_the_start_waits_for_room_on_the_disk(job, capsys):
     assert "=== job.json: No space left on device; waiting for the disk" in capsys.readouterr().out
 
 
-def test_a_disk_that_refuses_for_good_is_named(job, capsys):
+def test_a_disk_that_refuses_for_good_is_reported(job, capsys):
     def forbidden(*_):
         raise OSError(errno.EACCES, "Permission denied", "job.json")
 

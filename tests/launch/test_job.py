@@ -12,9 +12,11 @@ import pytest
 from launch.cluster import ROOT
 from launch.job import stage_job
 from launch.job.rendezvous import free_port
-from launch.job.stage_job import ErrorNote, PrepareJob, run, wait_for_owner
+from launch.job.stage_job import ErrorNote, PrepareJob, export_job, run, wait_for_owner
 from mvd import run as run_module
 from mvd.config import ConfigError
+from mvd.distributed.exit_codes import RETRYABLE
+from mvd.distributed.faults import HostFault
 from mvd.owner import VARIABLE, Owner, take
 from mvd.run_directory import RunDirectory
 
@@ -39,6 +41,32 @@ def test_a_full_disk_is_one_sentence_and_another_attempt_is_made(note, monkeypat
     assert left.value.code == 2 and said in capsys.readouterr().out
     written = json.loads(note.files.error.read_text())
     assert written["lines"] == said and not written["final"]
+
+
+def test_a_host_fault_is_one_sentence_and_another_attempt_is_made(tmp_path, monkeypatch, capsys):
+    def broken(_):
+        raise HostFault("rank 3 on node2: no usable GPU")
+
+    monkeypatch.setattr(run_module, "run_stage", broken)
+    with pytest.raises(SystemExit) as left:
+        run(None, ErrorNote(RunDirectory(tmp_path), rank=3))
+    said = "error: rank 3 on node2: no usable GPU"
+    assert left.value.code == RETRYABLE and capsys.readouterr().out == f"{said}\n"
+    note = json.loads((tmp_path / "error.json").read_text())
+    assert note["lines"] == said and not note["final"]
+
+
+@pytest.mark.parametrize(("profile", "expected"), [(None, "1"), ("0", "0")])
+def test_a_job_tells_training_its_hosts_and_that_it_asked_for_gpus(monkeypatch, profile, expected):
+    variables = {"SLURM_JOB_ID": "24", "SLURM_JOB_NODELIST": "gpu[01-02],fat7", "SUBMITIT_EXECUTOR": "slurm"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MVD_HOSTS", "of an outer job")
+    monkeypatch.setenv("MVD_EXPECT_GPU", profile or "")
+    if profile is None:
+        monkeypatch.delenv("MVD_EXPECT_GPU")
+    export_job()
+    assert (os.environ["MVD_HOSTS"], os.environ.pop("MVD_EXPECT_GPU")) == ("gpu01,gpu02,fat7", expected)
 
 
 def test_a_note_that_cannot_be_written_is_no_further_error(tmp_path, capsys):
@@ -80,10 +108,11 @@ def test_a_process_of_another_attempt_does_not_start(note, monkeypatch):
 
 
 def test_a_rendezvous_port_is_free_and_not_the_kernels(tmp_path):
-    (tmp_path / "range").write_text("10010\t65535\n")
-    with socket.create_server(("", 10005)):
-        ports = {free_port(tmp_path / "range") for _ in range(200)}
-    assert ports <= set(range(10000, 10010)) - {10005} and len(ports) > 5
+    (tmp_path / "range").write_text("10100\t65535\n")
+    first = free_port(tmp_path / "range")
+    with socket.create_server(("", first)):
+        ports = {free_port(tmp_path / "range") for _ in range(50)}
+    assert first in range(10000, 10100) and ports <= set(range(10000, 10100)) - {first} and len(ports) > 5
     (tmp_path / "range").write_text("1024 65535\n")  # leaves none
     assert free_port(tmp_path / "range") > 0
     assert not 32_768 <= free_port(tmp_path / "missing") <= 60_999

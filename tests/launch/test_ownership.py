@@ -125,7 +125,7 @@ def test_a_process_knows_whether_its_attempt_still_owns_the_directory(files, mon
     assert lost_to(files) is None
 
 
-def test_a_damaged_record_is_named(files):
+def test_a_damaged_record_is_reported(files):
     files.path.mkdir()
     files.owner.write_text("{")
     with pytest.raises(ConfigError, match="owner.json is damaged; delete it if no job of this stage is running"):

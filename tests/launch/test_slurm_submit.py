@@ -59,7 +59,7 @@ def test_a_job_that_is_completing_is_waited_for(words, fake_slurm, record, monke
     assert int(record().job_id) > int(first)
 
 
-def test_a_job_that_stays_completing_is_named(words, fake_slurm, record, monkeypatch):
+def test_a_job_that_stays_completing_is_reported(words, fake_slurm, record, monkeypatch):
     assert submit.main(words) == 0
     queue(fake_slurm, record, "COMPLETING")
     monkeypatch.setattr(slurm_submit, "SECONDS_FOR_CLEANUP", 0)

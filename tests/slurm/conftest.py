@@ -36,6 +36,7 @@ slurm:
   cpus_per_gpu: 1
   memory_gb: 2
   environment:
+    MVD_EXPECT_GPU: "0"
     OMP_NUM_THREADS: 1
     MVD_TEST_BRAKE: {folder}/brake
     MVD_TEST_FAULT: {folder}/fault

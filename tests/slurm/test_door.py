@@ -1,4 +1,4 @@
-"""What a user's shell, a second submission and a reused job id must not do to a job; tests/launch has other sites."""
+"""What a user's shell, a second submission and a reused job id must not do to a job."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def test_a_second_owner_of_a_run_directory_is_refused(site, lab):
     files = RunDirectory(site.runs / PRETRAIN)
     first = site.record(PRETRAIN)
     site.wait("the first job", site.brake.with_suffix(".reached").exists)
-    files.job.unlink()  # as if submitted where file locks do not work, or from another runs folder's view
+    files.job.unlink()  # as if submitted from a machine that does not see the first job's record
     site.submit(TINY, *ALONE)
     second = site.record(PRETRAIN)
     assert second.job_id != first.job_id

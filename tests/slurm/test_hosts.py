@@ -50,6 +50,6 @@ def test_a_machine_that_a_fault_names_is_avoided_while_enough_others_are_left(si
     site.run("cancel.py", TINY)
     site.wait_until_idle()
     printed = site.submit(TINY, *SHAPE, "cluster.slurm.options.hold=true")
-    assert f"{second}, which faults of the last day have named, is avoided" in printed
-    assert f"{first}, which faults of the last day have named, would be avoided" in printed
+    assert f"{second}, blamed for faults in the last 24 h, is avoided" in printed
+    assert f"{first}, blamed for faults in the last 24 h, would be avoided" in printed
     assert nodes_of(lab, site.record(STAGE).job_id, "ExcNodeList") == {second, "node4"}

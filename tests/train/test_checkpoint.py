@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from mvd.config import ConfigError
 from mvd.config.run_settings import DatasetPaths, Faults
-from mvd.distributed.preflight import HostFault
+from mvd.distributed.faults import HostFault
 from mvd.files import write_json
 from mvd.run import run_stage
 from mvd.stage import Stage

@@ -63,13 +63,17 @@ def read_list(file: Path) -> list[Listed]:
         raise ConfigError(f"{file} lists no videos; check that it is the annotation file")
     if text.lstrip().startswith(("[", "{")):
         listed = _read_json(text, file)
-    elif "youtube_id" in _columns(re.split("[,\t]", lines[0][1])):
+    elif "youtube_id" in _columns(_split_at(lines[0][1], _delimiter(lines[0][1]))):
         listed = _read_kinetics(lines, file)
     else:
         listed = _read_plain(lines, file)
     if not listed:
         raise ConfigError(f"{file} lists no videos; check that it is the annotation file")
     return listed
+
+
+def _delimiter(header: str) -> str:
+    return "\t" if "\t" in header else ","
 
 
 def _columns(fields: Sequence[str]) -> list[str]:
@@ -82,7 +86,7 @@ def _read_json(text: str, file: Path) -> list[Listed]:
         if isinstance(items, dict):
             return [_kinetics_item(name, item) for name, item in items.items()]
         return [_something_item(item) for item in items]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ConfigError(
             f"{file} is neither Something-Something's .json (objects with id and template) nor Kinetics' (annotations "
             f"with label and segment): {type(error).__name__}: {error}; lists without classes, such as a test "
@@ -104,7 +108,7 @@ def _kinetics(name: str, start: int, end: int, label: str) -> Listed:
 
 
 def _read_kinetics(lines: Sequence[tuple[int, str]], file: Path) -> list[Listed]:
-    delimiter = "\t" if "\t" in lines[0][1] else ","
+    delimiter = _delimiter(lines[0][1])
     rows = [_split_at(line, delimiter) for _, line in lines]
     columns = _columns(rows[0])
     if "label" not in columns:
@@ -143,7 +147,7 @@ def _read_plain(lines: Sequence[tuple[int, str]], file: Path) -> list[Listed]:
         where = f"{file}:{number}"
         if len(row) < 2 or len(row) <= max(path_column, label_column):
             raise ConfigError(f"{where}: {row[0]!r} has no label; write `path label`")
-        if not has_header and (len(row) > 3 or (len(row) == 3 and not row[1].isdigit())):
+        if not has_header and (len(row) > 3 or (len(row) == 3 and not row[1].isdecimal())):
             raise ConfigError(f"{where}: found {len(row)} columns ({', '.join(row)}); {FORMATS}")
         listed.append(_with_label(row[path_column], _label(row[label_column], where)))
     _check_kind(listed, numbers, file)
@@ -232,7 +236,7 @@ def _check_kind(listed: Sequence[Listed], numbers: Sequence[int], file: Path) ->
     """Refuses labels of which some are numbers and some are names."""
     places: dict[bool, tuple[int, str]] = {}
     for number, item in zip(numbers, listed, strict=True):
-        places.setdefault((item.label or "").isdigit(), (number, item.label or ""))
+        places.setdefault((item.label or "").isdecimal(), (number, item.label or ""))
     if len(places) == 2:
         (name_line, name), (number_line, index) = places[False], places[True]
         hint = "delete line 1 if it is a header" if name_line == 1 else "use one of the two"

@@ -1,4 +1,4 @@
-"""Checks every video of a data set in parallel processes, and records the verdict on each."""
+"""Checks every video of a data set in parallel processes, and records a verdict on each."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,20 +17,22 @@ from typing import Any
 from tqdm import tqdm
 
 from mvd.config import ConfigError
-from mvd.data.prepare.transcode import check_video, reencode
-from mvd.data.video.errors import UnreadableVideo
+from mvd.data.prepare.transcode import Facts, check_video, reencode
+from mvd.data.video.errors import Unreadable, UnreadableVideo, first_line, is_temporary
 from mvd.data.workers import follow_parent
 
-AT_ONCE = 4  # jobs that wait for each worker
+QUEUED_PER_WORKER = 4  # jobs
 LONGEST_NAME = 200  # bytes; file systems allow 255, of which suffixes and temporary names take some
+CHECKS = 2  # version of the checks: verdicts of another version are not reused
 
 
 @dataclass(frozen=True)
 class Record:
-    """What became of one file: the facts of the one to train on, or why it is set apart.
+    """The verdict on one file: the properties of the file to train on, or why it is quarantined.
 
-    source: the file that was checked, with its size and time of change; path: the one for the lists. temporary: the
-    reason may pass, such as a full disk, and says nothing about the content: the next run checks the file again.
+    source: the file that was checked, with its size and modification time; path: the one for the lists. temporary: the
+    reason, such as a full disk, says nothing about the file's content, so the next run checks it again. checks: the
+    version of the checks.
     """
 
     source: str
@@ -41,11 +43,12 @@ class Record:
     reason: str | None = None
     facts: dict[str, Any] | None = None
     temporary: bool = False
+    checks: int = 1
 
 
 @dataclass(frozen=True)
 class Job:
-    """One file to check and, with a short side, to write again as `target`."""
+    """One file to check and, if a short side is given (pixels), to re-encode as `target`."""
 
     source: Path
     target: Path
@@ -53,27 +56,34 @@ class Job:
 
 
 def work_on(job: Job) -> Record:
-    """Checks one file, encodes it again where that is asked for, and checks the result."""
+    """Checks one file, re-encodes it if the job says so, and checks the result. Never raises: see Record.reason."""
     try:
         status = job.source.stat()
-    except OSError as error:  # it was there when the work was shared out
+    except OSError as error:  # it was there when the jobs were made
         return Record(str(job.source), 0, 0.0, job.short_side, reason=error.strerror, temporary=True)
-    of_source = {"source": str(job.source), "size": status.st_size, "changed": status.st_mtime}
+    record = Record(str(job.source), status.st_size, status.st_mtime, job.short_side, checks=CHECKS)
     try:
-        facts, path = check_video(job.source), job.source
-        if job.short_side is not None:
-            reencode(job.source, job.target, job.short_side)
-            frames, path = facts.frames, job.target
-            facts = check_video(path)
-            if facts.frames != frames:
-                raise UnreadableVideo(str(path), f"it has {facts.frames} frames where its source has {frames}")
-    except UnreadableVideo as error:
-        temporary = isinstance(error.__cause__, (OSError, MemoryError))
-        return Record(**of_source, short_side=job.short_side, reason=error.reason, temporary=temporary)
-    except OSError as error:  # of the copy's file
-        reason = f"its copy cannot be written: {error.strerror}"
-        return Record(**of_source, short_side=job.short_side, reason=reason, temporary=True)
-    return Record(**of_source, short_side=job.short_side, path=str(path), facts=facts._asdict())
+        path, facts = _make(job)
+    except Unreadable as error:
+        return replace(record, reason=error.reason, temporary=error.temporary)
+    except OSError as error:
+        return replace(record, reason=f"its copy cannot be written: {error.strerror}", temporary=True)
+    except Exception as error:  # whatever a library raises on one file must not end the work on the others
+        return replace(record, reason=first_line(error), temporary=is_temporary(error))
+    return replace(record, path=str(path), facts=facts._asdict())
+
+
+def _make(job: Job) -> tuple[Path, Facts]:
+    """The file to train on, checked, and its properties."""
+    facts = check_video(job.source)
+    if job.short_side is None:
+        return job.source, facts
+    reencode(job.source, job.target, job.short_side)
+    copied = check_video(job.target)
+    if copied.frames != facts.frames:
+        reason = f"its re-encoded copy has {copied.frames} frames instead of {facts.frames}"
+        raise UnreadableVideo(str(job.source), reason)
+    return job.target, copied
 
 
 def target_of(path: Path, videos: Path, output: Path) -> Path:
@@ -91,7 +101,7 @@ def _digest(path: Path) -> str:
 
 
 def read_records(output: Path) -> dict[str, Record]:
-    """What earlier runs and shards have found out, by source; a line that a kill has cut short is left out."""
+    """The records of earlier runs and shards, by source; a line that a kill has cut short is skipped."""
     records = {}
     for file in sorted(output.glob("records*.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines():
@@ -102,8 +112,8 @@ def read_records(output: Path) -> dict[str, Record]:
 
 
 def is_done(job: Job, record: Record | None) -> bool:
-    """Whether a record tells of this file as it is now, and of this way of encoding it."""
-    if record is None or record.temporary or record.short_side != job.short_side:
+    """Whether a record is a verdict on this file as it is now, and on this way of encoding it."""
+    if record is None or record.temporary or record.checks != CHECKS or record.short_side != job.short_side:
         return False
     try:
         status = job.source.stat()
@@ -114,11 +124,11 @@ def is_done(job: Job, record: Record | None) -> bool:
 
 
 def run_jobs(jobs: list[Job], workers: int, records_file: Path) -> Iterator[Record]:
-    """Works on the jobs in parallel; each record is on the disk before it is yielded, in the order of completion."""
+    """Does the jobs in parallel; writes each record to `records_file`, then yields it, in the order of completion."""
     waiting = iter(jobs)
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=follow_parent)
     try:
-        running = {pool.submit(work_on, job) for job in islice(waiting, workers * AT_ONCE)}
+        running = {pool.submit(work_on, job) for job in islice(waiting, workers * QUEUED_PER_WORKER)}
         with open(records_file, "a", encoding="utf-8") as handle:
             if handle.tell():
                 handle.write("\n")  # the last run's last line may be half a line
@@ -131,14 +141,14 @@ def run_jobs(jobs: list[Job], workers: int, records_file: Path) -> Iterator[Reco
                     yield record
     except BrokenProcessPool as error:
         raise ConfigError(
-            "a worker process was killed, maybe for want of memory; run the same command with fewer --workers"
+            "a worker process was killed, probably because memory ran out; run the same command with fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def check_all(jobs: list[Job], output: Path, shard: tuple[int, int], workers: int) -> None:
-    """Does this shard's share of what no earlier run has done, with a progress line."""
+    """Checks this shard's share of the files that have no verdict yet, with a progress line."""
     records = read_records(output)
     number, count = shard
     left = [job for job in jobs[number::count] if not is_done(job, records.get(str(job.source)))]

@@ -53,7 +53,7 @@ def read_labels(file: Path) -> LabelsFile:
             numbers = {name: int(number) for name, number in json.loads(text).items()}
         else:
             numbers = _numbers_of_lines([line for _, line in numbered_lines(text)])
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ConfigError(
             f"{file} cannot be read as class name -> number ({error}); write .json such as "
             '{"jump": 0, "run": 1}, or one `number name` per line'
@@ -86,7 +86,7 @@ def number_classes(lists: Iterable[Sequence[Listed]], labels: Path | None, datas
             _check_same(given.names, known, labels, str(dataset))
         known, source, first = given.names, str(labels), given.first
     texts = {item.label for item in items if item.label is not None}
-    if all(text.isdigit() for text in texts) and texts:
+    if all(text.isdecimal() for text in texts) and texts:
         return _by_number(items, texts, known, first, source)
     names = texts | {item.folder or "" for item in items if item.label is None}
     return number_names(names, known, source)

@@ -77,7 +77,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 def why_unusable(path: Path) -> str | None:
     """Why a file cannot be in a list, which is UTF-8 text with one path per line; None if it can."""
-    if not os.path.isfile(path):
+    if not os.path.exists(path) or os.path.isdir(path):
         return "a link to a file that does not exist" if os.path.islink(path) else MISSING
     if "\n" in str(path) or "\r" in str(path):
         return "its path contains a line break; rename it"

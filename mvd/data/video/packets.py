@@ -3,42 +3,51 @@
 The file is read once and its compressed packets are kept. Frames are numbered by the timestamps of the packets that
 are shown; nothing is ever sought in the file, which is what goes wrong on files cut with an edit list. From the
 keyframe before a wanted frame on, the packets up to that frame are decoded. Of these, H.264's non-reference frames
-are left out where nobody asked for them: no other frame depends on them.
+are left out unless they are wanted: no other frame depends on them. If the timestamps may be wrong
+(mvd.data.video.timestamps), the file is decoded from its start, and its frames are numbered as they come.
 """
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import av
 import numpy as np
-from av.packet import Packet
-from av.stream import Discard
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from mvd.data.video.errors import UnreadableVideo, first_line
+from mvd.data.video.container import VideoPacket, read_track
+from mvd.data.video.errors import UnreadableVideo, first_line, unreadable
+from mvd.data.video.orientation import Orientation, orientation_of
+from mvd.data.video.timestamps import are_doubtful
 
-MOST_HELD_BACK = 16  # frames, by an H.264 decoder, to put them in order
+MAX_REORDER_DEPTH = 16  # frames, of an H.264 decoder
 SLICES = range(1, 6)  # nal_unit_type of the units that hold pixels
 
 
 class PacketVideo:
     """A video decoded by PyAV on one thread: loader processes are the parallelism.
 
-    Meant for clips: the compressed file is held in memory. A rotation flag is applied. A file without timestamps is
-    decoded from its start and counted.
+    Meant for clips: the compressed file is held in memory. The display matrix is applied.
+
+    codec: FFmpeg's name; in_decoder_order: whether frames are numbered as they come out of the decoder, because the
+    timestamps are missing or wrong. Opening such a file decodes all of it. time_base: of the frames' times, in seconds.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        try:
-            self._packets = self._read_packets()
-            self._number_frames()
-        except (av.FFmpegError, OSError, ValueError) as error:
-            raise UnreadableVideo(path, first_line(error)) from error
+        with unreadable(path):
+            track = read_track(path)
+            self.codec = track.codec
+            self._packets, self._decoder = track.packets, track.decoder
+            self._reorder_depth = track.decoder.reorder_depth
+            self._unit_prefix = unit_prefix(track.decoder)
+            self._reformatter = VideoReformatter()
+            self._length, self._number_of, self.in_decoder_order = 0, dict[int, int](), False
+            self._orientation = _first_orientation(track.native, track.packets) if track.native else None
+            self._number_frames(are_doubtful(track, self._reorder_depth))
+            self.time_base = 1 / track.rate if self.in_decoder_order else track.time_base
         if not len(self):
             raise UnreadableVideo(path, "it holds no frames")
 
@@ -51,14 +60,9 @@ class PacketVideo:
         numbers = wanted.tolist()
         if numbers[0] < 0 or numbers[-1] >= len(self):
             raise IndexError(f"{self._path} has frames 0 to {len(self) - 1}, not {numbers[0]} to {numbers[-1]}")
-        try:
+        with unreadable(self._path):
             decoded = self._decode(numbers)
-        except av.FFmpegError as error:
-            raise UnreadableVideo(self._path, first_line(error)) from error
-        lost = [number for number in numbers if number not in decoded]
-        if lost:
-            raise UnreadableVideo(self._path, f"{len(lost)} of its frames cannot be decoded, the first is {lost[0]}")
-        arrays = [self._to_rgb(decoded[number]) for number in numbers]
+            arrays = [self._to_rgb(decoded[number]) for number in numbers]
         if any(array.shape != arrays[0].shape for array in arrays):
             raise UnreadableVideo(self._path, "its frames are of different sizes")
         return np.stack([arrays[place] for place in places])
@@ -67,75 +71,98 @@ class PacketVideo:
         """Every frame in order, as it comes out of the decoder: neither converted nor turned upright.
 
         Raises:
-            UnreadableVideo: one of them is damaged.
+            UnreadableVideo: one of them is damaged, or their timestamps are out of order.
         """
-        try:
-            for number, frame in enumerate(self._shown(self._packets)):
-                if not self._timed:
-                    frame.pts, frame.time_base = number, 1 / self._rate
+        last = -1
+        with unreadable(self._path):
+            for count, frame in enumerate(self._shown(self._packets)):
+                frame.time_base = self.time_base  # the last ones come without
+                if self.in_decoder_order:
+                    frame.pts = count
                     yield frame
-                elif frame.pts in self._number_of:
-                    frame.time_base = self._time_base  # the last ones come without
+                elif (number := self._number(frame)) is not None:
+                    if number <= last:
+                        raise UnreadableVideo(self._path, "its timestamps are not in the order of its frames")
+                    last = number
                     yield frame
-        except av.FFmpegError as error:
-            raise UnreadableVideo(self._path, first_line(error)) from error
 
-    def _read_packets(self) -> list[Packet]:
-        with av.open(self._path, metadata_errors="replace") as container:
-            stream = container.streams.best("video")
-            if stream is None:
-                raise ValueError("it has no video stream")
-            for other in container.streams:
-                if other is not stream:
-                    other.discard = Discard.all
-            self._decoder = stream.codec_context
-            self._decoder.thread_count = 1
-            self._held_back = self._decoder.reorder_depth
-            self._reformatter = VideoReformatter()
-            self._unit_prefix = unit_prefix(self._decoder)
-            self._time_base, self._rate = stream.time_base, stream.average_rate or Fraction(25)
-            self.codec = self._decoder.name
-            return [packet for packet in container.demux(stream) if packet.size]
+    def orientation(self, frame: VideoFrame) -> Orientation:
+        """How a frame of this video is shown."""
+        return orientation_of(frame) if self._orientation is None else self._orientation
 
-    def _number_frames(self) -> None:
+    def _number_frames(self, doubtful: bool) -> None:
+        """Numbers the frames; doubtful timestamps count only if they are those of the decoded frames, in order."""
+        times = [packet.pts for packet in self._packets if packet.pts is not None]
+        if self._packets and len(times) == len(self._packets):
+            self._number_packets(times)
+        if not doubtful:
+            return
+        decoded = [frame.pts for frame in self._shown(self._packets)]
+        self.in_decoder_order = decoded != list(self._number_of)
+        self._length = len(decoded)
+
+    def _number_packets(self, times: list[int]) -> None:
         """Numbers the packets that are shown in the order of their timestamps, and finds where decoding can start.
 
         Not numbered are those that an edit list hides and those that would need a keyframe before the first one.
         """
         packets = self._packets
-        times = [packet.pts for packet in packets]
-        self._timed = None not in times and len(set(times)) == len(times) > 0
-        if not self._timed:
-            self._length = sum(1 for _ in self._shown(packets))
-            return
         keyframes = [i for i, packet in enumerate(packets) if packet.is_keyframe] or [0]
         # The earliest time from each packet on: a keyframe that later packets are shown before is no start for them.
         earliest = list(accumulate(reversed(times), min))[::-1]
         self._starts = [i for i in keyframes if i == keyframes[0] or earliest[i] == times[i]]
-        shown = range(keyframes[0], len(packets))
-        shown = [i for i in shown if times[i] >= times[keyframes[0]] and not packets[i].is_discard]
+        first = keyframes[0]
+        shown = [i for i in range(first, len(packets)) if times[i] >= times[first] and not packets[i].is_discard]
         self._shown_packets = sorted(shown, key=times.__getitem__)
         self._number_of = {times[i]: number for number, i in enumerate(self._shown_packets)}
         self._length = len(shown)
 
+    def _number(self, frame: VideoFrame) -> int | None:
+        """A decoded frame's number, or None if the frame is hidden."""
+        return None if frame.pts is None else self._number_of.get(frame.pts)
+
     def _decode(self, numbers: list[int]) -> dict[int, VideoFrame]:
-        """The frames of these numbers, less those that do not come out of the decoder."""
-        if not self._timed:
-            wanted = set(numbers)
-            return {number: frame for number, frame in enumerate(self._shown(self._packets)) if number in wanted}
-        decoded = self._pick(self._needed_packets(numbers), numbers)
-        if len(decoded) < len(numbers):  # a keyframe that is none, say, or a wrong depth
-            self._held_back = MOST_HELD_BACK
-            decoded = self._pick([self._packets], numbers)
-        return decoded
+        """The frames of these numbers, in ascending order.
 
-    def _pick(self, runs: Iterable[Iterable[Packet]], numbers: list[int]) -> dict[int, VideoFrame]:
-        """Decodes runs of packets, each on its own; keeps the frames of these numbers."""
-        wanted = set(numbers)
-        frames = (frame for run in runs for frame in self._shown(run))
-        return {number: frame for frame in frames if (number := self._number_of.get(frame.pts)) in wanted}
+        Raises:
+            UnreadableVideo: some of them, or of those that they depend on, do not come out of the decoder.
+        """
+        if self.in_decoder_order:
+            wanted, decoded = set(numbers), islice(self._shown(self._packets), numbers[-1] + 1)
+            frames = {number: frame for number, frame in enumerate(decoded) if number in wanted}
+            lost = wanted - frames.keys()
+        else:
+            frames, lost = self._pick(self._needed_packets(numbers), numbers)
+            if lost:  # a frame wrongly flagged as a keyframe, or a wrong reorder depth
+                self._reorder_depth = MAX_REORDER_DEPTH
+                last = max(self._shown_packets[number] for number in numbers)
+                frames, lost = self._pick([self._packets[: last + 1]], numbers)
+        if lost:
+            reason = f"{len(lost)} of its frames cannot be decoded or are out of order, the first is {min(lost)}"
+            raise UnreadableVideo(self._path, reason)
+        return frames
 
-    def _shown(self, packets: Iterable[Packet]) -> Iterator[VideoFrame]:
+    def _pick(self, runs: Iterable[list[VideoPacket]], numbers: list[int]) -> tuple[dict[int, VideoFrame], set[int]]:
+        """Decodes runs of packets, each on its own.
+
+        Returns the frames of these numbers, and the numbers of all frames in the runs that did not come out in order.
+        """
+        wanted, picked, lost = set(numbers), {}, set()
+        for run in runs:
+            due = {self._number_of[packet.pts] for packet in run if packet.pts in self._number_of}
+            last = -1
+            for frame in self._shown(run):
+                number = self._number(frame)
+                if number is None or number <= last:
+                    continue
+                last = number
+                due.discard(number)
+                if number in wanted:
+                    picked[number] = frame
+            lost |= due
+        return picked, lost
+
+    def _shown(self, packets: Iterable[VideoPacket]) -> Iterator[VideoFrame]:
         """What the decoder makes of these packets, from a fresh start to its end.
 
         Raises:
@@ -143,14 +170,18 @@ class PacketVideo:
         """
         decode = self._decoder.decode
         self._decoder.flush_buffers()
-        self._decoder.reorder_depth = self._held_back  # else, with frames left out, it gives some up as late
+        self._decoder.reorder_depth = self._reorder_depth  # else it drops frames as late if others are left out
         for packet in (*packets, None):
-            for frame in decode(packet):
+            try:
+                decoded = decode(packet)
+            except av.FFmpegError as error:
+                raise UnreadableVideo(self._path, f"a frame is damaged: {first_line(error)}") from error
+            for frame in decoded:
                 if frame.is_corrupt:
                     raise UnreadableVideo(self._path, "a frame is damaged")
                 yield frame
 
-    def _needed_packets(self, numbers: list[int]) -> Iterator[list[Packet]]:
+    def _needed_packets(self, numbers: list[int]) -> Iterator[list[VideoPacket]]:
         """For each start from which wanted frames are decoded, the packets from there to the last of them."""
         targets: dict[int, list[int]] = {}
         for number in numbers:
@@ -161,7 +192,7 @@ class PacketVideo:
             run = ((i, self._packets[i]) for i in range(start, max(wanted) + 1))
             yield [packet for i, packet in run if i in wanted or not self._is_disposable(packet)]
 
-    def _is_disposable(self, packet: Packet) -> bool:
+    def _is_disposable(self, packet: VideoPacket) -> bool:
         """Whether no other frame depends on this one, as far as that is known: H.264 says so in each slice's header."""
         return packet.is_disposable or (self._unit_prefix > 0 and not is_reference(packet, self._unit_prefix))
 
@@ -169,8 +200,14 @@ class PacketVideo:
         """uint8 (H, W, 3) in the memory of a converted frame."""
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
         plane = rgb.planes[0]
-        pixels = np.ndarray((rgb.height, rgb.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
-        return np.rot90(pixels, round(frame.rotation / 90))
+        pixels = np.ndarray((rgb.height, rgb.width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))
+        return self.orientation(frame).apply(pixels)
+
+
+def _first_orientation(native: VideoCodecContext, packets: list[VideoPacket]) -> Orientation | None:
+    """From the first frame of FFmpeg's own decoder: frames of another one come without the display matrix."""
+    frames = (frame for packet in packets for frame in native.decode(packet))
+    return next((orientation_of(frame) for frame in frames), None)
 
 
 def unit_prefix(decoder: VideoCodecContext) -> int:
@@ -179,7 +216,7 @@ def unit_prefix(decoder: VideoCodecContext) -> int:
     return header[4] % 4 + 1 if decoder.name == "h264" and header and header[0] == 1 else 0
 
 
-def is_reference(packet: Packet, prefix: int) -> bool:
+def is_reference(packet: VideoPacket, prefix: int) -> bool:
     """Whether other frames may depend on an H.264 packet: whether any of its slices has a nal_ref_idc above 0."""
     data = memoryview(packet)
     position = 0

@@ -1,4 +1,4 @@
-"""A time limit for reading one file, which names the file that hangs."""
+"""A timeout for reading one file, which logs the file that hangs."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ from mvd.host import hostname
 
 logger = logging.getLogger(__name__)
 
-CHANCES = 2  # attempts that may hang on a file before it is treated as unreadable
+MAX_HANGS = 2  # attempts that may hang on a file before it is treated as unreadable
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,27 @@ class ReadTimeout:
 
     seconds: float = 0.0
     log: Path | None = None
-    hung: Mapping[str, int] = field(default_factory=dict)  # file -> earlier attempts that it has ended
+    hung: Mapping[str, int] = field(default_factory=dict)  # file -> number of earlier attempts that hung on it
 
     @classmethod
     def of_run(cls, log: Path, seconds: float) -> "ReadTimeout":
-        """The timeout for a run's files, with what its earlier attempts have logged."""
+        """The timeout for a run's files, with the hangs that its earlier attempts logged."""
         hung: dict[str, int] = {}
-        for line in log.read_text().splitlines() if log.exists() else []:
+        for line in log.read_text(encoding="utf-8").split("\n") if log.exists() else []:
             times, _, path = line.partition(" ")
-            if times.isdigit():  # not where a full disk has cut the line off
+            if times.isdigit():  # a full disk may have cut the line off
                 hung[path] = max(int(times), hung.get(path, 0))
         return cls(seconds, log, hung)
 
     @contextmanager
     def reading(self, path: str) -> Iterator[None]:
-        """Ends this process where the block takes too long.
+        """Exits this process if the block takes too long.
 
         Raises:
-            Unreadable: earlier attempts have hung on it.
+            Unreadable: earlier attempts hung on it.
         """
         times = self.hung.get(path, 0)
-        if times >= CHANCES:
+        if times >= MAX_HANGS:
             raise Unreadable(path, f"reading it took more than {self.seconds:g} s, {times} times")
         if self.log is None:
             yield
@@ -65,7 +65,7 @@ class ReadTimeout:
     def _give_up(self, path: str) -> None:
         logger.error(
             f"FAULT (stall): {hostname()} has been reading {path} for {self.seconds:g} s; the run exits so that it can "
-            f"be restarted; a file that hangs {CHANCES} times is treated as unreadable"
+            f"be restarted; a file that hangs {MAX_HANGS} times is treated as unreadable"
         )
         try:
             if self.log is not None:

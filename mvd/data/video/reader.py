@@ -1,4 +1,4 @@
-"""Frames out of video files and images, behind one small interface."""
+"""Reads frames of video files, and images."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from mvd.data.video.errors import UnreadableImage, UnreadableVideo, first_line
+from mvd.data.video.errors import UnreadableImage, UnreadableVideo, first_line, is_temporary, unreadable
 from mvd.data.video.packets import PacketVideo
 
 
@@ -18,10 +18,11 @@ class Video(Protocol):
         ...
 
     def frames(self, indices: np.ndarray) -> np.ndarray:
-        """The frames of those numbers, 0-based and in that order, repeats allowed: uint8 (N, H, W, 3), RGB.
+        """The frames of these numbers, 0-based and in this order, repeats allowed: uint8 (N, H, W, 3), RGB.
 
         Raises:
-            UnreadableVideo: the decoder fails or returns another number of frames.
+            UnreadableVideo: a frame is damaged or missing.
+            IndexError: a number is negative, or not smaller than the number of frames.
         """
         ...
 
@@ -29,19 +30,16 @@ class Video(Protocol):
 class DecordVideo:
     """A video decoded by decord, as in the official release, on one thread.
 
-    Its frames are the same as PacketVideo's, but for files that decord 0.6 goes wrong on without a word: open groups
-    of pictures, edit lists, odd sizes, transport streams, missing timestamps and damaged frames.
+    Its frames are the same as PacketVideo's, except for files that decord 0.6 silently reads wrong: open GOPs, edit
+    lists, odd sizes, transport streams, missing or wrong timestamps, truncated files and damaged frames.
     """
 
     def __init__(self, path: str) -> None:
-        import decord  # brings an FFmpeg of its own, which only those who choose it need
+        import decord  # loads an FFmpeg of its own, which only users of this reader need
 
         self._path = path
-        self._errors = (decord.DECORDError, RuntimeError, OSError)
-        try:
+        with unreadable(path):
             self._reader = decord.VideoReader(path, num_threads=1)
-        except self._errors as error:
-            raise UnreadableVideo(path, first_line(error)) from error
         if len(self._reader) == 0:
             raise UnreadableVideo(path, "it holds no frames")
 
@@ -51,12 +49,10 @@ class DecordVideo:
     def frames(self, indices: np.ndarray) -> np.ndarray:
         """See Video."""
         wanted, places = np.unique(indices, return_inverse=True)
-        try:
-            decoded = self._reader.get_batch(wanted).asnumpy()
-        except self._errors as error:
-            raise UnreadableVideo(self._path, first_line(error)) from error
+        with unreadable(self._path):
+            decoded: np.ndarray = self._reader.get_batch(wanted).asnumpy()
         if len(decoded) != len(wanted):
-            raise UnreadableVideo(self._path, f"{len(decoded)} frames came back where {len(wanted)} were asked for")
+            raise UnreadableVideo(self._path, f"decord returned {len(decoded)} of {len(wanted)} frames")
         return decoded[places]
 
 
@@ -67,7 +63,7 @@ def open_video(path: str, reader: str = "pyav") -> Video:
     """Opens a video with the reader of that name.
 
     Raises:
-        UnreadableVideo: missing, empty, truncated or not a video.
+        UnreadableVideo: the file is missing, empty, truncated, encrypted, no video, or there is no decoder for it.
     """
     return READERS[reader](path)
 
@@ -76,10 +72,10 @@ def read_image(path: str) -> np.ndarray:
     """A decoded image, uint8 (H, W, 3), RGB.
 
     Raises:
-        UnreadableImage: missing, truncated or not an image.
+        UnreadableImage: the file is missing, truncated or no image.
     """
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:
-        raise UnreadableImage(path, first_line(error)) from error
+        raise UnreadableImage(path, first_line(error), is_temporary(error)) from error

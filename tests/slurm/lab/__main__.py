@@ -30,7 +30,8 @@ def main() -> int:
     lab.up()
     print(lab.run("sinfo"), end="")
     print("\nnow, in your shell:")
-    print("\n".join(f"  export {name}={lab.environment[name]}" for name in ("SLURM_CONF", "MVD_SLURM_LAB")))
+    variables = ("SLURM_CONF", "MVD_SLURM_LAB", "MVD_EXPECT_GPU")
+    print("\n".join(f"  export {name}={lab.environment[name]}" for name in variables))
     return 0
 
 

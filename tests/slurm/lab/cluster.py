@@ -25,7 +25,12 @@ class Lab:
     def environment(self) -> dict[str, str]:
         """The variables that a shell needs to talk to this cluster."""
         path = os.pathsep.join(("/usr/sbin", "/sbin", os.environ.get("PATH", "")))
-        return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": path, "MVD_SLURM_LAB": str(self.folder)}
+        return {
+            "SLURM_CONF": str(self.folder / "slurm.conf"),
+            "PATH": path,
+            "MVD_SLURM_LAB": str(self.folder),
+            "MVD_EXPECT_GPU": "0",  # its GPUs are not real, so jobs have to train on the CPU
+        }
 
     def run(self, *command: str, check: bool = True) -> str:
         """Run a SLURM command; return its standard output.

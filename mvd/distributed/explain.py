@@ -1,0 +1,78 @@
+"""What the errors of a run mean: a host's fault, a lost rank, too little GPU memory, or a bug."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from mvd.config import ConfigError
+from mvd.distributed.blame import hardware_fault
+from mvd.distributed.faults import HostFault, PeerLost, RunFailed, record_fault
+from mvd.host import hostname
+from mvd.stage import Stage
+
+_OUT_OF_MEMORY = re.compile(r"CUDA error: out of memory|Cuda failure.{0,10}out of memory|CUBLAS_STATUS_ALLOC_FAILED")
+_OTHER_PROCESS = re.compile(r"Process (\d+) has ([\d.]+ [KMG]iB) memory in use")
+
+
+@contextmanager
+def explain_errors(stage: Stage) -> Iterator[None]:
+    """Turns errors of CUDA, NCCL, gloo and the data loader into HostFault, PeerLost or ConfigError with one sentence.
+
+    A hardware fault is recorded in faults.jsonl with this host. Anything else is raised as it is.
+
+    Raises:
+        HostFault: this host is at fault.
+        PeerLost: another rank or a data loader process is gone.
+        ConfigError: the GPU's memory is too small for the micro-batch.
+    """
+    try:
+        yield
+    except (RunFailed, HostFault, PeerLost):
+        raise
+    except RuntimeError as error:
+        reason = _first_sentence(error)
+        fault = _shared_gpu(error) or hardware_fault(error)
+        if fault is not None:
+            message = f"{_this_rank()}: {fault} ({reason})"
+            record_fault(stage.files, "hardware", message, hosts=[hostname()])
+            raise HostFault(f"{message}; start the stage again on another host") from error
+        if _is_out_of_memory(error):
+            raise ConfigError(f"{stage.id}: {_this_rank()}: {_advice_on_memory(stage)} ({reason})") from error
+        if "DataLoader worker" in reason:
+            raise PeerLost(f"{_this_rank()} lost a data loader process ({reason}); start the stage again") from error
+        if isinstance(error, dist.DistError) or "gloo" in reason or "Connection" in reason:
+            raise PeerLost(f"{_this_rank()} lost another rank ({reason}); start the stage again") from error
+        raise
+
+
+def _this_rank() -> str:
+    return f"rank {dist.get_rank()} on {hostname()}" if dist.is_initialized() else f"a process on {hostname()}"
+
+
+def _first_sentence(error: RuntimeError) -> str:
+    return str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def _shared_gpu(error: RuntimeError) -> str | None:
+    """Which other process holds memory of the GPU that ran out of it, as PyTorch lists them."""
+    other = _OTHER_PROCESS.search(str(error))
+    # In a container PyTorch may not recognize its own process, and then lists it as another one.
+    if not (other and _is_out_of_memory(error) and "this process has" in str(error)):
+        return None
+    return f"process {other[1]}, not of this run, holds {other[2]} of the GPU's memory"
+
+
+def _advice_on_memory(stage: Stage) -> str:
+    """How to make the stage fit: half its micro-batch, if that is possible."""
+    running = stage.execution.micro_batch
+    smallest = 2 if stage.kind == "finetune" else 1  # fine-tuning mixes pairs of videos
+    if running // 2 < smallest:
+        return f"out of GPU memory with the smallest micro_batch, {running}; use GPUs with more memory, or ZeRO stage 3"
+    return f"out of GPU memory; set cluster.{stage.kind}.micro_batch={running // 2}, half of the present {running}"
