@@ -180,13 +180,15 @@ THREE_STOPS = "three stops while starting"
 
 
 def _second_submission(site: Site, submit: Callable[[], str], stage: str) -> None:
-    """A user's shell hides the job from squeue, and the user submits the stage again."""
-    jobs, environment = site.jobs(), site.environment
+    """A user's shell hides the waiting job from squeue, and the user submits the stage again."""
+    job, jobs, environment = site.record(stage).job_id, site.jobs(), site.environment
     site.environment = environment | HIDING
+    site.lab.run("scontrol", "hold", job)
     try:
         printed = submit()
     finally:
         site.environment = environment
+        site.lab.run("scontrol", "release", job)
     assert site.jobs() == jobs, printed
 
 

@@ -68,21 +68,23 @@ class Storm:
             self._blow(faults, Deck(endings, self.random), Deck(BETWEEN, self.random))
 
     def _blow(self, faults: int, endings: Deck, between: Deck) -> None:
-        reference = self.submit("undisturbed")
-        expected: dict[str, torch.Tensor] = {}
+        expected = self.undisturbed()
         while self.faults.total() < faults:
             self.runs += 1
             run = Run(self, self.submit(f"run-{self.runs}"))
-            if not expected:
-                reference.wait_for_result(self.stage)
-                assert len(reference.record(self.stage).attempts) == 1
-                expected = load_file(reference.runs / self.stage / "weights.safetensors")
             run.to_the_end(faults, endings, between)
             weights = load_file(run.files.weights)
             assert weights.keys() == expected.keys(), "the weights have other names"
             wrong = [name for name in expected if not weights[name].equal(expected[name])]
             assert not wrong, f"{len(wrong)} tensors differ, such as {wrong[0]}"
             print(f"run {self.runs} is complete: {self.faults.total()} faults, all weights are equal", flush=True)
+
+    def undisturbed(self) -> dict[str, torch.Tensor]:
+        """The weights that every run must end with."""
+        site = self.submit("undisturbed")
+        site.wait_for_result(self.stage)
+        assert len(site.record(self.stage).attempts) == 1
+        return load_file(RunDirectory(site.runs / self.stage).weights)
 
     def submit(self, name: str) -> Site:
         """A run of its own; all but the undisturbed one pause where `Run.plan` says, and have a small disk."""
