@@ -58,16 +58,16 @@ class Storm:
         self.lost: dict[str, list[int]] = defaultdict(list)  # updates that must be repeated, by what ended the attempt
         self.attempts = self.runs = self.given_up = 0
 
-    def blow(self, faults: int, endings: Sequence[str] = (*ENDINGS, THREE_STOPS)) -> None:
+    def disturb(self, faults: int, endings: Sequence[str] = (*ENDINGS, THREE_STOPS)) -> None:
         """Disturbs run after run until so many faults have come.
 
         Raises:
             AssertionError: weights differ, or job.json does not say what happened.
         """
         with ExitStack() as self.cleanup:
-            self._blow(faults, Deck(endings, self.random), Deck(BETWEEN, self.random))
+            self._disturb(faults, Deck(endings, self.random), Deck(BETWEEN, self.random))
 
-    def _blow(self, faults: int, endings: Deck, between: Deck) -> None:
+    def _disturb(self, faults: int, endings: Deck, between: Deck) -> None:
         expected = self.undisturbed()
         while self.faults.total() < faults:
             self.runs += 1
@@ -280,7 +280,7 @@ def main() -> int:
         motion = generate_motion(folder / "motion", train=48, val=16)
         with running_lab(folder / "lab") as lab:
             storm = Storm(lab, folder, motion, write_teachers(folder / "teachers"), arguments.seed)
-            storm.blow(arguments.faults)
+            storm.disturb(arguments.faults)
     print(storm.report(time.monotonic() - started))
     return 0
 
