@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 import json
 from datetime import UTC, datetime, timedelta
 
@@ -348,4 +349,17 @@ def test_an_unknown_error_of_squeue_counts_as_silence(job):
     job.begin()
     job.slurm.fails("squeue", f"some plugin: {BUSY[:10]} failed")
     job.end(1)
+    assert job.requeues == ["24_1"]
+
+
+def test_a_log_on_a_full_disk_prevents_neither_the_start_nor_the_requeue(job):
+    def freed(_):
+        job.monkeypatch.setattr(attempts, "write_record", write_record)
+
+    with open("/dev/full", "wb", buffering=0) as full_disk:
+        job.monkeypatch.setattr("sys.stdout", io.TextIOWrapper(full_disk, write_through=True))  # as `python -u`
+        job.monkeypatch.setattr(attempts, "write_record", full)
+        job.monkeypatch.setattr(attempts.time, "sleep", freed)
+        assert job.begin() == 0
+        assert job.end(1) == 1
     assert job.requeues == ["24_1"]
