@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from launch.job.log import say
 from launch.job.ownership import is_gone
 from launch.job.record import Attempt, Record, now, read_record, write_record
 from launch.job.rendezvous import free_port
@@ -96,7 +97,7 @@ def _with_disk(action: Callable[[], Result]) -> Result:
             if error.errno not in DISK_TROUBLE:
                 raise
             if number == 0:
-                print(f"=== {error.filename or 'a file'}: {error.strerror}; waiting for the disk", flush=True)
+                say(f"=== {error.filename or 'a file'}: {error.strerror}; waiting for the disk")
             time.sleep(pause)
     return action()
 
@@ -109,7 +110,7 @@ def end(files: RunDirectory, code: int, reason: str = "") -> int:
     """
     owner = _owner(files)
     if owner is not None and (owner.job, owner.attempt) != (job_id(), restarts()):
-        print(f"=== {files.path} belongs to {owner}; this attempt leaves it alone", flush=True)
+        say(f"=== {files.path} belongs to {owner}; this attempt leaves it alone")
         return 1
     record = _own_record(files)
     attempt = record.attempts[-1]
@@ -122,7 +123,7 @@ def end(files: RunDirectory, code: int, reason: str = "") -> int:
     _try("owner.json", lambda: give_back(files, owner) if owner else None)
     if complete:
         return 0
-    print(f"=== {record.error or attempt.error}", flush=True)
+    say(f"=== {record.error or attempt.error}")
     result = 1
     state = _state() if record.error is None else "GONE"
     if state in ("RUNNING", None):
@@ -140,7 +141,7 @@ def end_without_batch_script(files: RunDirectory) -> None:
     try:
         job = slurm.queue([job_id()]).get(job_id())
     except ConfigError as error:
-        print(f"=== {error}", flush=True)
+        say(f"=== {error}")
         return
     if job is not None and job.lost_batch_script:
         end(files, 0, f"SLURM ended the job, since its batch script alone was killed ({job.reason})")
@@ -150,7 +151,7 @@ def _owner(files: RunDirectory) -> Owner | None:
     try:
         return read_owner(files)
     except (ConfigError, OSError) as error:
-        print(f"=== {error}", flush=True)
+        say(f"=== {error}")
         return None
 
 
@@ -159,7 +160,7 @@ def _own_record(files: RunDirectory) -> Record:
     try:
         record = read_record(files)
     except (ConfigError, OSError) as error:
-        print(f"=== {error}", flush=True)
+        say(f"=== {error}")
         record = None
     if record is not None and record.job_id == job_id() and record.attempts:
         return record
@@ -201,7 +202,7 @@ def _requeue(files: RunDirectory, record: Record, asks: bool) -> int:
     """
     attempt = record.attempts[-1]
     if not slurm.has("scontrol") and record.requeue_exit is not None:
-        print(f"=== exiting with code {record.requeue_exit}, after which SLURM requeues the job", flush=True)
+        say(f"=== exiting with code {record.requeue_exit}, after which SLURM requeues the job")
         return record.requeue_exit
     blamed = _try("faults.jsonl", lambda: blamed_hosts([files.whole.path])) or []
     if asks:
@@ -211,17 +212,17 @@ def _requeue(files: RunDirectory, record: Record, asks: bool) -> int:
     refused = slurm.requeue(job_id())
     if refused and _state() in ("RUNNING", None):  # not if it has been requeued, and only the answer was lost
         record.error = f"it could not be requeued ({refused}); after: {attempt.error}"
-        print(f"=== {record.error}", flush=True)
+        say(f"=== {record.error}")
         return 1
     if avoided != record.avoided:
         refused = slurm.exclude(job_id(), exclusion(record.exclude, avoided))
         reason = refused or reason
         record.avoided = record.avoided if refused else avoided
     if record.avoided:
-        print(f"=== the next attempt avoids {', '.join(record.avoided)}", flush=True)
+        say(f"=== the next attempt avoids {', '.join(record.avoided)}")
     for host in sorted(set(blamed) - set(record.avoided)):
         attempt.error = f"{attempt.error}\n{host} is not avoided: {reason}"
-        print(f"=== {host} is not avoided: {reason}", flush=True)
+        say(f"=== {host} is not avoided: {reason}")
     return 1
 
 
@@ -230,7 +231,7 @@ def _state() -> str | None:
     try:
         job = slurm.queue([job_id()]).get(job_id())
     except ConfigError as error:
-        print(f"=== {error}", flush=True)
+        say(f"=== {error}")
         return None
     if job is None:
         return "GONE"
@@ -247,7 +248,7 @@ def _try(name: str, action: Callable[[], Result]) -> Result | None:
     try:
         return action()
     except (ConfigError, OSError) as error:
-        print(f"=== {name}: {error}; going on", flush=True)
+        say(f"=== {name}: {error}; going on")
         return None
 
 
@@ -285,12 +286,10 @@ def main(arguments: list[str]) -> int:
             return end(files, int(rest[0]))
         begin(files)
     except ConfigError as error:
-        print(f"error: {error}", flush=True)
+        say(f"error: {error}")
         return 1
     except OSError as error:
-        print(
-            f"error: {error.filename or files.path}: {error.strerror}; fix that, then run submit.py again", flush=True
-        )
+        say(f"error: {error.filename or files.path}: {error.strerror}; fix that, then run submit.py again")
         return 1
     return 0
 

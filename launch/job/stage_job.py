@@ -14,6 +14,7 @@ from submitit import JobEnvironment
 from submitit.helpers import TorchDistributedEnvironment
 
 from launch.job.attempts import ERROR_LINES, end_without_batch_script, job_id, restarts
+from launch.job.log import say
 from launch.job.record import now
 from launch.slurm.client import PATIENT, slurm
 from mvd.config import ConfigError
@@ -39,7 +40,7 @@ class StageJob:
         note = ErrorNote(stage.job_files, int(os.environ["SLURM_PROCID"]))
         for number in (signal.SIGUSR2, signal.SIGTERM):  # submitit's own would requeue in the middle of a step
             signal.signal(number, note.leave)
-        print(f"=== job {job_id()}, rank {note.rank} on {hostname()}, {now()}", flush=True)
+        say(f"=== job {job_id()}, rank {note.rank} on {hostname()}, {now()}")
         try:
             os.environ[VARIABLE] = f"{job_id()}.{restarts()}"
             os.environ["MASTER_PORT"] = str(wait_for_owner(stage.job_files).port)
@@ -65,7 +66,7 @@ class PrepareJob:
         from mvd.data.prepare.prepare import run as prepare
 
         signal.signal(signal.SIGUSR2, self.requeue)
-        print(f"=== job {job_id()} on {hostname()}, {now()}", flush=True)
+        say(f"=== job {job_id()} on {hostname()}, {now()}")
         code = prepare(argparse.Namespace(**vars(self.arguments) | {"shard": self.share}))
         if code:
             sys.exit(code)
@@ -74,7 +75,7 @@ class PrepareJob:
         """Handles SLURM's signal before a time limit or a preemption; submitit would ask scontrol only once."""
         slurm.pauses = PATIENT
         error = slurm.requeue(job_id())
-        print(f"=== the job could not be requeued: {error}" if error else "=== requeued", flush=True)
+        say(f"=== the job could not be requeued: {error}" if error else "=== requeued")
         os._exit(STOPPED)
 
 
@@ -107,20 +108,20 @@ def run(stage: Stage, note: "ErrorNote") -> None:
     try:
         run_stage(stage)
     except Interrupted as stop:
-        print(stop, flush=True)
+        say(stop)
     except (ConfigError, RunFailed) as error:
-        print(f"error: {error}", flush=True)
+        say(f"error: {error}")
         note.write(f"error: {error}", final=True)
         sys.exit(INVALID)
     except (HostFault, PeerLost) as error:
-        print(f"error: {error}", flush=True)
+        say(f"error: {error}")
         note.write(f"error: {error}")
         sys.exit(RETRYABLE)
     except OSError as error:
         if error.errno not in DISK_FAULTS:
             raise
         said = f"error: {error.filename or 'a file'}: {error.strerror}; fix that, then submit the row again"
-        print(said, flush=True)
+        say(said)
         note.write(said)  # another attempt may find room on the disk, or another host
         sys.exit(INVALID)
     import torch.distributed as dist
@@ -141,14 +142,14 @@ class ErrorNote:
         entry = {"rank": self.rank, "host": hostname(), "lines": lines, "final": final, "signal": signal_name}
         try:
             if (lost := lost_to(self.files)) is not None:
-                print(lost, flush=True)
+                say(lost)
                 return
             with open(self.files.error, "x") as handle:
                 json.dump(entry, handle)
         except FileExistsError:
-            print("another process has failed before this one", flush=True)
+            say("another process has failed before this one")
         except (ConfigError, OSError) as error:
-            print(f"{self.files.error} cannot be written: {error}", flush=True)
+            say(f"{self.files.error} cannot be written: {error}")
 
     def leave(self, number: int, _: object) -> None:
         """Handles a signal in the seconds before training, when nothing is lost by leaving at once."""

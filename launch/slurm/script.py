@@ -42,7 +42,8 @@ def parameters(
     options = {name: value for name, value in cluster.slurm.options.items() if name != "exclude"}
     how = dataclasses.replace(cluster.slurm, exclude=exclude or None, options=options)
     kind = array.stages[0].kind
-    attempts = f"{shlex.quote(sys.executable)} -m launch.job.attempts"
+    # -u: a line that a full disk has refused must not stay in a buffer, whose flush at the end would fail.
+    attempts = f"{shlex.quote(sys.executable)} -u -m launch.job.attempts"
     asked = {
         "job_name": array.stages[0].id if len(array.stages) == 1 else f"{kind}-{len(array.stages)}-stages",
         "gpus_per_node": array.layout.gpus,

@@ -1,4 +1,4 @@
-"""What may befall a checkpoint that lies on a disk."""
+"""Damage to a checkpoint on disk."""
 
 import os
 import random
@@ -11,7 +11,7 @@ DAMAGES = ("truncated file", "flipped bit", "damaged manifest", "deleted checkpo
 
 
 def damage(run: Path, draw: random.Random) -> str:
-    """Spoils the newest checkpoint of a run directory, which has one; returns how."""
+    """Damages the newest checkpoint of a run directory, which must have one; returns how."""
     how = draw.choice(DAMAGES)
     newest = RunDirectory(run).complete_checkpoints()[-1]
     files = sorted(path for path in newest.iterdir() if path.name != MANIFEST)

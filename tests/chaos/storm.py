@@ -1,10 +1,10 @@
-"""A seeded storm of faults over a real run of two processes, which has to end as the undisturbed run does.
+"""A seeded storm of faults over a real run of two processes, which must end as the undisturbed run does.
 
     python -m tests.chaos.storm --faults 50 --seed 0
 
 Fine-tuning runs, with drop path, dropout, mixing, two broken videos and one update whose loss is not a number, are
-killed, signalled, robbed of checkpoints and of disk space, and started again until they are complete. Then their
-weights have to be those of a run that nothing happened to but that left the same update out, bit for bit.
+killed, signalled, deprived of checkpoints and of disk space, and started again until they are complete. Then their
+weights must equal those of an undisturbed run that skips the same update, bit for bit.
 """
 
 import argparse
@@ -39,7 +39,7 @@ EPOCHS = 4
 UPDATES = 6 * EPOCHS
 SAVED_EVERY = 3
 MEGABYTES = 64  # of the disk that becomes full
-ENDINGS = {  # how an attempt may end: the exit codes that have to be among the two processes', none of them 0
+ENDINGS = {  # how an attempt may end: the exit codes of the two processes, none of them 0
     "USR2": {STOPPED},
     "TERM": {STOPPED},
     "INT": {STOPPED},
@@ -61,9 +61,7 @@ class Storm:
         self.disk = folder / "disk"
         self.mounted = _mount(self.disk)
         self.faults: Counter[str] = Counter()
-        self.lost: dict[str, list[int]] = defaultdict(
-            list
-        )  # updates that had to be repeated, by what ended the attempt
+        self.lost: dict[str, list[int]] = defaultdict(list)  # updates to repeat, by what ended the attempt
         self.attempts = self.runs = 0
         self.root = generate_motion(folder / "motion", train=48, val=16)
         lines = (self.root / "train.csv").read_text().splitlines()
@@ -95,7 +93,7 @@ class Storm:
         )
 
     def undisturbed(self) -> dict:
-        """The weights that every run has to end with."""
+        """The weights that every run must end with."""
         stage = self.stage(self.folder / "undisturbed")
         path = write_stage(stage)
         write_json(stage.directory / "skipped.json", {"skipped": [NAN_AT], "rollbacks": []})
@@ -104,7 +102,7 @@ class Storm:
             raise SystemExit(f"the undisturbed run ended with {codes}: {_output(stage)}")
         return load_file(stage.directory / "weights.safetensors")
 
-    def blow(self, faults: int) -> None:
+    def disturb(self, faults: int) -> None:
         """Disturbs run after run until so many faults have come."""
         expected = self.undisturbed()
         while self.faults.total() < faults:
@@ -154,7 +152,7 @@ class Storm:
         print(f"attempt {self.attempts}, {ending}: exit codes {codes}, {self.faults.total()} faults so far", flush=True)
 
     def settle(self, stage: Stage, ending: str, codes: list[int | None], full: bool) -> None:
-        """Counts what an attempt has suffered; an attempt may only end as a fault explains."""
+        """Counts an attempt's faults; an attempt may end only as one of them explains."""
         given_up = full and set(codes) == {2}
         if codes != [0, 0] and not given_up and set(codes) != ENDINGS.get(ending):
             raise SystemExit(f"an attempt with {ending} ended with {codes}: {_output(stage)}")
@@ -197,7 +195,7 @@ class Storm:
         return [process.exitcode for process in processes]
 
     def hide_video(self) -> Path:
-        """Puts a pipe that nobody writes to in the place of a video."""
+        """Replaces a video with a pipe that nobody writes to."""
         video = self.videos.pop(self.random.randrange(len(self.videos)))
         video.rename(video.with_suffix(".hidden"))
         os.mkfifo(video)
@@ -226,7 +224,7 @@ def _output(stage: Stage) -> str:
 
 
 def _mount(folder: Path) -> bool:
-    """A small disk in memory; where that is not allowed, an ordinary folder, whose disk is not filled."""
+    """A small disk in memory; if that is not allowed, an ordinary folder, whose disk is not filled."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", str(folder)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
@@ -241,7 +239,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mvd-storm-") as name:
         storm = Storm(Path(name), arguments.seed)
         try:
-            storm.blow(arguments.faults)
+            storm.disturb(arguments.faults)
         finally:
             storm.close()
     print(storm.report(time.monotonic() - started))

@@ -1,4 +1,4 @@
-"""A short storm; `make chaos FAULTS=200` blows a long one."""
+"""A short storm; `make chaos FAULTS=200` runs a long one."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""One process of a run that a storm disturbs: it is the real `python -m mvd.run`, but for what befalls it."""
+"""One process of a run that a storm disturbs: the real `python -m mvd.run` with one fault added."""
 
 import math
 import os
@@ -19,18 +19,18 @@ NAN_AT = 9  # the update whose loss is not a number on the second process, in ev
 
 
 class Plan(NamedTuple):
-    """What an attempt is to suffer: the fault that ends it, where and when, and whether reads fail at first."""
+    """The faults of an attempt: the one that ends it, where and when, and whether reads fail at first."""
 
     ending: str = "none"  # or "signal", "save"
     ranks: tuple[int, ...] = ()
     update: int = 0  # before which the signal comes, or from which on a save is the last one
     number: int = 0  # the signal, or at which flush to the disk the save ends
-    flaky: int | None = None  # a file whose number leaves this rest by 5 cannot be read at the first try
+    flaky: int | None = None  # a file whose number has this remainder modulo 5 cannot be read at the first try
     ballast: Path | None = None  # a file that fills the disk from the attempt's second update on
 
 
 def be(rank: int, port: int, stage: Path, plan: Plan) -> None:
-    """Becomes rank `rank` of two of the stage's processes; its output goes to a file beside stage.yaml."""
+    """Becomes one of the stage's two processes; its output goes to a file beside stage.yaml."""
     os.setpgid(0, 0)
     output = os.open(stage.parent / f"output.{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)

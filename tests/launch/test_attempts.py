@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 import json
 from datetime import UTC, datetime, timedelta
 
@@ -387,3 +388,16 @@ def test_a_refusal_that_has_nothing_to_do_with_the_hosts_does_not_keep_a_blamed_
     job.slurm.fails("sbatch --test-only", "QOSMaxSubmitJobPerUserLimit", times=9)
     job.attempt(76)
     assert job.exclusions == [("24_1", "node7")] and job.record.avoided == ["node7"]
+
+
+def test_a_log_on_a_full_disk_prevents_neither_the_start_nor_the_requeue(job):
+    def freed(_):
+        job.monkeypatch.setattr(attempts, "write_record", write_record)
+
+    with open("/dev/full", "wb", buffering=0) as full_disk:
+        job.monkeypatch.setattr("sys.stdout", io.TextIOWrapper(full_disk, write_through=True))  # as `python -u`
+        job.monkeypatch.setattr(attempts, "write_record", full)
+        job.monkeypatch.setattr(attempts.time, "sleep", freed)
+        assert job.begin() == 0
+        assert job.end(1) == 1
+    assert job.requeues == ["24_1"]

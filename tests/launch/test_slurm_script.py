@@ -109,7 +109,7 @@ def test_an_option_of_zero_is_not_dropped():
 
 def run_script(tmp_path, setup, srun="exit 7"):
     """Runs the script with an srun and a Python of this test's own; returns the lines that they print."""
-    for name, line in {"srun": srun, "python": 'echo "$3 $5"; exit 3'}.items():
+    for name, line in {"srun": srun, "python": 'echo "$4 $6"; exit 3'}.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
         (tmp_path / name).chmod(0o755)
     text = script(setup=[f"PATH={tmp_path}:$PATH", *setup]).replace(sys.executable, "python")

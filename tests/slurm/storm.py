@@ -1,27 +1,26 @@
-"""A seeded storm of faults over a stage of two nodes on the virtual SLURM, which has to end as if nothing had happened.
+"""A seeded storm of faults over a stage of two nodes on the virtual SLURM, which must end as if nothing had happened.
 
     python -m tests.slurm.storm --faults 50 --seed 0
 
-A pre-training, submitted as a user submits it, is signalled, preempted, requeued, killed in part and as a whole, robbed
-of nodes and of checkpoints: while it starts, before an update, within a save. Where its job is given up, since three
-attempts have saved nothing new, it is submitted again. In the end its weights have to be those of a run that nothing
-happened to, bit for bit, and job.json has to know each attempt and how it ended.
+A pre-training is submitted as a user submits it, and each attempt meets one fault of tests/slurm/faults.py: while it
+starts, before an update, or during a save. If the launcher ends its job, since three attempts have saved nothing new,
+it is submitted again. At the end its weights must equal those of an undisturbed run bit for bit, and job.json must have
+each attempt and how it ended.
 """
 
 import argparse
-import contextlib
 import json
-import os
 import random
-import signal
 import statistics
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 from launch.job.record import Attempt
@@ -30,26 +29,20 @@ from mvd.run_directory import RunDirectory, update_of
 from tests.chaos.damage import DAMAGES, damage
 from tests.conftest import write_teachers
 from tests.slurm.conftest import TINY, Site, end, stage_ids
-from tests.slurm.lab import Lab, can_run, running_lab, wait_for
+from tests.slurm.faults import BETWEEN, ENDINGS, KILLED, STOPPED, THREE_STOPS, Deck, Ending, Victim
+from tests.slurm.lab import Lab, can_run, running_lab
+from tests.slurm.lab.quirks import small_disk
 
 SAVED_EVERY = 3
 LENGTH = "pretrain.optimization.epochs=5"  # 30 updates
-SHAPE = ("cluster.pretrain.nodes=2", f"cluster.checkpoint_every={SAVED_EVERY}", "cluster.workers=1")
-STOPPED = "stopped before a time limit"
-KILLED = "a process ended with exit code"
-LOST = None  # SLURM requeues the job itself, and ends its batch script before it can say anything
-ENDINGS = {  # how an attempt may end, and what job.json has to say of it then
-    "USR2": STOPPED,
-    "TERM": STOPPED,
-    "kill one": KILLED,
-    "kill all": KILLED,
-    "kill srun": KILLED,
-    "scontrol requeue": LOST,
-    "node set down": LOST,
-    "crashed node": LOST,
-    "preemption": STOPPED,
-    "time limit": STOPPED,
-}
+RENDEZVOUS_MINUTES = 1
+SHAPE = (
+    "cluster.pretrain.nodes=2",
+    f"cluster.checkpoint_every={SAVED_EVERY}",
+    "cluster.workers=1",
+    f"cluster.faults.rendezvous_minutes={RENDEZVOUS_MINUTES}",
+)
+MEGABYTES = 256  # of the disk that becomes full
 MOMENTS = ("starting", "updating", "saving")
 
 
@@ -62,53 +55,53 @@ class Storm:
         (self.stage,) = stage_ids(TINY, LENGTH)["pretrain"]
         self.faults: Counter[str] = Counter()
         self.moments: Counter[str] = Counter()
-        self.lost: dict[str, list[int]] = defaultdict(list)  # updates that were made in vain, by what ended the attempt
+        self.lost: dict[str, list[int]] = defaultdict(list)  # updates that must be repeated, by what ended the attempt
         self.attempts = self.runs = self.given_up = 0
-        self.sites: list[Site] = []
 
-    def blow(self, faults: int, endings: tuple[str, ...] = tuple(ENDINGS)) -> None:
+    def disturb(self, faults: int, endings: Sequence[str] = (*ENDINGS, THREE_STOPS)) -> None:
         """Disturbs run after run until so many faults have come.
 
         Raises:
-            AssertionError: weights differ, or job.json says something else than what happened.
+            AssertionError: weights differ, or job.json does not say what happened.
         """
-        try:
-            self._blow(faults, endings)
-        finally:
-            for site in self.sites:
-                end(site)
+        with ExitStack() as self.cleanup:
+            self._disturb(faults, Deck(endings, self.random), Deck(BETWEEN, self.random))
 
-    def _blow(self, faults: int, endings: tuple[str, ...]) -> None:
-        reference = self.submit("undisturbed")
-        expected = {}
+    def _disturb(self, faults: int, endings: Deck, between: Deck) -> None:
+        expected = self.undisturbed()
         while self.faults.total() < faults:
             self.runs += 1
             run = Run(self, self.submit(f"run-{self.runs}"))
-            if not expected:
-                reference.wait_for_result(self.stage)
-                assert len(reference.record(self.stage).attempts) == 1
-                expected = load_file(reference.runs / self.stage / "weights.safetensors")
-            run.to_the_end(faults, endings)
-            weights = load_file(run.directory / "weights.safetensors")
+            run.to_the_end(faults, endings, between)
+            weights = load_file(run.files.weights)
             assert weights.keys() == expected.keys(), "the weights have other names"
             wrong = [name for name in expected if not weights[name].equal(expected[name])]
             assert not wrong, f"{len(wrong)} tensors differ, such as {wrong[0]}"
             print(f"run {self.runs} is complete: {self.faults.total()} faults, all weights are equal", flush=True)
 
+    def undisturbed(self) -> dict[str, torch.Tensor]:
+        """The weights that every run must end with."""
+        site = self.submit("undisturbed")
+        site.wait_for_result(self.stage)
+        assert len(site.record(self.stage).attempts) == 1
+        return load_file(RunDirectory(site.runs / self.stage).weights)
+
     def submit(self, name: str) -> Site:
-        """A run of its own; all but the undisturbed one wait where `Run.plan` says."""
+        """A run of its own; all but the undisturbed one pause where `Run.plan` says, and have a small disk."""
         (self.folder / name).mkdir()
         site = Site(self.lab, self.folder / name, self.motion, self.teachers)
-        self.sites.append(site)
         if name != "undisturbed":
+            self.cleanup.enter_context(small_disk(site.runs, MEGABYTES))
             Run.plan(self, site)
-        site.submit(TINY, LENGTH, *SHAPE, "--until", "pretrain")
+        self.cleanup.callback(end, site)
+        submit(site)
         return site
 
     def report(self, seconds: float) -> str:
+        """The figures, a line for each kind of fault."""
         head = f"{self.faults.total()} faults in {self.runs} runs and {self.attempts} attempts, {seconds:.0f} s"
-        lines = [f"{head}; given up by the launcher and submitted again: {self.given_up}"]
-        for name in (*ENDINGS, *DAMAGES):
+        lines = [f"{head}; ended by the launcher and submitted again: {self.given_up}"]
+        for name in (*ENDINGS, THREE_STOPS, *BETWEEN, *DAMAGES):
             lost = self.lost.get(name)
             cost = f", updates lost {statistics.mean(lost):.1f} (most {max(lost)})" if lost else ""
             lines.append(f"  {name}: {self.faults[name]}{cost}")
@@ -121,13 +114,14 @@ class Run:
 
     def __init__(self, storm: Storm, site: Site) -> None:
         self.storm, self.site, self.lab, self.random = storm, site, storm.lab, storm.random
-        self.directory = site.runs / storm.stage
+        self.files = RunDirectory(site.runs / storm.stage)
         self.reached = site.brake.with_suffix(".reached")
         self.number = 0  # of the attempt, since the last submission
+        self.avoided: str | None = None  # the host that the next attempt must avoid
 
     @staticmethod
     def plan(storm: Storm, site: Site) -> None:
-        """Says where the next attempt is to wait for its fault."""
+        """Says where the next attempt pauses for its fault."""
         draw = storm.random
         flush = draw.choice((0, 0, draw.randint(1, 8)))
         plan = {"updates": draw.randint(0, 2 * SAVED_EVERY), "flush": flush, "rank": draw.randrange(2)}
@@ -140,129 +134,134 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        return (self.directory / "result.json").exists()
+        return self.files.result.exists()
 
     @property
     def newest(self) -> int:
-        """The update of the newest checkpoint; 0 where there is none."""
-        return max(map(update_of, RunDirectory(self.directory).complete_checkpoints()), default=0)
+        """The update of the newest checkpoint; 0 if there is none."""
+        return max(map(update_of, self.files.complete_checkpoints()), default=0)
 
-    def to_the_end(self, faults: int, endings: tuple[str, ...]) -> None:
+    @property
+    def error(self) -> str | None:
+        """The error that has ended the job."""
+        return self.site.record(self.storm.stage).error
+
+    def to_the_end(self, faults: int, endings: Deck, between: Deck) -> None:
         """One attempt after the other, each with a fault until there have been enough."""
         while not self.complete:
-            self.number += 1
-            self.storm.attempts += 1
             if self.storm.faults.total() >= faults:
+                self.number += 1
+                self.storm.attempts += 1
                 self.site.brake.unlink(missing_ok=True)
                 self.site.wait_for_result(self.storm.stage)
+            elif (name := endings.draw()) == THREE_STOPS:
+                self.three_stops()
             else:
-                self.one_attempt(self.random.choice(endings))
+                self.one_attempt(name, between)
         self.site.wait_until_idle()
         record = self.site.record(self.storm.stage)
         assert len(record.attempts) == self.number and record.requeued == self.number - 1 and record.error is None
 
-    def one_attempt(self, ending: str) -> None:
-        stage = self.storm.stage
-        starting = self.random.random() < 0.2
+    def three_stops(self) -> None:
+        """Three attempts are told to stop before they have trained; the launcher must not end the job because of it."""
+        for _ in range(3):
+            moment = self.suffer(ENDINGS["USR2"], starting=True)
+            if self.complete:
+                return
+            assert self.error is None
+            self.plan(self.storm, self.site)
+        self.count(THREE_STOPS, moment)
+
+    def one_attempt(self, name: str, between: Deck) -> None:
+        """One attempt and its fault, then perhaps one between it and the next."""
+        ending = ENDINGS[name]
+        moment = self.suffer(ending, starting=ending.moment == "any" and self.random.random() < 0.2)
+        if self.complete:
+            return  # before the fault came
+        self.count(name, moment)
+        if self.newest and self.random.random() < 0.3:
+            self.storm.faults[damage(self.files.path, self.random)] += 1
+        self.plan(self.storm, self.site)
+        if self.error:
+            self.submit_again()
+        elif self.random.random() < 0.3:
+            nuisance = between.draw()
+            BETWEEN[nuisance](self.site, lambda: submit(self.site), self.storm.stage)
+            self.storm.faults[nuisance] += 1
+
+    def suffer(self, ending: Ending, starting: bool) -> str:
+        """Waits for the next attempt and lets a fault end it; returns the moment at which the fault came."""
+        self.number += 1
+        self.storm.attempts += 1
         self.site.wait(f"attempt {self.number}", lambda: len(self.attempts()) == self.number)
         self.site.wait("its processes", lambda: self.complete or len(self.lab.tasks(self.job)) == 2)
         if starting:
             time.sleep(self.random.uniform(0, 5))
-        else:
+        elif ending.moment != "rendezvous":
             self.site.wait("its fault's moment", lambda: self.complete or self.reached.exists())
         if self.complete:
-            return
-        node = self.random.choice(self.nodes())
-        self.strike(ending, node)
-        self.site.wait("the attempt's end", lambda: self.complete or self.over())
-        self.mend(ending, node)
-        if self.complete:
-            return  # it has come to its end before the fault came
+            return "updating"
+        victim = self.victim()
+        assert self.avoided not in self.nodes(), f"{self.avoided} is to blame, and is not avoided"
+        host, self.avoided = victim.host, None
+        with ending.strike(victim):
+            self.site.wait("the attempt's end", lambda: self.complete or self.over())
         moment = self.moment()
-        self.settle(ending, moment)
-        if self.newest and self.random.random() < 0.3:
-            self.storm.faults[damage(self.directory, self.random)] += 1
-        self.plan(self.storm, self.site)
-        print(f"attempt {self.number}, {ending} while {moment}: {self.storm.faults.total()} faults so far", flush=True)
-        if self.site.record(stage).error:
-            self.submit_again()
+        if not self.complete:
+            self.check(ending, moment)
+            self.avoided = host if ending.blames else None
+        return moment
+
+    def victim(self) -> Victim:
+        """The attempt, with the rank that `plan` chose and a random node."""
+        job, rank = self.job, json.loads(self.site.brake.read_text())["rank"]
+        node = self.random.choice(self.nodes())
+        return Victim(self.lab, self.site, self.files, job, self.lab.tasks(job), node, rank)
 
     def nodes(self) -> list[str]:
         listed = self.lab.run("squeue", "-h", "-j", self.job, "-o", "%N").strip()
         return self.lab.run("scontrol", "show", "hostnames", listed).split()
 
-    def strike(self, ending: str, node: str) -> None:
-        """Lets the fault come, to this node of the job where it comes to one."""
-        job, tasks = self.job, self.lab.tasks(self.job)
-        match ending:
-            case "USR2" | "TERM":
-                self.lab.run("scancel", f"--signal={ending}", job)
-            case "kill one":
-                _kill([tasks[self.random.randrange(2)]])
-            case "kill all":
-                _kill(tasks.values())
-            case "kill srun":
-                _kill(self.lab.launchers(job))
-            case "scontrol requeue":
-                self.lab.run("scontrol", "requeue", job)
-            case "node set down":
-                self.lab.run("scontrol", "update", f"nodename={node}", "state=down", "reason=storm")
-            case "crashed node":
-                self.lab.crash(node)
-            case "preemption":
-                self.lab.run("sbatch", "-p", "high", "--exclusive", "-w", node, "-o", "/dev/null", "--wrap", "sleep 1")
-            case "time limit":
-                self.lab.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
-
-    def mend(self, ending: str, node: str) -> None:
-        """Undoes what would outlast the attempt."""
-        match ending:
-            case "node set down":
-                wait_for("the nodes", self.lab.nodes_ready)
-            case "crashed node":
-                self.lab.restart(node)
-                wait_for("the nodes", self.lab.nodes_ready)
-            case "time limit":
-                self.lab.run("scontrol", "update", f"JobId={self.job}", "TimeLimit=60", check=False)  # it may be over
-
     def attempts(self) -> list[Attempt]:
         return self.site.record(self.storm.stage).attempts
 
     def moment(self) -> str:
-        """How far the attempt had come when its fault came: it did not get beyond where it was to wait for that."""
+        """How far the attempt had come when its fault came: not beyond the place where it pauses for it."""
         if not self.reached.exists():
             return "starting"
         return "saving" if json.loads(self.site.brake.read_text())["flush"] else "updating"
 
     def over(self) -> bool:
-        """Whether the attempt's processes are gone, and its job waits or is given up."""
+        """Whether the attempt's processes are gone, and its job waits or has ended."""
         state = self.site.queued(self.job).get(self.job, "gone")
         return state in ("PENDING", "gone") and not self.lab.tasks(self.job)
 
-    def settle(self, ending: str, moment: str) -> None:
-        """Counts what the attempt has suffered, and compares that with what job.json says."""
-        error, said = self.attempts()[-1].error, {ENDINGS[ending]}
-        if moment == "starting" and said == {STOPPED}:
-            said.add(KILLED)  # before there is anything to lose, processes leave at once
-        assert any(word in error for word in said if word) if error else said == {LOST}, (ending, moment, error)
-        self.storm.faults[ending] += 1
+    def check(self, ending: Ending, moment: str) -> None:
+        """Compares what job.json says of the attempt with what has happened."""
+        error = self.attempts()[self.number - 1].error
+        expected = set(ending.said)
+        if moment == "starting" and STOPPED in expected:
+            expected.add(KILLED)  # before there is anything to lose, processes leave at once
+        assert any(text in error for text in expected if text) if error else None in expected, (ending, moment, error)
+
+    def count(self, name: str, moment: str) -> None:
+        self.storm.faults[name] += 1
         self.storm.moments[moment] += 1
         at = int(self.reached.read_text()) if self.reached.exists() else 0
-        self.storm.lost[ending].append(max(at - self.newest, 0))
+        self.storm.lost[name].append(max(at - self.newest, 0))
+        print(f"attempt {self.number}, {name} while {moment}: {self.storm.faults.total()} faults so far", flush=True)
 
     def submit_again(self) -> None:
-        """What a user does when the launcher has given a stage up."""
-        assert "attempts have saved nothing new" in (self.site.record(self.storm.stage).error or "")
+        """What a user does when the launcher has ended the job."""
+        assert "attempts have saved nothing new" in (self.error or "")
         self.storm.given_up += 1
         self.number = 0
         self.site.wait_until_idle()
-        self.site.submit(TINY, LENGTH, *SHAPE, "--until", "pretrain")
+        submit(self.site)
 
 
-def _kill(processes: Iterable[int]) -> None:
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):  # the first one's death may end it
-            os.kill(process, signal.SIGKILL)
+def submit(site: Site) -> str:
+    return site.submit(TINY, LENGTH, *SHAPE, "--until", "pretrain")
 
 
 def main() -> int:
@@ -281,7 +280,7 @@ def main() -> int:
         motion = generate_motion(folder / "motion", train=48, val=16)
         with running_lab(folder / "lab") as lab:
             storm = Storm(lab, folder, motion, write_teachers(folder / "teachers"), arguments.seed)
-            storm.blow(arguments.faults)
+            storm.disturb(arguments.faults)
     print(storm.report(time.monotonic() - started))
     return 0
 

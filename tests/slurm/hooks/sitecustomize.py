@@ -3,8 +3,9 @@
 MVD_TEST_BRAKE=FILE: while the file exists, an attempt pauses after two updates until it is told to stop, so that a test
 can rely on the stage being unfinished. The file may hold {"updates": 5} to pause after that many, and {"flush": 3,
 "rank": 1} to pause in the save that follows, when that rank flushes its third file to disk. FILE.reached then holds the
-update of the run at which it pauses. MVD_TEST_FAULT=FILE: while the file exists, no stage starts. MVD_TEST_BAD=FILE:
-the node whose name is in the file cannot write to run directories; if the file is empty, the second rank's node.
+update of the run at which it pauses. If there is a FILE.error, that rank raises a RuntimeError with its text.
+MVD_TEST_FAULT=FILE: while the file exists, no stage starts. MVD_TEST_BAD=FILE: the node whose name is in the file
+cannot write to run directories; if the file is empty, the second rank's node.
 """
 
 import importlib.abc
@@ -25,12 +26,15 @@ def brake(loop: ModuleType) -> None:
     plan = {"updates": 2, "flush": 0, "rank": 0} | json.loads(BRAKE.read_text() or "{}")
     is_the_one = int(os.environ["RANK"]) == plan["rank"]
     update_once, save, flush = loop.TrainingRun._one_update, loop.TrainingRun._save, os.fsync
+    error = BRAKE.with_suffix(".error")
     updates = flushes = 0
 
     def wait(run):
         if is_the_one:
             BRAKE.with_suffix(".reached").write_text(str(run.update))
         while BRAKE.exists() and not loop.stop_requested():
+            if is_the_one and error.exists():
+                raise RuntimeError(error.read_text())
             time.sleep(0.1)
 
     def braked_update(run, *arguments):
