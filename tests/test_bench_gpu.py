@@ -73,7 +73,7 @@ def test_without_a_gpu_it_says_so_and_stops(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main([]) == 1
     printed = capsys.readouterr()
-    assert printed.err.count("\n") == 1 and "sees no GPU here" in printed.err and printed.out == ""
+    assert printed.err.count("\n") == 1 and "finds no GPU" in printed.err and printed.out == ""
 
 
 @pytest.mark.gpu

@@ -56,7 +56,7 @@ def test_a_complete_stage_is_only_read(tmp_path):
         ("execution:", "executions:", "execution, executions is unknown or missing"),
         ("  workers: 0", "  workers: many", "many"),
         ("  mask_ratio: 0.75", "  mask_ratio: 1.75", "mask_ratio must be between 0 and 1, got 1.75"),
-        ("kind:", "kind: [", "is not a stage this version can run"),
+        ("kind:", "kind: [", "is not a stage that this version can run"),
     ],
 )
 def test_a_stage_of_another_version_is_refused_in_a_sentence(tmp_path, monkeypatch, capsys, old, new, said):
@@ -114,7 +114,10 @@ def test_a_teacher_with_nan_in_it_ends_the_run(tmp_path, motion_root, teachers):
     used = [line for line in "\n".join(finished.output).splitlines() if "keys used; 0 ignored" in line]
     assert len(used) == 2  # once a start, by the first process
     assert all(line.endswith(f"rank 0 INFO {broken}: 56 keys used; 0 ignored") for line in used)
-    assert "the loss was not finite at 3 updates in a row, the last of them update 6, and once before" in message
+    assert (
+        "the loss was not finite at 3 updates in a row, the last of them update 6, again after a return to the "
+        in message
+    )
     faults = [json.loads(line) for line in (stage.directory / "faults.jsonl").read_text().splitlines()]
     assert "the loss is not finite at update 1 (rank 0: " in faults[0]["message"]
     assert faults[0]["message"].count(".mp4") == stage.recipe.optimization.global_batch
@@ -146,7 +149,7 @@ def test_a_run_directory_is_as_private_as_the_users_umask_says(tmp_path, motion_
     assert len(written) > 8 and [str(entry) for entry in written if entry.stat().st_mode & 0o077] == []
 
 
-@pytest.mark.parametrize(("broken", "said"), [(4, "of 48 training files cannot be read"), (48, "11 files")])
+@pytest.mark.parametrize(("broken", "said"), [(4, "of 48 training files cannot be read"), (48, "11 consecutive files")])
 def test_too_many_unreadable_videos_end_the_run_in_one_sentence(tmp_path, motion_root, broken, said):
     lines = (motion_root / "train.csv").read_text().splitlines()
     lines[:broken] = [f"{tmp_path}/none-{number}.mp4 0" for number in range(broken)]

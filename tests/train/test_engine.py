@@ -102,7 +102,7 @@ def test_an_unknown_or_broken_configuration_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(engine_module, "DS_CONFIGS", tmp_path)
     with pytest.raises(ConfigError, match="use one of mine"):
         load_deepspeed_config("zero9")
-    with pytest.raises(ConfigError, match="not JSON"):
+    with pytest.raises(ConfigError, match="not valid JSON"):
         load_deepspeed_config("mine")
 
 
