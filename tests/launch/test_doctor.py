@@ -112,12 +112,19 @@ def test_slurms_time_formats(limit, expected):
 
 
 def test_a_runs_folder_that_several_nodes_cannot_share(monkeypatch, tmp_path):
+    monkeypatch.setattr("launch.checks.folders.LITTLE_GB", 0.0)
     assert "can be written, locked and renamed in" in check_runs_folder(tmp_path / "runs", nodes=4)
     assert list((tmp_path / "runs").iterdir()) == []
     with pytest.raises(ConfigError, match="is on tmpfs, which other nodes do not see"):
         check_runs_folder(Path("/dev/shm/mvd-doctor-test"), nodes=2)
     Path("/dev/shm/mvd-doctor-test").rmdir()
     assert file_system(Path("/dev/shm")) == "tmpfs"
+
+
+def test_a_disk_that_is_nearly_full(monkeypatch, tmp_path):
+    monkeypatch.setattr("launch.checks.folders.LITTLE_GB", 1e9)
+    with pytest.raises(ConfigError, match=r"GB free; free at least 1000000000 GB, or set another folder"):
+        check_runs_folder(tmp_path, nodes=1)
 
 
 def test_a_disk_without_locks(monkeypatch, tmp_path):
@@ -149,4 +156,4 @@ def test_the_command_says_what_to_fix(launch):
     done = launch("doctor.py", "cluster.datasets.k400.root=/gone")
     assert done.returncode == 2
     assert "FIX  datasets.k400: there is no folder /gone; correct datasets.k400.root" in done.stdout
-    assert "ok   runs folder: " in done.stdout and "to fix" in done.stdout
+    assert "runs folder: " in done.stdout and "to fix" in done.stdout
