@@ -138,7 +138,7 @@ def test_the_hooks_of_the_batch_script_do_not_import_torch():
 
 def test_a_job_ends_before_submitit_writes_a_result(tmp_path, monkeypatch):
     """On a full disk that would fail, and leave a file that makes every later attempt of the job fail."""
-    for name, value in {"SLURM_JOB_ID": "24", "SLURM_PROCID": "1"}.items():
+    for name, value in {"SLURM_JOB_ID": "24", "SLURM_PROCID": "1", VARIABLE: "", "MASTER_PORT": ""}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(stage_job, "wait_for_owner", lambda _: owner(attempt=0))
     monkeypatch.setattr(stage_job, "export_job", lambda: None)
