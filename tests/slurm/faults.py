@@ -166,7 +166,7 @@ ENDINGS = {
     "controller restarted": Ending((STOPPED,), _controller_restarted),
     "squeue failing": Ending((STOPPED,), _client_failing("squeue")),
     "scontrol failing": Ending((STOPPED,), _client_failing("scontrol")),
-    "disk full at the end": Ending((STOPPED, KILLED, LOST), _disk_full_at_the_end),
+    "disk full at the end": Ending((STOPPED, LOST), _disk_full_at_the_end),
     "port taken": Ending((KILLED,), _port_taken, "rendezvous"),
     "missing rank": Ending(
         ("did not arrive", "did not open port"),

@@ -3,7 +3,7 @@
 MVD_TEST_BRAKE=FILE: while the file exists, an attempt pauses after two updates until it is told to stop, so that a test
 can rely on the stage being unfinished. The file may hold {"updates": 5} to pause after that many, and {"flush": 3,
 "rank": 1} to pause in the save that follows, when that rank flushes its third file to disk. FILE.reached then holds the
-update of the run at which it pauses. If there is a FILE.error, that rank raises a RuntimeError with its text.
+update of the run at which it pauses. While there is a FILE.error, that rank raises a RuntimeError with its text.
 MVD_TEST_FAULT=FILE: while the file exists, no stage starts. MVD_TEST_BAD=FILE: the node whose name is in the file
 cannot write to run directories; if the file is empty, the second rank's node.
 """
@@ -33,12 +33,16 @@ def brake(loop: ModuleType) -> None:
         if is_the_one:
             BRAKE.with_suffix(".reached").write_text(str(run.update))
         while BRAKE.exists() and not loop.stop_requested():
-            if is_the_one and error.exists():
-                raise RuntimeError(error.read_text())
+            fail()
             time.sleep(0.1)
+
+    def fail():
+        if is_the_one and error.exists():
+            raise RuntimeError(error.read_text())
 
     def braked_update(run, *arguments):
         nonlocal updates
+        fail()  # a save may have survived it, but a CUDA error comes back
         if updates >= plan["updates"] and not plan["flush"]:
             wait(run)
         updates += 1
