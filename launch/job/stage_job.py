@@ -18,7 +18,7 @@ from launch.job.log import say
 from launch.job.record import now
 from launch.slurm.client import PATIENT, slurm
 from mvd.config import ConfigError
-from mvd.distributed.exit_codes import INVALID, OK, RETRYABLE, STOPPED
+from mvd.distributed.exit_codes import INVALID, RETRYABLE, STOPPED
 from mvd.host import hostname
 from mvd.owner import VARIABLE, Owner, lost_to, read_owner
 from mvd.run_directory import RunDirectory
@@ -52,7 +52,6 @@ class StageJob:
             raise
         if note.rank == 0 and not stage.job_files.result.exists():
             end_without_batch_script(stage.job_files)
-        sys.exit(OK)  # before submitit writes a result that nobody reads, which a full disk would make fail
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,8 @@ class PrepareJob:
         signal.signal(signal.SIGUSR2, self.requeue)
         say(f"=== job {job_id()} on {hostname()}, {now()}")
         code = prepare(argparse.Namespace(**vars(self.arguments) | {"shard": self.share}))
-        sys.exit(code)  # as in StageJob
+        if code:
+            sys.exit(code)
 
     def requeue(self, *_: object) -> None:
         """Handles SLURM's signal before a time limit or a preemption; submitit would ask scontrol only once."""

@@ -6,21 +6,19 @@ import os
 import socket
 import subprocess
 import sys
-from unittest.mock import MagicMock
 
 import pytest
 
 from launch.cluster import ROOT
 from launch.job import stage_job
 from launch.job.rendezvous import free_port
-from launch.job.stage_job import ErrorNote, PrepareJob, StageJob, export_job, run, wait_for_owner
+from launch.job.stage_job import ErrorNote, PrepareJob, export_job, run, wait_for_owner
 from mvd import run as run_module
 from mvd.config import ConfigError
 from mvd.distributed.exit_codes import RETRYABLE
 from mvd.distributed.faults import HostFault
 from mvd.owner import VARIABLE, Owner, take
 from mvd.run_directory import RunDirectory
-from tests.runs import small_stage, write_stage
 
 
 @pytest.fixture
@@ -134,19 +132,3 @@ def test_a_share_of_preparing_requeues_its_job_when_told_to_stop(fake_slurm, mon
 def test_the_hooks_of_the_batch_script_do_not_import_torch():
     code = "import sys, launch.job.attempts; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-def test_a_job_ends_before_submitit_writes_a_result(tmp_path, monkeypatch):
-    """On a full disk that would fail, and leave a file that makes every later attempt of the job fail."""
-    for name, value in {"SLURM_JOB_ID": "24", "SLURM_PROCID": "1", VARIABLE: "", "MASTER_PORT": ""}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(stage_job, "wait_for_owner", lambda _: owner(attempt=0))
-    monkeypatch.setattr(stage_job, "export_job", lambda: None)
-    monkeypatch.setattr(stage_job, "TorchDistributedEnvironment", MagicMock())
-    monkeypatch.setattr(stage_job, "run", lambda *_: None)
-    monkeypatch.setattr(stage_job.signal, "signal", lambda *_: None)
-    stage = small_stage("pretrain", "pretrain", tmp_path, tmp_path)
-    write_stage(stage)
-    with pytest.raises(SystemExit) as left:
-        StageJob(str(stage.directory), 0)()
-    assert left.value.code == 0
