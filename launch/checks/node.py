@@ -18,11 +18,11 @@ MODULES = ("torch", "deepspeed", "av", "submitit")
 
 def check_node(runs: Path, gpus: int) -> Iterator[Finding]:
     """Clients, modules, GPUs and the runs folder, as seen from this node."""
-    yield examine(f"{hostname()}: SLURM clients", _check_clients)
-    yield examine(f"{hostname()}: Python", _check_python)
+    yield examine(f"SLURM clients on {hostname()}", _check_clients)
+    yield examine(f"Python on {hostname()}", _check_python)
     if gpus and os.environ.get("MVD_EXPECT_GPU") != "0":  # the profile can say that a cluster's GPUs are not real
-        yield examine(f"{hostname()}: GPUs", lambda: _check_gpus(gpus))
-    yield examine(f"{hostname()}: runs folder", lambda: _check_runs(runs))
+        yield examine(f"GPUs on {hostname()}", lambda: _check_gpus(gpus))
+    yield examine(f"runs folder on {hostname()}", lambda: _check_runs(runs))
 
 
 def _check_clients() -> str:
