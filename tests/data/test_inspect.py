@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from launch.cluster import ROOT
 from mvd.config import ConfigError, Mixing
@@ -20,6 +21,8 @@ from mvd.data import inspect
 from mvd.data.annotations import Entry, load_annotations
 from mvd.data.on_device import normalise
 from mvd.data.rng import epoch_order
+from mvd.models import build_student
+from mvd.models.checkpoints import to_official
 from tests.data.stages import PLAIN, recipe
 
 SCRIPT = (str(ROOT / "launch" / "inspect_data.py"),)
@@ -96,6 +99,13 @@ def test_a_replaced_file_is_named(entries, tmp_path):
 
 
 @pytest.fixture
+def student(tmp_path) -> Path:
+    """Weights that replace the pre-training, so that only the stages after it are drawn."""
+    save_file(to_official(build_student("tiny", teacher="tiny")), tmp_path / "student.safetensors")
+    return tmp_path / "student.safetensors"
+
+
+@pytest.fixture
 def run_inspect(tmp_path, monkeypatch):
     """Runs the command in an empty folder, with a cluster profile of its own."""
     profile = tmp_path / "profile.yaml"
@@ -135,7 +145,7 @@ def test_rows_settings_and_the_profile_are_the_launchers(motion_root, run_inspec
     assert "inspect.png: 6 strips" in result.stdout
 
 
-def test_a_given_folder_keeps_the_profiles_lists(motion_root, run_inspect, tmp_path):
+def test_a_given_folder_keeps_the_profiles_lists(motion_root, run_inspect, tmp_path, student):
     lines = (motion_root / "train.csv").read_text().splitlines()
     (tmp_path / "few.csv").write_text("".join(f"{motion_root}/{line}\n" for line in lines[:3]))
     words = [
@@ -144,7 +154,7 @@ def test_a_given_folder_keeps_the_profiles_lists(motion_root, run_inspect, tmp_p
         motion_root,
         "--videos",
         "9",
-        "pretrain.weights=few.csv",
+        f"pretrain.weights={student}",
         "finetune.augmentation.samples=1",
     ]
     result = run_inspect(*words, datasets=f"{{motion: {{root: nowhere, train: {tmp_path / 'few.csv'}}}}}")
@@ -152,11 +162,11 @@ def test_a_given_folder_keeps_the_profiles_lists(motion_root, run_inspect, tmp_p
     assert "inspect.png: 17 strips" in result.stdout  # a mixed pair, and 15 views; given weights end pre-training
 
 
-def test_a_video_of_the_test_that_is_unreadable_is_the_error(motion_root, run_inspect, tmp_path):
+def test_a_video_of_the_test_that_is_unreadable_is_the_error(motion_root, run_inspect, tmp_path, student):
     (tmp_path / "broken.mp4").write_text("no video")
     profile = f"{{motion: {{root: {motion_root}, test: {tmp_path / 'test.csv'}}}}}"
     (tmp_path / "test.csv").write_text(f"{tmp_path / 'broken.mp4'} 0\n")
-    result = run_inspect("demo", "pretrain.weights=test.csv", "--videos", "2", datasets=profile)
+    result = run_inspect("demo", f"pretrain.weights={student}", "--videos", "2", datasets=profile)
     assert result.returncode == 2 and re.search("error: test: .*broken.mp4 cannot be read", result.stderr)
 
 
