@@ -87,8 +87,12 @@ class Record:
         return Path(self.folder) / f"{self.job_id}_{rank}_log.out"
 
     def is_of(self, job: QueuedJob | EndedJob) -> bool:
-        """Whether a job under this record's id is the one that was submitted: SLURM may use an id again."""
-        return self.directory in (None, job.directory)
+        """Whether a job under this record's id is the one that was submitted: SLURM may use an id again.
+
+        Accounting knows no directory of a job that was cancelled before it started.
+        """
+        never_started = isinstance(job, EndedJob) and not job.directory
+        return never_started or self.directory in (None, job.directory)
 
 
 def jobs_in_queue(records: Iterable[Record]) -> dict[str, QueuedJob]:

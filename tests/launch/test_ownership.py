@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from launch.job.ownership import is_gone
+from launch.job.record import Record, jobs_in_history, now
 from mvd import owner as owner_module
 from mvd.config import ConfigError
 from mvd.host import hostname
@@ -165,3 +166,11 @@ def test_a_local_run_is_gone_when_its_process_is(fake_slurm):
     assert is_gone(dead) and not is_gone(dataclasses.replace(dead, host="another"))
     fake_slurm.missing.add("sbatch")
     assert not is_gone(owner()) and fake_slurm.calls == []
+
+
+def test_a_job_that_never_started_is_known_without_its_directory(fake_slurm):
+    record = Record("24", "/runs/jobs/1", now(), 1, ["row"], [], directory="/runs/jobs/1")
+    fake_slurm.history["24"] = ("CANCELLED by 0", "")
+    assert jobs_in_history([record])["24"].state == "CANCELLED"
+    fake_slurm.history["24"] = ("COMPLETED", "/somebody/else")
+    assert jobs_in_history([record]) == {}
