@@ -1,0 +1,50 @@
+"""Features of clips from an encoder without masking."""
+
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from mvd.config.sizes import Size
+from mvd.models.autoencoders import VideoAutoencoder
+from mvd.models.classifier import Classifier
+from mvd.models.encoder import VideoEncoder, fixed
+
+
+def encoder_features(encoder: VideoEncoder, clips: Tensor) -> Tensor:
+    """Mean over all tokens after the final norm: normalised clips (B, 3, T, S, S) -> (B, width).
+
+    A classifier has its norm after the mean, as in its own forward pass.
+    """
+    if isinstance(encoder, Classifier):
+        return encoder.pooled(clips)
+    tokens: Tensor = encoder.norm(encoder.features(clips))
+    return tokens.mean(dim=1)
+
+
+def slice_features(encoder: VideoEncoder, clips: Tensor) -> Tensor:
+    """As encoder_features, but a mean for each time slice (tubelet): (B, slices, width)."""
+    tokens: Tensor = encoder.norm(encoder.features(clips))
+    means = tokens.unflatten(1, (encoder.patch_embed.clip.slices, -1)).mean(dim=2)
+    return encoder.fc_norm(means) if isinstance(encoder, Classifier) else means
+
+
+def copy_encoder(network: nn.Module, size: Size, device: torch.device) -> VideoEncoder:
+    """A frozen copy of the encoder of a student or video autoencoder, in evaluation mode, with fp32 weights.
+
+    network: the module or DeepSpeed's engine. All processes call it together, because ZeRO-3 gathers each weight. The
+    forward passes of a copy change neither the network's mode nor ZeRO-3's record of the order of its modules.
+    """
+    module: Any = getattr(network, "module", network)
+    source: nn.Module = module.encoder if isinstance(module, VideoAutoencoder) else module
+    with torch.device("meta"):  # draws no random numbers
+        copy = VideoEncoder(size.encoder, size.clip, fixed(torch.empty(1, size.clip.tokens, size.encoder.width)))
+    tensors = dict([*source.named_parameters(), *source.named_buffers()])
+    weights = {}
+    for name in copy.state_dict():
+        weight = tensors[name]
+        with deepspeed.zero.GatheredParameters([weight] if hasattr(weight, "ds_id") else []):
+            weights[name] = weight.detach().to(device, torch.float32, copy=True)
+    copy.load_state_dict(weights, assign=True)
+    return copy.requires_grad_(False).eval()
