@@ -54,7 +54,8 @@ class RunSettings:
     reader: video decoder. workers: loader processes per training process; 0 loads in the training process.
     checkpoint_every: updates between checkpoints; checkpoint_minutes: minutes between them; null turns either off.
     keep_checkpoints: number of newest checkpoints to keep; keep_every_epochs: interval of those kept permanently, null
-    for none. validate_every: epochs between validations. log_every: updates between reports.
+    for none. validate_every: epochs between validations. probe_every: epochs between k-NN probes in pre-training,
+    0 for never. log_every: updates between reports.
     """
 
     reader: Reader = "pyav"
@@ -65,6 +66,7 @@ class RunSettings:
     keep_every_epochs: int | None = None
     faults: Faults = Faults()
     validate_every: int = 5
+    probe_every: int = 10
     log_every: int = 10
 
     def __post_init__(self) -> None:
@@ -73,4 +75,5 @@ class RunSettings:
         for name in ("checkpoint_every", "checkpoint_minutes", "keep_every_epochs"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
+        check(self.probe_every >= 0, f"probe_every must be 0 (never) or more, got {self.probe_every}")
         check(self.workers >= 0, f"workers must be 0 (load in the training process) or more, got {self.workers}")

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import nn
 
-from mvd.config import Finetune
+from mvd.config import Finetune, Pretrain, VideoTeacher
 from mvd.distributed.process import Process
 from mvd.stage import Stage
 
@@ -36,6 +36,10 @@ def build_evaluators(stage: Stage, process: Process) -> Sequence[Evaluator]:
     Raises:
         ConfigError: the data of an evaluator cannot be found; possibly on some processes only.
     """
-    from mvd.evaluation.validation import Validation  # imports this module's protocol
+    from mvd.evaluation.probe import Probe
+    from mvd.evaluation.validation import Validation
 
-    return [Validation(stage, process)] if isinstance(stage.recipe, Finetune) else []
+    if isinstance(stage.recipe, Finetune):
+        return [Validation(stage, process)]
+    probed = isinstance(stage.recipe, Pretrain | VideoTeacher) and stage.execution.probe_every > 0
+    return [Probe(stage, process)] if probed else []

@@ -1,0 +1,106 @@
+"""The k-NN probe in real pre-trainings on two processes: it measures the encoder and changes nothing."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mvd.evaluation import evaluator
+from mvd.run import run_stage
+from mvd.run_directory import checkpoint_name
+from mvd.stage import Stage
+from mvd.train import loop
+from tests.runs import UPDATES, curve, events, read_metrics, read_result, small_stage, succeed, write_stage
+
+CASES = {
+    "zero1": {"deepspeed": "zero1", "drop_path": 0.3},
+    "zero3": {"deepspeed": "zero3", "drop_path": 0.3},
+}
+
+
+def run_in_turn(folder: Path) -> None:
+    """Each stage with the probe and without, in the same processes; writes the random states after each."""
+    for path in sorted(folder.glob("*/*/stage.yaml")):
+        stage = Stage.from_yaml(path)
+        torch.manual_seed(5)
+        np.random.seed(5)
+        made: list[Any] = []
+        loop.build_evaluators = lambda stage, process, made=made: [
+            *made, *evaluator.build_evaluators(stage, process)
+        ]
+        run_stage(stage)
+        rank = torch.distributed.get_rank()
+        torch.save([torch.get_rng_state(), np.random.get_state()[1]], path.with_name(f"after-{rank}.pt"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, motion_root, teachers) -> dict[str, Stage]:
+    folder = tmp_path_factory.mktemp("probe")
+    broken = folder / "data"
+    shutil.copytree(motion_root, broken)
+    victim = sorted(broken.glob("val/**/*.mp4"))[0]
+    victim.write_bytes(b"broken")
+    no_list = folder / "no-list"
+    shutil.copytree(motion_root, no_list)
+    (no_list / "val.csv").unlink()
+    made: dict[str, Stage] = {}
+    for name, fields in CASES.items():
+        for every, kind in ((0, "plain"), (3, "probed")):
+            made[f"{name}-{kind}"] = small_stage(
+                "pretrain", "run", folder / f"{name}-{kind}", broken, teachers, probe_every=every, **fields
+            )
+    made["teacher"] = small_stage("video_teacher", "run", folder / "teacher", broken, probe_every=1)
+    made["no list"] = small_stage("video_teacher", "run", folder / "no-list-run", no_list, probe_every=1)
+    for stage in made.values():
+        write_stage(stage)
+    (folder / "printed").write_text("\n".join(succeed(run_in_turn, folder)))
+    return made
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_probe_leaves_weights_losses_and_random_states_bit_equal(runs, case):
+    plain, probed = runs[f"{case}-plain"], runs[f"{case}-probed"]
+    weights = [load_file(stage.files.weights) for stage in (plain, probed)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+    assert curve(plain, "loss") == curve(probed, "loss")
+    for rank in range(2):
+        states = [
+            torch.load(s.files.checkpoints / checkpoint_name(UPDATES) / f"rng-{rank}.pt", weights_only=False)
+            for s in (plain, probed)
+        ]
+        after = [torch.load(s.directory / f"after-{rank}.pt", weights_only=False) for s in (plain, probed)]
+        assert repr(states[0]) == repr(states[1])
+        assert after[0][0].equal(after[1][0]) and (after[0][1] == after[1][1]).all()
+
+
+@pytest.mark.parametrize("name", ["zero1-probed", "zero3-probed", "teacher"])
+def test_students_and_video_teachers_are_probed_after_every_epoch_of_generated_data(runs, name):
+    records = [record for record in read_metrics(runs[name]) if "probe/knn_top1" in record]
+    assert [record["update"] for record in records] == [6, 12]
+    assert all(0 <= record["probe/knn_top1"] <= 100 for record in records)
+    assert events(runs[name])["probe/knn_top1"] == [6, 12]
+
+
+def test_all_zero_stages_give_the_same_accuracy(runs):
+    assert curve(runs["zero1-probed"], "probe/knn_top1") == curve(runs["zero3-probed"], "probe/knn_top1")
+
+
+def test_probe_every_0_turns_it_off(runs):
+    assert curve(runs["zero1-plain"], "probe/knn_top1") == []
+
+
+def test_unreadable_videos_are_left_out_and_counted(runs):
+    assert curve(runs["teacher"], "probe/unreadable") == [1, 1]
+    printed = (runs["teacher"].directory.parents[1] / "printed").read_text()
+    assert "unreadable, left out of the probe: " in printed
+
+
+def test_a_missing_list_is_said_once_and_the_training_goes_on(runs):
+    assert read_result(runs["no list"])["complete"] and curve(runs["no list"], "probe/knn_top1") == []
+    printed = (runs["no list"].directory.parents[1] / "printed").read_text()
+    assert printed.count("no k-NN probe, training continues without it") == 1 and "val.csv" in printed
