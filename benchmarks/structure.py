@@ -38,7 +38,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("mvd.models", "mvd.data"),
     ("mvd.evaluation",),
     ("mvd.train",),
-    ("mvd.run", "mvd.export", "mvd.probe"),
+    ("mvd.run", "mvd.export"),
     ("experiments",),
     ("launch", "launch.cluster"),
     ("launch.snapshot", "launch.plan"),

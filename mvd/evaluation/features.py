@@ -40,11 +40,10 @@ def copy_encoder(network: nn.Module, size: Size, device: torch.device) -> VideoE
     source: nn.Module = module.encoder if isinstance(module, VideoAutoencoder) else module
     with torch.device("meta"):  # draws no random numbers
         copy = VideoEncoder(size.encoder, size.clip, fixed(torch.empty(1, size.clip.tokens, size.encoder.width)))
-    tensors = dict([*source.named_parameters(), *source.named_buffers()])
-    weights = {}
-    for name in copy.state_dict():
-        weight = tensors[name]
-        with deepspeed.zero.GatheredParameters([weight] if hasattr(weight, "ds_id") else []):
-            weights[name] = weight.detach().to(device, torch.float32, copy=True)
-    copy.load_state_dict(weights, assign=True)
+    copy.to_empty(device=device)
+    sources = dict([*source.named_parameters(), *source.named_buffers()])
+    for name, target in [*copy.named_parameters(), *copy.named_buffers()]:
+        weight = sources[name]
+        with torch.no_grad(), deepspeed.zero.GatheredParameters([weight] if hasattr(weight, "ds_id") else []):
+            target.copy_(weight)
     return copy.requires_grad_(False).eval()

@@ -27,7 +27,10 @@ def brute_force(train, train_labels, test, test_labels, k, temperature) -> float
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 0.07), (20, 1.0), (1000, 0.07)])
 def test_knn_equals_a_brute_force_reference(k, temperature):
     generator = torch.Generator().manual_seed(k)
-    train_labels, test_labels = torch.randint(5, (60,), generator=generator), torch.randint(5, (40,), generator=generator)
+    train_labels, test_labels = (
+        torch.randint(5, (60,), generator=generator),
+        torch.randint(5, (40,), generator=generator),
+    )
     centres = torch.randn(5, 8, generator=generator)
     train = centres[train_labels] + 2 * torch.randn(60, 8, generator=generator)
     test = centres[test_labels] + 2 * torch.randn(40, 8, generator=generator)

@@ -29,9 +29,7 @@ def run_in_turn(folder: Path) -> None:
         torch.manual_seed(5)
         np.random.seed(5)
         made: list[Any] = []
-        loop.build_evaluators = lambda stage, process, made=made: [
-            *made, *evaluator.build_evaluators(stage, process)
-        ]
+        loop.build_evaluators = lambda stage, process, made=made: [*made, *evaluator.build_evaluators(stage, process)]
         run_stage(stage)
         rank = torch.distributed.get_rank()
         torch.save([torch.get_rng_state(), np.random.get_state()[1]], path.with_name(f"after-{rank}.pt"))
