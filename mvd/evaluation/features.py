@@ -26,8 +26,10 @@ def encoder_features(encoder: VideoEncoder, clips: Tensor) -> Tensor:
 def slice_features(encoder: VideoEncoder, clips: Tensor) -> Tensor:
     """As encoder_features, but a mean for each time slice (tubelet): (B, slices, width)."""
     tokens: Tensor = encoder.norm(encoder.features(clips))
-    means = tokens.unflatten(1, (encoder.patch_embed.clip.slices, -1)).mean(dim=2)
-    return encoder.fc_norm(means) if isinstance(encoder, Classifier) else means
+    means: Tensor = tokens.unflatten(1, (encoder.patch_embed.clip.slices, -1)).mean(dim=2)
+    if isinstance(encoder, Classifier):
+        means = encoder.fc_norm(means)
+    return means
 
 
 def copy_encoder(network: nn.Module, size: Size, device: torch.device) -> VideoEncoder:

@@ -4,6 +4,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -122,7 +123,7 @@ def probe(
         heartbeat("probing videos", done * videos)
         if any(gather(stop_requested())):
             return None
-        batch = next(loader, {"unreadable": {}, "views": []})
+        batch: dict[str, Any] = next(loader, {"unreadable": {}, "views": []})
         unreadable |= batch["unreadable"]
         if batch["views"]:
             clips = normalise(torch.cat([view.cut(process.device) for view in batch["views"]]))
