@@ -96,6 +96,7 @@ def small_stage(
         "workers": 0,
         "checkpoint_every": 6,
         "validate_every": 1,
+        "probe_every": 0,
         "log_every": 1,
     }
     return Stage(
