@@ -108,7 +108,8 @@ def _stop_at_too_many(stage: Stage, unread: int, videos: int, process: Process) 
         return
     message = (
         f"{stage.id}: {unread} of {videos} test videos cannot be read, more than "
-        f"faults.unreadable_share={faults.unreadable_share:g} allows; they are listed above; fix that, then start the stage again to test only those"
+        f"faults.unreadable_share={faults.unreadable_share:g} allows; they are listed above; "
+        "fix that, then start the stage again to test only those"
     )
     if process.is_first:
         record_fault(stage.files, "unreadable", message)
