@@ -21,6 +21,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from mvd.config import ConfigError, Finetune, ImageTeacher, Pretrain, Recipe, VideoTeacher, dataset_of
+from mvd.evaluation.protocol import KEY, describe, protocol_of
 from mvd.files import write_atomically
 from mvd.models import build_classifier, build_image_autoencoder, build_student, build_video_autoencoder
 from mvd.models.checkpoints import load_official, to_official
@@ -42,7 +43,7 @@ def export_official(model: nn.Module, stage: Stage, output: Path) -> None:
 
 def export_safetensors(model: nn.Module, stage: Stage, output: Path) -> None:
     """Writes the official keys, with the stage's id in the file's metadata."""
-    metadata = {"format": "pt", "stage": stage.id}
+    metadata = {"format": "pt", "stage": stage.id, **describe(stage)}
     write_atomically(output, lambda path: safetensors.torch.save_file(to_official(model), path, metadata))
 
 
@@ -53,7 +54,9 @@ def export_timm(model: nn.Module, stage: Stage, output: Path) -> None:
     registered.load_state_dict(model.state_dict())
     unfinished = output.with_name(f".{output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    save_for_hf(registered, str(unfinished), safe_serialization=True)
+    protocol = protocol_of(stage).as_dict()
+    config = {"label_names": protocol["names"], KEY: protocol}
+    save_for_hf(registered, str(unfinished), safe_serialization=True, model_config=config)
     unfinished.rename(output)
 
 

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from mvd.batch import solve_batch
 from mvd.config import ConfigError
+from mvd.data.class_names import class_names_of
 from mvd.distributed.exit_codes import INVALID, OK, RETRYABLE, STOPPED
 from mvd.distributed.explain import explain_errors
 from mvd.distributed.faults import HostFault, PeerLost, RunFailed
@@ -70,6 +71,7 @@ def _run_to_the_end(stage: Stage, process: Process) -> dict[str, Any]:
         if process.is_first:
             stage.job_directory.mkdir(parents=True, exist_ok=True)
             attempt = record_attempt(stage, process.world_size)
+            _write_class_names(stage)
             logger.info("%s: attempt %d, %d x %s", stage.id, attempt, process.world_size, process.device.type)
     body = run_test(stage, process) if stage.kind == "test" else train(stage, process)
     results = [{"stage": stage.id, "kind": stage.kind, "complete": True, **body}]
@@ -79,6 +81,12 @@ def _run_to_the_end(stage: Stage, process: Process) -> dict[str, Any]:
         stage.job_files.write_result(results[0])
     dist.broadcast_object_list(results)
     return results[0]
+
+
+def _write_class_names(stage: Stage) -> None:
+    names = class_names_of(stage.recipe, stage.execution.data) if stage.kind in ("finetune", "test") else None
+    if names is not None:
+        stage.files.write_class_names(names)
 
 
 def fit_to_processes(stage: Stage, process: Process) -> Stage:

@@ -78,6 +78,11 @@ class RunDirectory:
         return self.path / "weights.safetensors"
 
     @property
+    def classes(self) -> Path:
+        """The class names of a fine-tuning or test, a JSON list (mvd.data.class_names)."""
+        return self.path / "classes.json"
+
+    @property
     def result(self) -> Path:
         """The result; written last, when the stage is complete."""
         return self.path / "result.json"
@@ -143,6 +148,24 @@ class RunDirectory:
         except ValueError as error:
             raise ConfigError(f"{self.result} is damaged; delete it and run the stage again") from error
         return content
+
+    def class_names(self) -> list[str] | None:
+        """The class names, index = class number; None if the run has no names.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        if not self.classes.exists():
+            return None
+        try:
+            names: list[str] = json.loads(self.classes.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{self.classes} is damaged; delete it, and class numbers are shown") from error
+        return names
+
+    def write_class_names(self, names: list[str]) -> None:
+        """Writes classes.json."""
+        write_json(self.classes, names)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json, which makes the stage complete."""

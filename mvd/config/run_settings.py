@@ -8,6 +8,8 @@ from mvd.config.errors import check, check_positive
 Precision = Literal["bf16", "fp32"]
 Reader = Literal["pyav", "decord"]
 
+ALWAYS_TOLERATED = 10  # unreadable files, whatever their share: so few do not indicate a disk problem
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetPaths:
@@ -45,6 +47,13 @@ class Faults:
             0 <= self.unreadable_share <= 1,
             f"faults.unreadable_share must be between 0 and 1, got {self.unreadable_share}",
         )
+
+    def too_many_unreadable(self, unreadable: int, files: int) -> bool:
+        """Whether so many of the files cannot be read that the run must end.
+
+        More than `unreadable_share` of them, and more than ten, or than half of a list of fewer than twenty.
+        """
+        return unreadable > max(self.unreadable_share * files, min(ALWAYS_TOLERATED, files // 2))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,8 +35,6 @@ from mvd.stage import Stage
 
 logger = logging.getLogger(__name__)
 
-ALWAYS_TOLERATED = 10  # unreadable test videos, whatever their share: so few do not indicate a disk problem
-
 
 def run_test(stage: Stage, process: Process) -> dict[str, Any]:
     """The multi-view test: each video is decoded once by one process; softmax per view, mean, top-1 and top-5.
@@ -105,12 +103,13 @@ def _load_classifier(stage: Stage) -> nn.Module:
 
 def _stop_at_too_many(stage: Stage, unread: int, videos: int, process: Process) -> None:
     """Raises RunFailed if so many of the job's videos are unreadable that the disk is the likely cause."""
-    limit = stage.execution.faults.unreadable_share
-    if unread <= max(limit * videos, ALWAYS_TOLERATED):
+    faults = stage.execution.faults
+    if not faults.too_many_unreadable(unread, videos):
         return
     message = (
-        f"{stage.id}: {unread} of {videos} test videos cannot be read, more than faults.unreadable_share={limit:g} "
-        "allows; they are listed above; fix that, then start the stage again to test only those"
+        f"{stage.id}: {unread} of {videos} test videos cannot be read, more than "
+        f"faults.unreadable_share={faults.unreadable_share:g} allows; they are listed above; "
+        "fix that, then start the stage again to test only those"
     )
     if process.is_first:
         record_fault(stage.files, "unreadable", message)

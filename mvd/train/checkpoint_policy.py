@@ -10,6 +10,7 @@ from mvd.distributed.faults import RunFailed, record_fault
 from mvd.distributed.ownership import check_owner
 from mvd.distributed.process import Process
 from mvd.distributed.signals import take_save_request
+from mvd.evaluation.protocol import describe
 from mvd.run_directory import CHECKPOINTS, update_of
 from mvd.stage import Stage
 from mvd.train.checkpoint import SaveError, load_newest_checkpoint, save_checkpoint, save_weights
@@ -66,7 +67,7 @@ class CheckpointPolicy:
 
     def save_weights(self, engine: Engine, path: Path, update: int) -> bool:
         """Writes the final weights to a file; returns and raises as `save` does."""
-        metadata = {"format": "pt", "stage": self.stage.id, "updates": str(update)}
+        metadata = {"format": "pt", "stage": self.stage.id, "updates": str(update), **describe(self.stage)}
         return self._try(update, lambda: save_weights(engine, path, self.process, metadata))
 
     def _try(self, update: int, save: Callable[[], None]) -> bool:

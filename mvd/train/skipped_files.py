@@ -39,7 +39,7 @@ class SkippedFiles:
         Returns {"unreadable": files, "replaced": samples of the epoch that could not be read}.
 
         Raises:
-            RunFailed: there are more than faults.unreadable_share allows.
+            RunFailed: there are too many (mvd.config.Faults.too_many_unreadable).
         """
         everywhere: Counter[str] = sum(gather(self.found), Counter())
         self.found.clear()
@@ -58,11 +58,11 @@ class SkippedFiles:
         return {"unreadable": len(self.named), "replaced": self.replaced}
 
     def _stop_at_too_many(self) -> None:
-        limit = self.stage.execution.faults.unreadable_share
-        if len(self.named) > limit * self.samples:
+        faults = self.stage.execution.faults
+        if faults.too_many_unreadable(len(self.named), self.samples):
             message = (
                 f"{self.stage.id}: {len(self.named)} of {self.samples} training files cannot be read, more than "
-                f"faults.unreadable_share={limit:g} allows; they are listed in {self.path}"
+                f"faults.unreadable_share={faults.unreadable_share:g} allows; they are listed in {self.path}"
             )
             if self.process.is_first:
                 record_fault(self.stage.files, "unreadable", message)

@@ -15,11 +15,11 @@ from tests.runs import small_stage, succeed, write_stage
 
 
 def count(folder: Path) -> None:
-    """The second process does not see yet what the first one wrote; then it finds two more files."""
+    """The second process does not see yet what the first one wrote; then it finds four more files."""
     process = start_processes()
     files = SkippedFiles(Stage.from_yaml(folder / str(process.rank) / "stage.yaml"), process, 10)
     before = files.share(1)
-    files.found.update(["c.mp4", "d.mp4"] if process.rank == 1 else [])
+    files.found.update([f"{name}.mp4" for name in "cdef"] if process.rank == 1 else [])
     try:
         files.share(1)
     except RunFailed as error:
@@ -42,4 +42,10 @@ def test_every_process_counts_the_files_that_the_first_one_knows(counted):
 
 
 def test_all_processes_give_up_together(counted):
-    assert ["4 of 10 training files cannot be read" in one["said"] for one in counted] == [True, True]
+    assert ["6 of 10 training files cannot be read" in one["said"] for one in counted] == [True, True]
+
+
+def test_one_missing_file_of_a_small_set_is_tolerated():
+    faults = Faults(unreadable_share=0.02)
+    worst = {n: max(bad for bad in range(n + 1) if not faults.too_many_unreadable(bad, n)) for n in (1, 12, 500, 1000)}
+    assert worst == {1: 0, 12: 6, 500: 10, 1000: 20}
