@@ -6,7 +6,7 @@ fourth of activation checkpointing is not counted, so the numbers are those of m
 
 from math import prod
 
-from mvd.config import Finetune, ImageTeacher, Pretrain, Recipe, Test, VideoTeacher, dataset_of
+from mvd.config import Finetune, ImageTeacher, Pretrain, Recipe, Test, TrainRecipe, VideoTeacher, dataset_of
 from mvd.config.sizes import SIZES, ClipShape, ImageShape, Transformer
 
 
@@ -116,3 +116,22 @@ def _image_autoencoder(recipe: ImageTeacher) -> float:
         + _blocks(decoder, shape.positions + 1)
         + _linear(shape.positions, decoder.width, _patch_values(shape))
     )
+
+
+# Dense 16-bit tensor-core TFLOP/s, from NVIDIA's data sheets; the first name contained in that of the device counts.
+PEAK_TFLOPS = {
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "V100-SXM2": 125.0,
+}
+
+
+def throughput(recipe: TrainRecipe, samples_per_second: float, gpus: int, gpu_name: str) -> dict[str, float]:
+    """Sustained TFLOP/s per GPU, and MFU as a share of the 16-bit peak if the GPU is in PEAK_TFLOPS."""
+    copies = recipe.augmentation.samples if isinstance(recipe, Finetune) else 1
+    values = {"speed/tflops_per_gpu": samples_per_second * copies * tflop_per_sample(recipe) / gpus}
+    peak = next((peak for name, peak in PEAK_TFLOPS.items() if name in gpu_name), None)
+    return values if peak is None else {**values, "speed/mfu": values["speed/tflops_per_gpu"] / peak}

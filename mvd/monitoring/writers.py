@@ -10,15 +10,18 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from mvd.config import Kind
 from mvd.files import append_text, read_json_lines, write_text
 from mvd.stage import Stage
 
-SECTIONS = {  # TensorBoard's sections of metrics without one in their name; the rest, such as losses, is "training"
-    "schedule": ("epochs_done", "lr", "weight_decay"),
+SECTIONS = {  # of metrics without a section in their name; the rest, such as losses, has the stage's kind as section
     "validation": ("val_top1", "val_unreadable"),
     "speed": ("samples_per_second", "data_wait_share", "decode_ms", "loader_queue", "memory_gb"),
+    "schedule": ("epochs_done", "lr", "weight_decay"),
     "faults": ("loss_spike", "failed_saves", "unreadable", "replaced"),
 }
+# TensorBoard sorts sections by name: numbers put the loss first.
+NUMBERED = {section: f"{number}_{section}" for number, section in enumerate(SECTIONS, start=2)}
 
 
 class Writer(Protocol):
@@ -49,7 +52,7 @@ class Writer(Protocol):
 
 def build_writers(stage: Stage, resumed_at: int) -> list[Writer]:
     """The writers of a run; to add one, append it here. Records after update `resumed_at` are dropped."""
-    return [JsonLines(stage.files.metrics, resumed_at), TensorBoard(stage.files.tensorboard, resumed_at)]
+    return [JsonLines(stage.files.metrics, resumed_at), TensorBoard(stage.files.tensorboard, stage.kind, resumed_at)]
 
 
 class JsonLines:
@@ -88,8 +91,8 @@ class JsonLines:
 class TensorBoard:
     """TensorBoard events."""
 
-    def __init__(self, folder: Path, resumed_at: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, kind: Kind, resumed_at: int) -> None:
+        self.folder, self.kind = folder, kind
         self.purge_step: int | None = resumed_at + 1
 
     def open(self) -> None:
@@ -98,7 +101,7 @@ class TensorBoard:
 
     def scalars(self, update: int, epoch: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self.events.add_scalar(tag(name), value, update)
+            self.events.add_scalar(tag(name, self.kind), value, update)
 
     def image(self, update: int, name: str, pixels: NDArray[np.uint8]) -> None:
         self.events.add_image(name, pixels, update, dataformats="HWC")
@@ -118,9 +121,14 @@ class TensorBoard:
         self.events.close()
 
 
-def tag(name: str) -> str:
-    """TensorBoard's name of a metric, for instance `speed/memory_gb`; a name with a slash has its section already."""
-    if "/" in name:
-        return name
-    section = next((section for section, names in SECTIONS.items() if name in names), "training")
+def tag(name: str, kind: Kind) -> str:
+    """TensorBoard's name of a metric, for instance `3_speed/memory_gb`, or `1_pretrain/loss`.
+
+    The kind in the section keeps curves of pre-training and fine-tuning, which count different updates, in separate
+    charts, and files the accuracy of a test under `1_test`.
+    """
+    section, slash, rest = name.partition("/")
+    if slash:
+        return f"{NUMBERED.get(section, section)}/{rest}"
+    section = next((NUMBERED[section] for section, names in SECTIONS.items() if name in names), f"1_{kind}")
     return f"{section}/{name}"

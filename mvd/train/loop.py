@@ -23,6 +23,7 @@ from mvd.distributed.process import Process, exit_together, gather, mean_across_
 from mvd.distributed.signals import Interrupted, stop_requested
 from mvd.distributed.watchdog import heartbeat
 from mvd.evaluation.evaluator import build_evaluators
+from mvd.flops import throughput
 from mvd.monitoring.metrics import Metrics, peak_memory_gb
 from mvd.monitoring.progress import Progress
 from mvd.stage import Stage
@@ -225,6 +226,14 @@ class TrainingRun:
         videos = [self.dataset.entries[index].path for part in suspects for index in part]
         self.bad_updates.record_bad(number, "loss" if lossy else "gradient", videos, self.checkpoints.newest)
 
+    def _throughput(self, samples_per_second: float) -> dict[str, float]:
+        """FLOP/s and MFU; {} on a CPU."""
+        device = self.process.device
+        if device.type != "cuda":
+            return {}
+        name = torch.cuda.get_device_name(device)
+        return throughput(self.stage.recipe, samples_per_second, self.process.world_size, name)
+
     def _report(self, learning_rate: float) -> None:
         """Logs the metrics accumulated since the last report."""
         settings, epoch = self.stage.recipe.optimization, (self.update - 1) // self.steps_per_epoch + 1
@@ -235,6 +244,7 @@ class TrainingRun:
         trained = self.window.updates > 0
         if trained:
             values |= self.window.means(settings.global_batch) | self.loading.report()
+            values |= self._throughput(values["samples_per_second"])
         self.window.clear()
         self.metrics.write(self.update, epoch, values)
         if self.progress is not None:

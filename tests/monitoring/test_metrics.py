@@ -49,7 +49,7 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(interrupted):
     metrics.close()
     assert updates(interrupted) == [1, 2, 3]
     points = EventAccumulator(str(interrupted / "tensorboard")).Reload()
-    assert [(point.step, pytest.approx(point.value)) for point in points.Scalars("training/loss")] == [
+    assert [(point.step, pytest.approx(point.value)) for point in points.Scalars("1_pretrain/loss")] == [
         (1, 1.0),
         (2, 0.5),
         (3, 0.3),
@@ -117,8 +117,8 @@ def test_images_texts_and_settings_reach_tensorboard_beside_the_curves(tmp_path)
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     (image,) = found.Images("masks")
     assert (image.step, image.height, image.width) == (1, 8, 6)
-    assert [point.step for point in found.Scalars("training/loss")] == [1, 2]
-    assert [point.step for point in found.Scalars("speed/mfu")] == [1]
+    assert [point.step for point in found.Scalars("1_pretrain/loss")] == [1, 2]
+    assert [point.step for point in found.Scalars("3_speed/mfu")] == [1]
     plugins = {name: list(found.PluginTagToContent(name)) for name in ("text", "hparams")}
     assert plugins["text"] == ["stage/text_summary", "note/text_summary"] and plugins["hparams"]
 
@@ -175,3 +175,18 @@ def test_a_writer_that_fails_at_the_end_does_not_stop_the_others(tmp_path):
     failing, fine = Flaky(failures=9), Flaky(failures=0)
     Metrics(RunDirectory(tmp_path), [failing, fine]).close()
     assert fine.given == [("close",)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("loss", "pretrain", "1_pretrain/loss"),
+        ("loss", "finetune", "1_finetune/loss"),
+        ("top1", "test", "1_test/top1"),
+        ("val_top1", "finetune", "2_validation/val_top1"),
+        ("validation/logit_norm", "finetune", "2_validation/logit_norm"),
+        ("probe/knn_top1", "pretrain", "probe/knn_top1"),
+    ],
+)
+def test_sections_are_ordered_and_stages_of_another_kind_have_their_own(name, kind, expected):
+    assert writers.tag(name, kind) == expected

@@ -154,8 +154,9 @@ def test_a_second_streak_after_the_same_checkpoint_ends_the_run_with_a_verdict(r
 
 
 def test_a_jump_is_marked_and_left_out_only_where_asked(runs):
-    marked = events(Stage.from_yaml(runs / "spike" / "stage.yaml"))
-    assert marked["faults/loss_spike"] == [9] and marked["training/loss"] == list(range(1, UPDATES + 1))
+    stage = Stage.from_yaml(runs / "spike" / "stage.yaml")
+    marked = events(stage)
+    assert marked["5_faults/loss_spike"] == [9] and marked[f"1_{stage.kind}/loss"] == list(range(1, UPDATES + 1))
     assert not same(runs, "spike", "without-spike")
     assert same(runs, "spike-back", "without-spike")
     assert [fault["fault"] for fault in faults(runs, "spike-back")] == ["spike", "rollback"]

@@ -222,8 +222,8 @@ def test_the_undisturbed_run_validates_and_counts_each_update_once(undisturbed):
 
 def test_the_curves_of_a_killed_run_show_each_update_once(resumed):
     points = events(resumed[0]["killed"])
-    assert points["training/loss"] == points["schedule/lr"] == list(range(1, UPDATES + 1))
-    assert points["validation/val_top1"] == [6, 12]
+    assert points["1_finetune/loss"] == points["4_schedule/lr"] == list(range(1, UPDATES + 1))
+    assert points["2_validation/val_top1"] == [6, 12]
 
 
 @pytest.mark.parametrize(

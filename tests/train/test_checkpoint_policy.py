@@ -105,7 +105,7 @@ def test_a_full_disk_is_shouted(runs):
         "step-00000006 cannot be written" in faults[1]["message"] and "failure 2 of 5 in a row" in faults[1]["message"]
     )
     assert "the newest good checkpoint is that of update 2" in faults[1]["message"]
-    assert events(stage)["faults/failed_saves"] == [4, 6] and curve(stage, "failed_saves") == [1, 2]
+    assert events(stage)["5_faults/failed_saves"] == [4, 6] and curve(stage, "failed_saves") == [1, 2]
 
 
 def test_a_disk_that_stays_full_ends_the_run(runs):

@@ -31,10 +31,10 @@ def runs(tmp_path_factory, motion_root, teachers) -> Path:
 def test_a_run_reports_its_numbers(runs):
     stage = Stage.from_yaml(runs / "pretrain" / "stage.yaml")
     points = events(stage)
-    required = {f"training/{name}" for name in ("loss", "image_loss", "video_loss", "grad_norm")}
-    required |= {f"schedule/{name}" for name in ("lr", "weight_decay", "epochs_done")}
-    required |= {f"speed/{name}" for name in ("samples_per_second", "data_wait_share", "decode_ms", "memory_gb")}
-    required |= {"faults/unreadable", "faults/replaced"}
+    required = {f"1_pretrain/{name}" for name in ("loss", "image_loss", "video_loss", "grad_norm")}
+    required |= {f"4_schedule/{name}" for name in ("lr", "weight_decay", "epochs_done")}
+    required |= {f"3_speed/{name}" for name in ("samples_per_second", "data_wait_share", "decode_ms", "memory_gb")}
+    required |= {"5_faults/unreadable", "5_faults/replaced"}
     assert required <= points.keys() and all(points[tag] == list(range(1, UPDATES + 1)) for tag in required)
     record = read_metrics(stage)[-1]
     assert record["loss"] == pytest.approx(record["image_loss"] + record["video_loss"], rel=1e-6)

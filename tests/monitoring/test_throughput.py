@@ -1,0 +1,18 @@
+"""TFLOP/s per GPU and MFU."""
+
+import pytest
+
+from mvd.flops import tflop_per_sample, throughput
+from tests.runs import small_stage
+
+
+def test_mfu_is_a_share_of_the_peak_of_the_gpu(tmp_path):
+    recipe = small_stage("pretrain", "p", tmp_path, tmp_path).recipe
+    found = throughput(recipe, 100.0, 4, "NVIDIA H100 PCIe")
+    assert found["speed/tflops_per_gpu"] == pytest.approx(25 * tflop_per_sample(recipe))
+    assert found["speed/mfu"] == pytest.approx(found["speed/tflops_per_gpu"] / 756)
+
+
+def test_a_gpu_of_unknown_peak_has_no_mfu(tmp_path):
+    recipe = small_stage("pretrain", "p", tmp_path, tmp_path).recipe
+    assert throughput(recipe, 100.0, 4, "other").keys() == {"speed/tflops_per_gpu"}
