@@ -114,21 +114,31 @@ def main() -> int:
     except (ConfigError, RunFailed) as error:
         if not isinstance(error, RunFailed) or dist.get_rank() == 0:  # RunFailed is raised on every rank
             _print_error(str(error))
-        return INVALID
+        code = INVALID
+    except SystemExit:  # another process prints the error
+        code = INVALID
     except OSError as error:
         if error.errno not in DISK_FAULTS:
             raise
         _print_error(f"{error.filename or 'a file'}: {error.strerror}; fix that and start the stage again")
-        return INVALID
+        code = INVALID
     except (HostFault, PeerLost) as error:
         _print_error(str(error))
-        return RETRYABLE
+        code = RETRYABLE
     except Interrupted as stop:
         logger.info("%s", stop)
         code = STOPPED
-    if dist.is_initialized():  # not after an error that only this process may have met: NCCL may wait for the others
-        dist.destroy_process_group()
+    _leave_process_group(code)
     return code
+
+
+def _leave_process_group(code: int) -> None:
+    """Ends the process group, without which Gloo's threads may abort the interpreter's exit: code 134 instead of ours.
+
+    NCCL may wait for the other processes, which is safe only if no error came to this process alone.
+    """
+    if dist.is_initialized() and (code in (OK, STOPPED) or dist.get_backend() == "gloo"):
+        dist.destroy_process_group()
 
 
 def _print_error(message: str) -> None:
