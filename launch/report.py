@@ -12,7 +12,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project, not launch/
 
-from launch.cli.output import command, print_next, print_table, short
+from launch.cli.output import command, print_next, print_table, short, tensorboard
 from launch.cli.parser import Parser, run_command
 from launch.plan.graph import build_graph
 from mvd.config import Row, Test
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     print_next(
         [
             ("run what is not finished", command("submit.py", *request.words)),
-            ("see the curves", f"tensorboard --logdir {short(request.cluster.runs)}"),
+            ("see the curves", tensorboard(request.cluster.runs)),
         ]
     )
     return 0

@@ -23,6 +23,7 @@ from torch import nn
 from mvd.config import ConfigError, Finetune, ImageTeacher, Pretrain, Recipe, VideoTeacher, dataset_of
 from mvd.evaluation.protocol import KEY, describe, protocol_of
 from mvd.files import write_atomically
+from mvd.host import python_command
 from mvd.models import build_classifier, build_image_autoencoder, build_student, build_video_autoencoder
 from mvd.models.checkpoints import load_official, to_official
 from mvd.models.registry import timm_name
@@ -135,8 +136,8 @@ def next_command(stage: Stage, form: str, output: Path) -> tuple[str, str]:
     if form == "timm":
         name = json.dumps(f"local-dir:{place}")  # double quotes, since shlex.quote adds single ones
         code = f"import mvd.models, timm; print(timm.create_model({name}, pretrained=True))"
-        return "build the model in Python", f"python -c {shlex.quote(code)}"
-    submit = ["python", "launch/submit.py"]
+        return "build the model in Python", shlex.join([python_command(), "-c", code])
+    submit = [python_command(), "launch/submit.py"]
     if isinstance(recipe, Finetune):
         row = stage.id.removeprefix("finetune-").rpartition("-")[0]
         return "test it", shlex.join([*submit, row, f"finetune.weights={place}", "--dry-run"])

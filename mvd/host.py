@@ -1,12 +1,24 @@
-"""The host that a process runs on: its name, and the CPU cores that the process may use."""
+"""The host that a process runs on: its name, its Python, and the CPU cores that the process may use."""
 
 import os
+import shutil
 import socket
+import sys
+from pathlib import Path
 
 
 def hostname() -> str:
     """SLURM's name of this node in a SLURM job, so that a job can exclude it; else the system's host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def python_command() -> str:
+    """This Python as it can be typed in the current folder: `python` if the shell finds this one under that name."""
+    executable = Path(sys.executable)
+    found = shutil.which("python")
+    if found is not None and Path(found).parent.absolute() == executable.parent:
+        return "python"
+    return str(executable.relative_to(Path.cwd()) if executable.is_relative_to(Path.cwd()) else executable)
 
 
 def usable_cores() -> int:

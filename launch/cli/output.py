@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from launch.cluster import CODE, ROOT
+from mvd.host import python_command
 
 FILE_WIDTH = 1000  # columns if the output is not a terminal, so that no line is wrapped
 
@@ -27,10 +28,15 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 def command(script: str, *arguments: str) -> str:
     """A command line for a script of launch/, as it can be typed in the current folder."""
     if CODE != ROOT:  # installed from a wheel
-        return shlex.join(["python", "-m", f"launch.{script.removesuffix('.py')}", *arguments])
+        return shlex.join([python_command(), "-m", f"launch.{script.removesuffix('.py')}", *arguments])
     path = ROOT / "launch" / script
     inside = Path.cwd().is_relative_to(ROOT)
-    return shlex.join(["python", os.path.relpath(path) if inside else str(path), *arguments])
+    return shlex.join([python_command(), os.path.relpath(path) if inside else str(path), *arguments])
+
+
+def tensorboard(runs: str | Path) -> str:
+    """The command that shows the curves of a runs folder."""
+    return shlex.join([python_command(), "-m", "tensorboard.main", "--logdir", short(runs)])
 
 
 def print_next(commands: Iterable[tuple[str, str]]) -> None:

@@ -12,7 +12,7 @@ from typing import NoReturn
 from launch.cluster import Cluster, load_cluster
 from launch.plan.rows import load_rows
 from mvd.config import ConfigError, Row
-from mvd.config.typed import parse_override
+from mvd.config.typed import Override, parse_override, paths_of
 from mvd.run_directory import RunDirectory
 
 
@@ -55,6 +55,7 @@ class Parser(argparse.ArgumentParser):
         for_cluster = [s for s in settings if s.path[0] == "cluster" and len(s.path) > 1]
         for_rows = [s for s in settings if s not in for_cluster]
         cluster = load_cluster(options.cluster, [dataclasses.replace(s, path=s.path[1:]) for s in for_cluster])
+        _refuse_cluster_settings(for_rows)
         targets = [word for word in options.words if "=" not in word]
         stages = [
             name for name in targets if self.takes_stages and RunDirectory(Path(cluster.runs) / name).stage.is_file()
@@ -64,6 +65,14 @@ class Parser(argparse.ArgumentParser):
             raise ConfigError("no TARGET given; add a row or a suite of experiments/, such as experiments/demo")
         words = [*options.words, *(["--cluster", options.cluster] if options.cluster else [])]
         return Request(words, load_rows(names, for_rows) if names else [], stages, cluster, options)
+
+
+def _refuse_cluster_settings(settings: Sequence[Override]) -> None:
+    """Says where a setting of the profile belongs that was given without its `cluster.`."""
+    for setting in settings:
+        key = ".".join(setting.path)
+        if key in paths_of(Cluster) and key not in paths_of(Row):
+            raise ConfigError(f"{setting.text}: {key} belongs to the cluster profile; write cluster.{setting.text}")
 
 
 def run_command(main: Callable[[Sequence[str]], int]) -> int:

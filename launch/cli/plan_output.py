@@ -1,6 +1,7 @@
 """What submit.py prints before anything runs: every setting (--show), or the plan (--dry-run)."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,9 +49,8 @@ def print_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage],
     if not request.options.local:
         _print_arrays(request, nodes, stages)
     _print_needed(needed)
-    profile = ("describe your machines and data", f"cp {short(EXAMPLE)} {short(ROOT / 'cluster.yaml')}")
-    steps = [profile if needed else _start_command(request)]
-    print_next([*steps, ("see the accuracies reached so far", command("report.py", *request.words))])
+    accuracies = ("see the accuracies reached so far", command("report.py", *request.words))
+    print_next([*_first_steps(request, needed), accuracies])
 
 
 def print_scripts(cluster: Cluster, nodes: Sequence[Node], stages: Sequence[Stage]) -> None:
@@ -123,6 +123,16 @@ def _print_needed(needed: Sequence[str]) -> None:
         print(f"\nto set in the cluster profile before submitting (see {short(EXAMPLE)}):")
         for field in needed:
             print(f"  {field}")
+
+
+def _first_steps(request: Request, needed: Sequence[str]) -> list[tuple[str, str]]:
+    """What to do after reading a plan; a profile that exists is never overwritten."""
+    if not needed:
+        return [_start_command(request)]
+    profile = ROOT / "cluster.yaml"
+    if request.options.cluster or os.environ.get("MVD_CLUSTER") or profile.exists():
+        return []
+    return [("describe your machines and data", f"cp {short(EXAMPLE)} {short(profile)}")]
 
 
 def _start_command(request: Request) -> tuple[str, str]:

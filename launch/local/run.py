@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cli.output import command, print_next, print_table, short
+from launch.cli.output import command, print_next, print_table, short, tensorboard
 from launch.cli.parser import Request
 from launch.cluster import CODE, Cluster
 from launch.job.ownership import is_gone
@@ -174,7 +174,7 @@ def print_results(request: Request, stages: Sequence[Stage]) -> None:
     print_report([report_line(row, Path(request.cluster.runs)) for row in request.rows])
     print_next(
         [
-            ("see the curves", f"tensorboard --logdir {short(request.cluster.runs)}"),
+            ("see the curves", tensorboard(request.cluster.runs)),
             ("print the accuracies again", command("report.py", *request.words)),
         ]
     )

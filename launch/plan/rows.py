@@ -1,5 +1,6 @@
 """Finds and loads row files, and applies `key=value` settings to their rows."""
 
+import ast
 import importlib
 import importlib.util
 import sys
@@ -48,6 +49,8 @@ def find(target: str) -> Path:
     for folder in (Path.cwd(), CODE, EXPERIMENTS, EXPERIMENTS / "teachers"):
         if (folder / file).is_file():
             return (folder / file).resolve()
+    if target.partition(".")[0] in (*SECTIONS, "cluster"):
+        raise ConfigError(f"there is no row or suite {target!r}; if it is a setting, write {target}=VALUE")
     known = sorted(p.stem for p in EXPERIMENTS.rglob("*.py") if p.stem not in ("__init__", "recipes"))
     raise ConfigError(f"there is no row or suite {target!r}{nearest(file.stem, known)}; see {EXPERIMENTS} for all")
 
@@ -55,8 +58,7 @@ def find(target: str) -> Path:
 def _rows_of(path: Path) -> list[Row]:
     try:
         module = _import(path)
-        declared = getattr(module, "rows", None) or (getattr(module, "row", None),)
-        rows = [row for row in declared if isinstance(row, Row)]
+        rows = _declared(module, path)
         for row in rows:
             check_types(row)
     except ConfigError as error:
@@ -64,9 +66,33 @@ def _rows_of(path: Path) -> list[Row]:
     except Exception as error:  # row files run any Python
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}{_line(error, path)}: {type(error).__name__}: {reason}; fix the row file") from error
-    if len(rows) != len(declared) or not rows:
-        raise ConfigError(f"{path} declares no row; give it `row = Row(...)`, or `rows = (...)` for several")
     return rows
+
+
+def _declared(module: ModuleType, path: Path) -> list[Row]:
+    """The rows that a row file assigns itself: a name that it only imports from another row file is not its own."""
+    assigned = _assigned(path)
+    if {"row", "rows"} <= assigned:
+        raise ConfigError("it declares both `row` and `rows`, and only one of them can count; remove one")
+    (name,) = assigned or {"rows" if hasattr(module, "rows") else "row"}
+    value = getattr(module, name, None)
+    if isinstance(value, Row):
+        return [value]
+    rows = list(value) if isinstance(value, (list, tuple)) else []
+    if not rows or not all(isinstance(row, Row) for row in rows):
+        raise ConfigError("it declares no row; give it `row = Row(...)`, or `rows = (Row(...), Row(...))` for several")
+    return rows
+
+
+def _assigned(path: Path) -> set[str]:
+    """Which of `row` and `rows` the file assigns at its top level."""
+    targets: list[ast.expr] = []
+    for statement in ast.parse(path.read_bytes()).body:
+        if isinstance(statement, ast.Assign):
+            targets += statement.targets
+        elif isinstance(statement, (ast.AnnAssign, ast.AugAssign)):
+            targets.append(statement.target)
+    return {target.id for target in targets if isinstance(target, ast.Name)} & {"row", "rows"}
 
 
 def _import(path: Path) -> ModuleType:

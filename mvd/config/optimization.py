@@ -40,6 +40,15 @@ class Optimization:
             f"optimization.warmup_epochs must be between 0 and the {self.laid_out_epochs} epochs of the schedule, "
             f"got {self.warmup_epochs}",
         )
+        check_positive("optimization.eps", self.eps)
+        check(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"optimization.betas must be at least 0 and below 1, got {self.betas}",
+        )
+        check(
+            0 <= self.weight_decay < math.inf,
+            f"optimization.weight_decay must be 0 or a positive number, got {self.weight_decay}",
+        )
         check(self.base_lr < math.inf, f"optimization.base_lr must be finite, got {self.base_lr}")
         check(0 <= self.min_lr < math.inf, f"optimization.min_lr must be 0 or a positive number, got {self.min_lr}")
         check(

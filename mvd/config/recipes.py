@@ -4,6 +4,7 @@ A recipe does not depend on the cluster; how it is executed is in mvd.stage. Mus
 launcher's start-up fast.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -15,6 +16,7 @@ from mvd.config.optimization import Optimization
 from mvd.config.sizes import SIZES
 
 Kind = Literal["image_teacher", "video_teacher", "pretrain", "finetune", "test"]
+POLICY = re.compile(r"rand(-(m\d+(\.\d+)?|n[1-9]\d*|mstd\d+(\.\d+)?|mmax\d+|p[01](\.\d+)?|inc[01]|w0))*")
 KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order in which they depend on each other
 
 
@@ -33,6 +35,23 @@ def _check_seed(seed: int, field_name: str) -> None:
 
 def _check_mask(ratio: float, field_name: str) -> None:
     check(0 < ratio < 1, f"{field_name} must be between 0 and 1, got {ratio}")
+
+
+def _check_crop_and_flip(recipe: "ImageTeacher | Augmentation", section: str) -> None:
+    low, high = recipe.crop_scale
+    check(
+        0 < low <= high <= 1,
+        f"{section}.crop_scale must be an ascending range within (0, 1], got {recipe.crop_scale}",
+    )
+    _check_probability(recipe.flip, f"{section}.flip")
+
+
+def _check_probability(value: float, field_name: str) -> None:
+    check(0 <= value <= 1, f"{field_name} must be a probability between 0 and 1, got {value}")
+
+
+def _check_drop(rate: float, field_name: str) -> None:
+    check(0 <= rate < 1, f"{field_name} must be at least 0 and below 1, got {rate}")
 
 
 def _check_dataset(recipe: "Recipe", section: str) -> None:
@@ -76,6 +95,7 @@ class ImageTeacher:
         _check_size(self.size, "image_teacher.size")
         _check_dataset(self, "image_teacher")
         _check_mask(self.mask_ratio, "image_teacher.mask_ratio")
+        _check_crop_and_flip(self, "image_teacher")
 
     @property
     def name(self) -> str:
@@ -133,6 +153,7 @@ class Pretrain:
         _check_dataset(self, "pretrain")
         _check_mask(self.mask_ratio, "pretrain.mask_ratio")
         check_positive("pretrain.stride", self.stride)
+        _check_drop(self.drop_path, "pretrain.drop_path")
         student, teacher = SIZES[self.student], SIZES[self.teacher]
         check(
             student.clip == teacher.clip,
@@ -162,12 +183,16 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         check(
-            0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
-            f"augmentation.crop_scale must be an ascending range within (0, 1], got {self.crop_scale}",
+            self.auto is None or POLICY.fullmatch(self.auto) is not None,
+            f"augmentation.auto must be null or a RandAugment policy such as rand-m7-n4-mstd0.5-inc1, "
+            f"got {self.auto!r}",
         )
-        for name in ("flip", "erase"):
-            value = getattr(self, name)
-            check(0 <= value <= 1, f"augmentation.{name} must be a probability between 0 and 1, got {value}")
+        check(
+            0 < self.crop_ratio[0] <= self.crop_ratio[1] < math.inf,
+            f"augmentation.crop_ratio must be an ascending range of positive numbers, got {self.crop_ratio}",
+        )
+        _check_crop_and_flip(self, "augmentation")
+        _check_probability(self.erase, "augmentation.erase")
         check(self.samples >= 1, f"augmentation.samples must be at least 1, got {self.samples}")
 
 
@@ -192,6 +217,10 @@ class Mixing:
             self.group >= 2 and self.group % 2 == 0,
             f"mixing.group must be an even number of videos, since they are mixed in pairs, got {self.group}",
         )
+        for name in ("mixup", "cutmix"):
+            value = getattr(self, name)
+            check(0 <= value < math.inf, f"mixing.{name} must be 0 or a positive number, got {value}")
+        _check_probability(self.switch, "mixing.switch")
         check(0 <= self.smoothing < 1, f"mixing.smoothing must be at least 0 and below 1, got {self.smoothing}")
 
 
@@ -220,6 +249,9 @@ class Finetune:
         _check_seed(self.seed, "finetune.seed")
         _check_size(self.size, "finetune.size")
         _check_dataset(self, "finetune")
+        check_positive("finetune.stride", self.stride)
+        _check_drop(self.drop_path, "finetune.drop_path")
+        _check_drop(self.head_dropout, "finetune.head_dropout")
         check(
             self.optimization.global_batch % self.mixing.group == 0,
             "finetune.optimization.global_batch must be a multiple of finetune.mixing.group, got "
@@ -247,7 +279,7 @@ class Test:
     def __post_init__(self) -> None:
         _check_size(self.size, "test.size")
         _check_dataset(self, "test")
-        for name in ("clips", "crops"):
+        for name in ("stride", "clips", "crops"):
             check_positive(f"test.{name}", getattr(self, name))
 
 

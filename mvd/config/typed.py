@@ -108,9 +108,33 @@ def check_keys(settings_type: type, override: Override) -> Any:
     """
     hint: Any = settings_type
     for position, key in enumerate(override.path):
-        hint = _step_into(hint, key, ".".join(override.path[:position]), override.text)
+        section = ".".join(override.path[:position])
+        try:
+            hint = _step_into(hint, key, section, override.text)
+        except ConfigError as error:
+            found = _similar_below(settings_type, section, key)
+            if not found:
+                raise
+            raise ConfigError(f"{str(error).partition(' (nearest')[0]}; did you mean {' or '.join(found)}?") from error
     _check_mapping(hint, override.value, ".".join(override.path), override.text)
     return hint
+
+
+def paths_of(settings_type: Any, section: str = "") -> list[str]:
+    """The dotted paths of all settings of a dataclass, those of its sections included."""
+    paths: list[str] = []
+    for name, hint in get_type_hints(settings_type).items():
+        path, inner = f"{section}{name}", _without_none(hint)
+        paths += paths_of(inner, f"{path}.") if dataclasses.is_dataclass(inner) else [path]
+    return paths
+
+
+def _similar_below(settings_type: type, section: str, key: str) -> list[str]:
+    """The settings below a section that have the name of an unknown key, or else one that starts or ends with it."""
+    below = [path for path in paths_of(settings_type) if path.startswith(section and f"{section}.")]
+    names = {path: path.rpartition(".")[2] for path in below}
+    same = [path for path in below if names[path] == key]
+    return same or [path for path in below if names[path].endswith(f"_{key}") or names[path].startswith(f"{key}_")]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -81,6 +81,26 @@ def test_an_override_reaches_every_row_that_has_the_section():
         ("vith_k400", "finetune.seed=[1", r"cannot be read as YAML"),
         ("vith_k400", ".seed=1", r"the key is not complete"),
         ("teachers/mae_vitb", "pretrain.optimization.epochs=2", r"mae_vitb has no pretrain; it has image_teacher"),
+        ("vith_k400", "seed=1", r"no key 'seed'; did you mean .*pretrain.seed or finetune.seed\?$"),
+        ("vith_k400", "epochs=1", r"did you mean .*pretrain.optimization.epochs or finetune.optimization.epochs\?$"),
+        (
+            "vith_k400",
+            "finetune.lr=1",
+            r"did you mean finetune.optimization.base_lr or finetune.optimization.min_lr\?$",
+        ),
+        ("vith_k400", "finetune.augmentation.auto=randaug", r"auto must be null or a RandAugment policy .* 'randaug'"),
+        ("vith_k400", "finetune.augmentation.auto=rand-m7-m", r"auto must be null or a RandAugment policy"),
+        ("vith_k400", "finetune.augmentation.crop_ratio=[2,1]", r"crop_ratio must be an ascending range"),
+        ("vith_k400", "finetune.mixing.mixup=-1", r"mixing.mixup must be 0 or a positive number, got -1"),
+        ("vith_k400", "finetune.mixing.switch=2", r"mixing.switch must be a probability"),
+        ("vith_k400", "finetune.optimization.betas=[0.9,1]", r"betas must be at least 0 and below 1"),
+        (
+            "vith_k400",
+            "finetune.optimization.weight_decay=.nan",
+            r"weight_decay must be 0 or a positive number, got nan",
+        ),
+        ("vith_k400", "pretrain.drop_path=1", r"pretrain.drop_path must be at least 0 and below 1"),
+        ("vith_k400", "finetune.stride=0", r"finetune.stride must be a positive number"),
         ("teachers/mae_vitb", "pretrain={seed: 2}", r"mae_vitb has no pretrain"),
     ],
 )
@@ -117,9 +137,27 @@ def test_a_row_file_may_be_anywhere(tmp_path, monkeypatch):
         assert [row.name for row in load(target)] == ["mine"]
 
 
+def test_a_row_file_runs_its_own_row_and_not_the_rows_that_it_imports(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import dataclasses\nfrom experiments.demo import rows\nrow = dataclasses.replace(rows[1], name='mine')\n"
+    )
+    assert [row.name for row in load(str(file))] == ["mine"]
+    file.write_text("from experiments.demo import rows\n")
+    assert [row.name for row in load(str(file))] == ["demo", "demo_from_scratch"]
+    file.write_text("from experiments.demo import rows as known\nrows = known[1]\n")
+    assert [row.name for row in load(str(file))] == ["demo_from_scratch"]
+
+
+def test_a_setting_without_its_value_is_not_taken_for_a_row():
+    with pytest.raises(ConfigError, match=r"if it is a setting, write finetune.seed=VALUE"):
+        load("finetune.seed")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ("from experiments.demo import rows\nrows = rows\nrow = rows[0]", "it declares both `row` and `rows`"),
         ("x = 1", "declares no row"),
         ("rows = [1]", "declares no row"),
         ("row = ", ", line 1: SyntaxError: invalid syntax"),
@@ -164,7 +202,7 @@ def test_a_row_file_may_be_anywhere(tmp_path, monkeypatch):
             r"line 2: TypeError: Size.* missing 3 required .* 'encoder', 'decoder', and 'video_decoder'; fix",
         ),
         ("from mvd.config import Row\nrow = Row(name='x', target=70)", r"wrong.py: target: Invalid type assigned: int"),
-        ("rows = 3", r"TypeError: 'int' object is not iterable"),
+        ("rows = 3", "declares no row"),
     ],
 )
 def test_a_wrong_row_file_is_named(content, message, tmp_path):

@@ -66,7 +66,7 @@ def test_runs_every_stage_once_and_reports(words, tmp_path, monkeypatch, capfd):
         assert [(directory / f"rank-{n}").read_text() for n in (0, 1)] == [f"2 {n} {threads}" for n in (0, 1)]
         assert node.id in first
     assert "test top-1 75.0 %, top-5 99.0 %" in first and "training loss 0.2500" in first and "3 s" in first
-    assert "tensorboard --logdir" in first and "report.py demo" in first and "+5.0" in first
+    assert "-m tensorboard.main --logdir" in first and "report.py demo" in first and "+5.0" in first
 
     monkeypatch.setattr(local, "stage_command", stand_in("raise SystemExit(1)"))
     assert submit.main(words) == 0

@@ -34,7 +34,7 @@ def test_rows_that_are_done_running_and_not_started(launch, write_result, tmp_pa
 
     table = launch("report.py", "vitb_from_vitl_k400", "vith_k400").stdout
     assert "83.2 / 95.9" in table and "not started" in table and "7 videos could not be read" in table
-    assert "tensorboard --logdir runs" in table
+    assert "-m tensorboard.main --logdir runs" in table
 
 
 def test_overrides_lead_to_other_run_directories(launch, write_result):

@@ -23,6 +23,21 @@ def test_dry_run_of_all_rows(launch):
     assert "next:" in done.stdout
 
 
+def test_the_commands_to_run_next_work_when_they_are_pasted_into_a_fresh_shell(launch, profile, tmp_path):
+    done = launch("submit.py", "experiments/demo", "--local", "--dry-run", "--cluster", str(profile))
+    commands = [line.strip() for line in done.stdout.partition("next:")[2].splitlines() if line.startswith("    ")]
+    assert len(commands) == 2
+    for line in [f"{commands[0]} --dry-run", commands[1]]:
+        shell = ["env", "-i", "PATH=/usr/bin:/bin", "sh", "-c", line]
+        pasted = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert pasted.returncode == 0, pasted.stderr
+
+
+def test_a_profile_that_exists_is_never_overwritten_by_a_suggested_command(launch):
+    done = launch("submit.py", "vith_k400", "--dry-run")  # the fixture's profile has no data set
+    assert "to set in the cluster profile" in done.stdout and "cp " not in done.stdout
+
+
 def test_dry_run_with_teachers_to_train(launch):
     done = launch("submit.py", "vits_from_vitl_ssv2", "teachers=train", "--dry-run")
     assert "1 image teacher, 1 video teacher, 1 pre-training, 1 fine-tuning, 1 test" in done.stdout
@@ -55,6 +70,8 @@ def test_show_prints_every_setting(launch):
         (["vith_k400", "finetune.sed=1", "--dry-run"], "nearest: seed"),
         (["vith_k400", "finetune.seed=x", "--dry-run"], "must be an integer, got 'x'"),
         (["vith_k400", "cluster.gpus_per_nod=1", "--dry-run"], "nearest: gpus_per_node"),
+        (["vith_k400", "cluster.gpus=1", "--dry-run"], "did you mean gpus_per_node?"),
+        (["vith_k400", "gpus_per_node=4", "--dry-run"], "write cluster.gpus_per_node=4"),
         (["vith_k400", "cluster.pretrain.nodes=7", "--dry-run"], "use 32 or 64 GPUs"),
         (["vith_k400", "cluster.datasets.k400.root=/nowhere", "--dry-run"], "/nowhere does not exist"),
         (["vith_k400", "cluster.teachers.mae_vith=/nowhere.pth", "--show"], "there is no file /nowhere.pth"),
@@ -65,7 +82,7 @@ def test_show_prints_every_setting(launch):
         (["vith_k400", f"finetune.weights={__file__}", "--until", "finetune"], "replace all stages up to finetune"),
         (["vith_k400", "--local"], "does not set datasets.k400.root"),
         (["vith_k400"], "does not set datasets.k400.root"),
-        (["demo"], "there is no sbatch on this machine; log in to the cluster, or run the rows here: python"),
+        (["demo"], "there is no sbatch on this machine; log in to the cluster, or run the rows here: "),
         (["demo", "--force", "test"], "--force must match one stage, but 'test' matches 2; use one of test-demo-"),
         (["demo", "--force", "finetune", "--dry-run"], "--force changes the runs folder"),
         (["demo", "cluster.slurm.options.nodes=2", "--dry-run"], "slurm.options.nodes is set by the launcher"),

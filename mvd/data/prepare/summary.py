@@ -10,6 +10,7 @@ from rich.table import Table
 
 from mvd.config import DATASETS
 from mvd.data.prepare.write_lists import Counts, Quarantined, paper_count, printable
+from mvd.host import python_command
 
 WIDTH = 160  # columns, where the output is not a terminal
 
@@ -76,4 +77,4 @@ def print_next(dataset: str | None, output: Path, counts: Counts, classes: int) 
         numbers = {split: counts.get(split, Counter())["good"] for split in ("train", "val")}
         facts = f"classes={classes}, train_samples={numbers['train']}, val_samples={numbers['val']}"
         print(f"  declare it in a row file of your own (README, Your own videos):\n    Dataset({facts})")
-    print(f"  look at what a row sees of it:\n    python -m mvd.data.inspect {row}")
+    print(f"  look at what a row sees of it:\n    {python_command()} -m mvd.data.inspect {row}")
