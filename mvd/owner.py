@@ -1,17 +1,20 @@
 """owner.json: which attempt writes to a run directory. There is one at a time.
 
 An attempt takes the record when it starts, its processes check it at every save, and it gives the record back at its
-end. The operations used are atomic on NFS as well, and need no locks: link() to take, rename() to take over.
+end. The operations used are atomic on NFS as well, and need no locks: link() to take the record, link() and rename() to
+take it over.
 
 Must not import torch: the launcher takes the record.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from mvd.host import hostname
 from mvd.run_directory import RunDirectory
 
 VARIABLE = "MVD_OWNER"  # tells the processes of an attempt which one that is
+REPLACING_SECONDS = 60.0  # far longer than it takes to replace a record
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ def take(files: RunDirectory, owner: Owner, is_gone: Callable[[Owner], bool]) ->
         OSError: the disk refuses the record.
     """
     files.path.mkdir(parents=True, exist_ok=True)
+    give_up = time.monotonic() + REPLACING_SECONDS
     while not _create(files, owner):
         current = read_owner(files)
         if current == owner:
@@ -81,7 +86,12 @@ def take(files: RunDirectory, owner: Owner, is_gone: Callable[[Owner], bool]) ->
             raise OwnedByAnother(
                 f"{files.path} belongs to {current}; cancel that first (if it has ended, delete {files.owner})"
             )
-        _remove(files, current)
+        if _replace(files, current, owner):
+            return
+        if time.monotonic() > give_up:  # whoever wanted to replace the record was killed while it did
+            _claim(files, current).unlink(missing_ok=True)
+            give_up = time.monotonic() + REPLACING_SECONDS
+        time.sleep(0.01)
 
 
 def give_back(files: RunDirectory, owner: Owner) -> None:
@@ -105,34 +115,49 @@ def lost_to(files: RunDirectory) -> str | None:
 
 def _create(files: RunDirectory, owner: Owner) -> bool:
     """Writes the record unless there is one; returns whether it did."""
-    temporary = _unique(files)
+    with _written(files, owner) as temporary:
+        try:
+            os.link(temporary, files.owner)
+        except FileExistsError:
+            return False
+    return True
+
+
+def _replace(files: RunDirectory, stale: Owner, owner: Owner) -> bool:
+    """Replaces a stale record by the attempt's own; False if it is being replaced, or has been.
+
+    Only whoever links the record to a name made of its content may replace it, and one process at a time can. There is
+    always a record meanwhile, so that nobody creates another one.
+    """
+    claim = _claim(files, stale)
+    try:
+        os.link(files.owner, claim)
+    except (FileExistsError, FileNotFoundError):
+        return False
+    try:
+        if Owner(**json.loads(claim.read_text())) != stale:
+            return False
+        with _written(files, owner) as temporary:
+            os.replace(temporary, files.owner)
+    finally:
+        claim.unlink(missing_ok=True)
+    return True
+
+
+@contextlib.contextmanager
+def _written(files: RunDirectory, owner: Owner) -> Iterator[Path]:
+    """A temporary file with the attempt's record."""
+    temporary = files.owner.with_name(f".{files.owner.name}.{hostname()}.{secrets.token_hex(8)}")
     try:
         with open(temporary, "x") as handle:
             json.dump(dataclasses.asdict(owner), handle)
             handle.flush()
             os.fsync(handle.fileno())
-        os.link(temporary, files.owner)
-    except FileExistsError:
-        return False
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-    return True
 
 
-def _remove(files: RunDirectory, stale: Owner) -> None:
-    """Removes a stale record, but not the one of somebody who has taken it over meanwhile."""
-    aside = _unique(files)
-    try:
-        files.owner.rename(aside)
-    except FileNotFoundError:
-        return
-    try:
-        if Owner(**json.loads(aside.read_text())) != stale:
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, files.owner)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _unique(files: RunDirectory) -> Path:
-    return files.owner.with_name(f".{files.owner.name}.{hostname()}.{secrets.token_hex(8)}")
+def _claim(files: RunDirectory, stale: Owner) -> Path:
+    content = json.dumps(dataclasses.asdict(stale), sort_keys=True).encode()
+    return files.owner.with_name(f".{files.owner.name}.{hashlib.sha256(content).hexdigest()[:16]}")

@@ -68,7 +68,7 @@ class RunSettings:
     """
 
     reader: Reader = "pyav"
-    workers: int = 8
+    workers: int = 16
     checkpoint_every: int | None = None
     checkpoint_minutes: float | None = 15.0
     keep_checkpoints: int = 2

@@ -118,7 +118,8 @@ while True:
 def start(words, program):
     code = (
         "import signal, sys; from launch import submit; from launch.local import run as local\n"
-        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # as in a terminal, even where the tests run under nohup
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # as in a terminal, even if the tests run under nohup
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # or in the background, where shells ignore it
         f"local.stage_command = lambda stage: [sys.executable, '-S', '-c', {program!r}, str(stage.directory)]\n"
         f"sys.exit(submit.main({words!r}))"
     )

@@ -85,19 +85,33 @@ def test_of_many_that_take_over_at_once_one_gets_it(files):
     assert len(got) == 1 and len(refused) == 7 and read_owner(files) == got[0]
 
 
-def test_a_record_taken_between_judging_and_removing_the_stale_one_is_put_back(files, monkeypatch):
+def test_a_record_taken_between_judging_and_replacing_the_stale_one_is_kept(files, monkeypatch):
     take(files, owner("stale"), there)
-    remove = owner_module._remove
+    replace = owner_module._replace
 
-    def overtaken(files, stale):
-        monkeypatch.setattr(owner_module, "_remove", remove)
+    def overtaken(files, stale, mine):
+        monkeypatch.setattr(owner_module, "_replace", replace)
         take(files, owner("quick"), gone)
-        remove(files, stale)
+        return replace(files, stale, mine)
 
-    monkeypatch.setattr(owner_module, "_remove", overtaken)
+    monkeypatch.setattr(owner_module, "_replace", overtaken)
     with pytest.raises(OwnedByAnother, match="belongs to job quick"):
         take(files, owner("slow"), lambda other: other.job == "stale")
     assert read_owner(files) == owner("quick")
+    assert [path.name for path in files.path.iterdir()] == ["owner.json"]
+
+
+def test_whoever_was_killed_while_it_replaced_the_record_blocks_nobody_for_long(files, monkeypatch):
+    take(files, owner("stale"), there)
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "replace", lambda *_: os._exit(9))
+        pid = os.fork()
+        if pid == 0:
+            take(files, owner("killed"), gone)
+        os.waitpid(pid, 0)
+    monkeypatch.setattr(owner_module, "REPLACING_SECONDS", 0.1)
+    take(files, owner("next"), gone)
+    assert read_owner(files) == owner("next")
 
 
 def test_a_link_whose_answer_was_lost_counts(files, monkeypatch):

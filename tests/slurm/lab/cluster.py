@@ -92,8 +92,10 @@ class Lab:
         daemons = [
             p for p in processes.pids() if processes.name_of(p) == "slurmstepd" and log in processes.open_files(p)
         ]
-        started = processes.descendants(daemons)
         of_jobs = {pid for pid in processes.pids() if self._environment(pid).get("SLURMD_NODENAME") == node}
+        parents = {processes.parent_of(pid) for pid in of_jobs}  # a young daemon may not have opened the log yet
+        daemons += [pid for pid in parents if processes.name_of(pid) == "slurmstepd" and pid not in daemons]
+        started = processes.descendants(daemons)
         processes.kill([*daemons, *(started | of_jobs)])
         return bool(daemons or started or of_jobs)
 
