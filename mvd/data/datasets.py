@@ -109,11 +109,11 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
         batch["unreadable"] = [path for sample in samples for path in sample["unreadable"]]
         return batch
 
-    def decode(self, entry: Entry, choose: Callable[[int], np.ndarray]) -> np.ndarray:
-        """Decode the frames with the indices that `choose(length)` returns: uint8 (T, H, W, 3)."""
+    def decode(self, entry: Entry, choose: Callable[[int], np.ndarray]) -> list[np.ndarray]:
+        """Decode the frames with the indices that `choose(length)` returns: T arrays uint8 (H, W, 3)."""
         started = time.perf_counter()
         video = open_video(entry.path, self.reader)
-        frames = video.frames(choose(len(video)))
+        frames = video.pictures(choose(len(video)))
         self.decode_ms = 1000 * (time.perf_counter() - started)
         return frames
 
@@ -122,15 +122,15 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
         return generator(self.seed, key.epoch, key.index, purpose, copy)
 
 
-def channels_first(frames: np.ndarray, planes: np.ndarray) -> None:
+def channels_first(frames: crops.Frames, planes: np.ndarray) -> None:
     """Copy uint8 frames (T, H, W, 3) to planes (3, T, H, W); eight times as fast as numpy's transpose."""
     for number, frame in enumerate(frames):
         cv2.split(frame, list(planes[:, number]))
 
 
-def to_clip(frames: np.ndarray) -> torch.Tensor:
+def to_clip(frames: crops.Frames) -> torch.Tensor:
     """uint8 (T, H, W, 3) -> uint8 tensor (3, T, H, W)."""
-    planes = np.empty((3, *frames.shape[:3]), np.uint8)
+    planes = np.empty((3, len(frames), *frames[0].shape[:2]), np.uint8)
     channels_first(frames, planes)
     return torch.from_numpy(planes)
 
@@ -157,8 +157,7 @@ class ImageTeacherDataset(TrainDataset):
 
     def _random_frame(self, entry: Entry, key: SampleKey) -> np.ndarray:
         rng = self.draws(key, Purpose.FRAMES)
-        frame: np.ndarray = self.decode(entry, lambda length: rng.integers(length, size=1))[0]
-        return frame
+        return self.decode(entry, lambda length: rng.integers(length, size=1))[0]
 
 
 class MaskedClipDataset(TrainDataset):
@@ -178,16 +177,16 @@ class MaskedClipDataset(TrainDataset):
     def sample(self, entry: Entry, key: SampleKey) -> dict[str, torch.Tensor]:
         rng, stride = self.draws(key, Purpose.FRAMES), self.recipe.stride
         frames = self.decode(entry, lambda length: pretrain_indices(length, rng, self.clip.frames, stride))
-        height, width = frames.shape[1:3]
+        height, width = frames[0].shape[:2]
         box = crops.multi_scale_box(height, width, self.clip.image_size, self.draws(key, Purpose.CROP))
         mask = tube_mask(self.draws(key, Purpose.MASK), self.clip, self.recipe.mask_ratio)
-        frames = crops.cut(frames, box)
+        crop = np.stack(list(crops.cut(frames, box)))
         sample = {
-            "video": to_clip(crops.resize_smoothly(frames, self.clip.image_size))[None],
+            "video": to_clip(crops.resize_smoothly(crop, self.clip.image_size))[None],
             "mask": torch.from_numpy(mask)[None],
         }
         if self.image_size != self.clip.image_size:
-            sample["image_video"] = to_clip(crops.resize_smoothly(frames, self.image_size))[None]
+            sample["image_video"] = to_clip(crops.resize_smoothly(crop, self.image_size))[None]
         return sample
 
 
@@ -217,23 +216,24 @@ class FinetuneDataset(TrainDataset):
             "mix_seeds": torch.full((copies,), mix_seed),
         }
 
-    def _read(self, entry: Entry, key: SampleKey) -> np.ndarray:
+    def _read(self, entry: Entry, key: SampleKey) -> list[np.ndarray]:
         rng, frames, stride = self.draws(key, Purpose.FRAMES), self.clip.frames, self.recipe.stride
         if self.recipe.sampling == "dense":
             return self.decode(entry, lambda length: dense_train_indices(length, rng, frames, stride))
         return self.decode(entry, lambda length: segment_train_indices(length, rng, frames))
 
-    def _augment(self, frames: np.ndarray, key: SampleKey, copy: int, planes: np.ndarray) -> tuple[crops.Box, int]:
+    def _augment(self, frames: crops.Frames, key: SampleKey, copy: int, planes: np.ndarray) -> tuple[crops.Box, int]:
         """Write one augmented copy to planes (3, T, S, S); return its erasing box and the seed of its noise."""
         settings, size = self.recipe.augmentation, self.clip.image_size
         rng = self.draws(key, Purpose.AUGMENT, copy)
         operations = [] if settings.auto is None else draw_operations(settings.auto, rng)
-        height, width = frames.shape[1:3]
+        height, width = frames[0].shape[:2]
         box = crops.random_resized_box(height, width, settings.crop_scale, settings.crop_ratio, rng)
-        clip = crops.resize_bilinear(apply_operations(frames, operations, box), size)
-        if rng.random() < settings.flip:
-            clip = crops.mirror(clip)
-        channels_first(clip, planes)
+        augmented = apply_operations(frames, operations, box)
+        mirrored = rng.random() < settings.flip
+        for number in range(len(augmented)):  # a frame at a time stays in the processor's cache
+            frame = crops.resize_bilinear(augmented[number : number + 1], size)
+            channels_first(crops.mirror(frame) if mirrored else frame, planes[:, number : number + 1])
         return crops.erase_box(size, settings.erase, rng), int(rng.integers(2**62))
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from mvd.config import ConfigError, Sampling
 from mvd.config.sizes import ClipShape
 from mvd.data.annotations import Entry
+from mvd.data.clip.crops import Box, cut
 from mvd.data.clip.frame_sampling import dense_test_indices, segment_test_indices
 from mvd.data.datasets import to_clip
 from mvd.data.loader import start_worker, worker_count
@@ -71,22 +72,22 @@ def decode_views(video: Video, views: Views) -> DecodedViews:
     else:
         raise ConfigError(f'sampling must be "dense" or "segment", got {views.sampling!r}')
     wanted, inverse = np.unique(clips, return_inverse=True)
-    frames = _resize_short_side(video.frames(wanted), views.clip.image_size)
-    height, width = frames.shape[1:3]
+    frames = [_resize_short_side(frame, views.clip.image_size) for frame in video.pictures(wanted)]
+    height, width = frames[0].shape[:2]
     side, free = min(height, width), abs(height - width)
     starts = [int(i * free / (views.crops - 1)) for i in range(views.crops)] if views.crops > 1 else [free // 2]
-    covered = slice(starts[0], starts[-1] + side)
-    frames = frames[:, covered] if height > width else frames[:, :, covered]
+    length = starts[-1] - starts[0] + side
+    covered = Box(starts[0], 0, length, width) if height > width else Box(0, starts[0], height, length)
     places = torch.from_numpy(inverse.reshape(clips.shape))
-    return DecodedViews(to_clip(frames), places, [start - starts[0] for start in starts])
+    return DecodedViews(to_clip(cut(frames, covered)), places, [start - starts[0] for start in starts])
 
 
-def _resize_short_side(frames: np.ndarray, size: int) -> np.ndarray:
-    height, width = frames.shape[1:3]
+def _resize_short_side(frame: np.ndarray, size: int) -> np.ndarray:
+    height, width = frame.shape[:2]
     if min(height, width) == size:
-        return frames
+        return frame
     target = (size, int(size * height / width)) if width < height else (int(size * width / height), size)
-    return np.stack([cv2.resize(frame, target, interpolation=cv2.INTER_LINEAR) for frame in frames])
+    return cv2.resize(frame, target, interpolation=cv2.INTER_LINEAR)
 
 
 class ViewDataset(Dataset[dict[str, Any]]):

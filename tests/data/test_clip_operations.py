@@ -19,6 +19,8 @@ from mvd.data.randaugment.policy import (
     rand_augment_policy,
     regions,
 )
+from mvd.data.video.reader import open_video
+from tests.data.plain_randaugment import apply_plainly, draw_argument
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "augmentation.json").read_text())
 POLICY = "rand-m7-n4-mstd0.5-inc1"
@@ -103,6 +105,24 @@ def test_a_region_equals_that_part_of_the_whole_frame(seed):
         height, width = rng.integers(1, 61), rng.integers(1, 83)
         box = Box(int(rng.integers(61 - height + 1)), int(rng.integers(83 - width + 1)), int(height), int(width))
         np.testing.assert_array_equal(apply_operations(frames, operations, box), cut(complete, box))
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
+def test_every_magnitude_equals_the_plain_operation_bit_for_bit(name, real_videos):
+    """On parts of real frames, as an array and as single frames that lie apart in memory."""
+    frames = open_video(real_videos["bikes"]).frames(np.array([0, 100]))[:, :120, :161]
+    rng = np.random.default_rng(0)
+    for magnitude in (*range(11), 6.37, 7.81):
+        operation = draw_argument(name, magnitude, rng)
+        expected = np.stack([apply_plainly(frame, *operation) for frame in frames])
+        height, width = rng.integers(1, 120), rng.integers(1, 161)
+        for box in (
+            Box(0, 0, 120, 161),
+            Box(int(rng.integers(121 - height)), int(rng.integers(162 - width)), int(height), int(width)),
+        ):
+            for given in (frames, list(frames)):
+                made = np.stack(list(apply_operations(given, [operation], box)))
+                np.testing.assert_array_equal(made, cut(expected, box), err_msg=f"{operation} {box}")
 
 
 def test_only_the_region_is_worked_on():

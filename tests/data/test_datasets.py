@@ -113,10 +113,10 @@ class Numbered:
     def __len__(self) -> int:
         return 300
 
-    def frames(self, indices: np.ndarray) -> np.ndarray:
+    def pictures(self, indices: np.ndarray) -> list[np.ndarray]:
         frames = np.zeros((len(indices), 48, 64, 3), np.uint8)
         frames[..., 0], frames[..., 1] = (part[:, None, None] for part in np.divmod(indices, 256))
-        return frames
+        return list(frames)
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_a_sample_is_augmented_then_cropped_then_flipped(motion_root):
     for index in range(6):
         key = SampleKey(2, index)
         sample = dataset[key]
-        frames = dataset._read(dataset.entries[index], key)
+        frames = np.stack(dataset._read(dataset.entries[index], key))
         height, width = frames.shape[1:3]
         assert width > height == 48
         for copy in range(2):
@@ -129,7 +129,7 @@ def test_clips_are_mirrored_as_often_as_the_recipe_says(motion_root, flip, least
     dataset = FinetuneDataset(recipe("finetune", augmentation=settings), [Entry(path, 0)], "pyav")
     mirrored = 0
     for epoch in range(30):
-        frames = dataset._read(dataset.entries[0], SampleKey(epoch, 0))
+        frames = np.stack(dataset._read(dataset.entries[0], SampleKey(epoch, 0)))
         left = (frames.shape[2] - 48) // 2
         frames = frames[:, :, left : left + 48]
         for clip in dataset[SampleKey(epoch, 0)]["video"].permute(0, 2, 3, 4, 1).numpy():

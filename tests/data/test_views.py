@@ -26,13 +26,13 @@ class Counting:
     def __len__(self) -> int:
         return self.length
 
-    def frames(self, indices):
+    def pictures(self, indices):
         self.decoded += indices.tolist()
         frames = np.zeros((len(indices), self.height, self.width, 3), np.uint8)
         frames[..., 0] = np.asarray(indices)[:, None, None]
         frames[..., 1] = np.arange(self.width)
         frames[..., 2] = np.arange(self.height)[:, None]
-        return frames
+        return list(frames)
 
 
 @pytest.mark.parametrize("sampling", ["dense", "segment"])

@@ -4,13 +4,16 @@ Random functions take the numpy Generator to draw from; one draw applies to all 
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
+
+Frames: TypeAlias = np.ndarray | Sequence[np.ndarray]  # uint8 (T, H, W, 3), or T arrays (H, W, 3) of equal size
 
 MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
 SNAP = 3  # pixels; a crop size that differs from the input size by less becomes the input size
@@ -74,9 +77,10 @@ def random_resized_box(
     return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
-def cut(frames: np.ndarray, box: Box) -> np.ndarray:
+def cut(frames: Frames, box: Box) -> Frames:
     """Crop each frame, without a copy: (T, H, W, 3) -> (T, box.height, box.width, 3)."""
-    return frames[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
+    return frames[:, rows, columns] if isinstance(frames, np.ndarray) else [frame[rows, columns] for frame in frames]
 
 
 def resize_bicubic(image: np.ndarray, size: int) -> np.ndarray:
@@ -95,7 +99,7 @@ def resize_smoothly(frames: np.ndarray, size: int) -> np.ndarray:
     return resized.permute(0, 2, 3, 1).numpy()
 
 
-def resize_bilinear(frames: np.ndarray, size: int) -> np.ndarray:
+def resize_bilinear(frames: Frames, size: int) -> np.ndarray:
     """Bilinear resize without antialiasing to (T, size, size, 3) (QUIRKS 9).
 
     The official release interpolates normalised floats; the result here is rounded to uint8, so it differs by at most

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from mvd.data.clip.crops import Box, cut
+from mvd.data.clip.crops import Box, Frames, cut
 from mvd.data.randaugment.regions import Applied, Size, each_frame, grown, inside
 
 LEVELS = np.arange(256)
@@ -15,7 +15,7 @@ LEVELS = np.arange(256)
 
 
 def _from_table(table: Callable[[float], np.ndarray]) -> Applied:
-    def apply(clip: np.ndarray, argument: float, before: Box, after: Box, size: Size) -> np.ndarray:
+    def apply(clip: Frames, argument: float, before: Box, after: Box, size: Size) -> np.ndarray:
         levels = table(argument).astype(np.uint8)
         return each_frame(clip, after, lambda frame, target: cv2.LUT(frame, levels, dst=target))
 
@@ -45,19 +45,20 @@ def _brightness(factor: float) -> np.ndarray:
 
 def blend(base: np.ndarray, pixels: np.ndarray, factor: float) -> np.ndarray:
     """Pillow's blend: base + factor x (pixels - base) in float32, clipped and rounded down to uint8."""
-    mixed = np.subtract(pixels, base, dtype=np.float32)
+    base, pixels = base.astype(np.float32), pixels.astype(np.float32)  # numpy is slow with operands of two types
+    mixed = pixels - base
     mixed *= np.float32(factor)
     mixed += base
     clipped: np.ndarray = np.clip(mixed, 0, 255, out=mixed)
     return clipped.astype(np.uint8)
 
 
-# Operations with a lookup table per frame and channel, computed from the whole frame.
+# Operations with a lookup table per frame, and channel where they differ, computed from the whole frame.
 
 
-def _from_statistics(tables: Callable[[np.ndarray, float], np.ndarray]) -> Applied:
-    def apply(clip: np.ndarray, argument: float, before: Box, after: Box, size: Size) -> np.ndarray:
-        levels = np.ascontiguousarray(tables(clip, argument)).astype(np.uint8)[:, None]  # (T, 1, 256, 3)
+def _from_statistics(tables: Callable[[Frames, float], np.ndarray]) -> Applied:
+    def apply(clip: Frames, argument: float, before: Box, after: Box, size: Size) -> np.ndarray:
+        levels = np.ascontiguousarray(tables(clip, argument)).astype(np.uint8)[:, None]  # (T, 1, 256, 3 or 1)
         mapped = np.empty((len(clip), after.height, after.width, 3), np.uint8)
         for target, frame, table in zip(mapped, cut(clip, after), levels, strict=True):
             cv2.LUT(frame, table, dst=target)
@@ -66,18 +67,17 @@ def _from_statistics(tables: Callable[[np.ndarray, float], np.ndarray]) -> Appli
     return Applied(lambda after, argument, size: Box(0, 0, *size), apply)
 
 
-def _autocontrast(clip: np.ndarray, _: float) -> np.ndarray:
-    frames, height, width = clip.shape[:3]
-    rows = clip.reshape(frames, height, width * 3)  # numpy reduces fast with the long axis last
-    low = rows.min(axis=1).reshape(frames, width, 3).min(axis=1).astype(float)[:, None]
-    high = rows.max(axis=1).reshape(frames, width, 3).max(axis=1).astype(float)[:, None]
+def _autocontrast(clip: Frames, _: float) -> np.ndarray:
+    rows = [frame.reshape(len(frame), -1) for frame in clip]  # numpy reduces fast with the long axis last
+    low = np.stack([row.min(axis=0).reshape(-1, 3).min(axis=0) for row in rows]).astype(float)[:, None]
+    high = np.stack([row.max(axis=0).reshape(-1, 3).max(axis=0) for row in rows]).astype(float)[:, None]
     flat = high <= low
     scale = 255.0 / np.where(flat, 1, high - low)
     stretched = np.clip(np.trunc(LEVELS[:, None] * scale - low * scale), 0, 255)
     return np.where(flat, LEVELS[:, None], stretched)
 
 
-def _equalize(clip: np.ndarray, _: float) -> np.ndarray:
+def _equalize(clip: Frames, _: float) -> np.ndarray:
     counts = np.array([[_histogram(frame, channel) for channel in range(3)] for frame in clip])
     last = counts.shape[-1] - 1 - np.argmax(counts[..., ::-1] > 0, axis=-1)[..., None]
     step = (counts.sum(axis=-1, keepdims=True) - np.take_along_axis(counts, last, axis=-1)) // 255
@@ -90,10 +90,10 @@ def _histogram(frame: np.ndarray, channel: int) -> np.ndarray:
     return cv2.calcHist([frame], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
 
 
-def _contrast(clip: np.ndarray, factor: float) -> np.ndarray:
-    pixels = clip.shape[1] * clip.shape[2]
+def _contrast(clip: Frames, factor: float) -> np.ndarray:
+    pixels = clip[0].shape[0] * clip[0].shape[1]
     means = np.array([int(cv2.sumElems(luma(frame))[0] / pixels + 0.5) for frame in clip])
-    return np.repeat(blend(means[:, None], LEVELS, factor)[..., None], 3, axis=-1)
+    return blend(means[:, None, None], LEVELS[:, None], factor)
 
 
 def luma(frame: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ def luma(frame: np.ndarray) -> np.ndarray:
 # Operations that blend pixels with a base computed from the same or the neighbouring pixels.
 
 
-def _color(clip: np.ndarray, factor: float, before: Box, after: Box, size: Size) -> np.ndarray:
+def _color(clip: Frames, factor: float, before: Box, after: Box, size: Size) -> np.ndarray:
     def recolour(frame: np.ndarray, target: np.ndarray) -> None:
         grey = cv2.cvtColor(luma(frame), cv2.COLOR_GRAY2RGB)  # faster than broadcasting in numpy
         target[:] = blend(grey, frame, factor)
@@ -113,15 +113,16 @@ def _color(clip: np.ndarray, factor: float, before: Box, after: Box, size: Size)
     return each_frame(clip, after, recolour)
 
 
-def _sharpness(clip: np.ndarray, factor: float, before: Box, after: Box, size: Size) -> np.ndarray:
-    kernel = np.full((3, 3), 1 / 13, np.float32)
-    kernel[1, 1] = 5 / 13
+def _sharpness(clip: Frames, factor: float, before: Box, after: Box, size: Size) -> np.ndarray:
+    inner = inside(after, before)
+    rows, columns = slice(inner.top, inner.top + inner.height), slice(inner.left, inner.left + inner.width)
 
     def sharpen(frame: np.ndarray, target: np.ndarray) -> None:
-        smooth = cv2.filter2D(frame, -1, kernel)
+        sums = cv2.boxFilter(frame, cv2.CV_16S, (3, 3), normalize=False)
+        sums += 4 * frame.astype(np.int16)
+        smooth = cv2.convertScaleAbs(sums, alpha=1 / 13)  # never half a level, so that rounding is exact
         _keep_frame_border(smooth, frame, before, size)
-        inner = inside(after, before)
-        target[:] = cut(blend(smooth, frame, factor)[None], inner)[0]
+        target[:] = blend(smooth[rows, columns], frame[rows, columns], factor)
 
     return each_frame(clip, after, sharpen)
 

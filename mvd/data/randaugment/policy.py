@@ -15,7 +15,7 @@ from PIL import Image
 from timm.data.auto_augment import RandAugment, rand_augment_transform
 
 from mvd.config import ConfigError
-from mvd.data.clip.crops import Box, cut
+from mvd.data.clip.crops import Box, Frames, cut
 from mvd.data.randaugment import color, geometric
 
 OPERATIONS = color.OPERATIONS | geometric.OPERATIONS  # keyed by the names of timm's functions
@@ -74,9 +74,9 @@ def _global_generators_kept() -> Iterator[None]:
         np.random.set_state(legacy_numpy)
 
 
-def apply_operations(frames: np.ndarray, operations: Sequence[Operation], box: Box) -> np.ndarray:
+def apply_operations(frames: Frames, operations: Sequence[Operation], box: Box) -> Frames:
     """Apply the operations to frames and crop a box: uint8 (T, H, W, 3) -> uint8 (T, box.height, box.width, 3)."""
-    size = frames.shape[1:3]
+    size = frames[0].shape[:2]
     region, *following = regions(operations, box, size)
     clip = cut(frames, region)
     for operation, after in zip(operations, following, strict=True):

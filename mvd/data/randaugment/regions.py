@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mvd.data.clip.crops import Box
+from mvd.data.clip.crops import Box, Frames
 
 Size = tuple[int, int]  # height and width of a frame
 
@@ -18,7 +18,7 @@ class Applied(NamedTuple):
     """
 
     needs: Callable[[Box, float, Size], Box]
-    apply: Callable[[np.ndarray, float, Box, Box, Size], np.ndarray]
+    apply: Callable[[Frames, float, Box, Box, Size], np.ndarray]
 
 
 def inside(box: Box, region: Box) -> Box:
@@ -39,7 +39,7 @@ def grown(box: Box, margin: int, size: Size) -> Box:
     return Box(top, left, bottom - top, right - left)
 
 
-def each_frame(clip: np.ndarray, after: Box, work: Callable[[np.ndarray, np.ndarray], object]) -> np.ndarray:
+def each_frame(clip: Frames, after: Box, work: Callable[[np.ndarray, np.ndarray], object]) -> np.ndarray:
     """A new clip of the region `after`; `work(frame, target)` fills each of its frames from the clip's."""
     made = np.empty((len(clip), after.height, after.width, 3), np.uint8)
     for frame, target in zip(clip, made, strict=True):

@@ -19,7 +19,7 @@ from av.video.reformatter import VideoReformatter
 
 from mvd.data.video.container import VideoPacket, read_track
 from mvd.data.video.errors import UnreadableVideo, first_line, unreadable
-from mvd.data.video.orientation import Orientation, orientation_of
+from mvd.data.video.orientation import AS_STORED, Orientation, orientation_of
 from mvd.data.video.timestamps import are_doubtful
 
 MAX_REORDER_DEPTH = 16  # frames, of an H.264 decoder
@@ -56,6 +56,10 @@ class PacketVideo:
 
     def frames(self, indices: np.ndarray) -> np.ndarray:
         """See mvd.data.video.reader.Video."""
+        return np.stack(self.pictures(indices))
+
+    def pictures(self, indices: np.ndarray) -> list[np.ndarray]:
+        """See mvd.data.video.reader.Video."""
         wanted, places = np.unique(indices, return_inverse=True)
         numbers = wanted.tolist()
         if numbers[0] < 0 or numbers[-1] >= len(self):
@@ -65,7 +69,7 @@ class PacketVideo:
             arrays = [self._to_rgb(decoded[number]) for number in numbers]
         if any(array.shape != arrays[0].shape for array in arrays):
             raise UnreadableVideo(self._path, "its frames are of different sizes")
-        return np.stack([arrays[place] for place in places])
+        return [arrays[place] for place in places]
 
     def decode_all(self) -> Iterator[VideoFrame]:
         """Every frame in order, as it comes out of the decoder: neither converted nor turned upright.
@@ -201,7 +205,8 @@ class PacketVideo:
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
         plane = rgb.planes[0]
         pixels = np.ndarray((rgb.height, rgb.width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))
-        return self.orientation(frame).apply(pixels)
+        orientation = self.orientation(frame)
+        return pixels if orientation == AS_STORED else np.ascontiguousarray(orientation.apply(pixels))
 
 
 def _first_orientation(native: VideoCodecContext, packets: list[VideoPacket]) -> Orientation | None:

@@ -17,13 +17,17 @@ class Video(Protocol):
         """Number of frames."""
         ...
 
-    def frames(self, indices: np.ndarray) -> np.ndarray:
-        """The frames of these numbers, 0-based and in this order, repeats allowed: uint8 (N, H, W, 3), RGB.
+    def pictures(self, indices: np.ndarray) -> list[np.ndarray]:
+        """The frames of these numbers, 0-based and in this order, repeats allowed: N arrays uint8 (H, W, 3), RGB.
 
         Raises:
-            UnreadableVideo: a frame is damaged or missing.
+            UnreadableVideo: a frame is damaged or missing, or their sizes differ.
             IndexError: a number is negative, or not smaller than the number of frames.
         """
+        ...
+
+    def frames(self, indices: np.ndarray) -> np.ndarray:
+        """The same as one array, uint8 (N, H, W, 3), for which the frames are copied."""
         ...
 
 
@@ -45,6 +49,10 @@ class DecordVideo:
 
     def __len__(self) -> int:
         return len(self._reader)
+
+    def pictures(self, indices: np.ndarray) -> list[np.ndarray]:
+        """See Video."""
+        return list(self.frames(indices))
 
     def frames(self, indices: np.ndarray) -> np.ndarray:
         """See Video."""
