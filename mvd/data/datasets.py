@@ -22,6 +22,7 @@ from mvd.data.packed import PackedEntries
 from mvd.data.randaugment.policy import apply_operations, draw_operations
 from mvd.data.rng import Purpose, epoch_order, generator
 from mvd.data.video.errors import Unreadable
+from mvd.data.video.packet_index import PacketIndex
 from mvd.data.video.read_timeout import ReadTimeout
 from mvd.data.video.reader import open_video, read_image
 from mvd.stage import Stage
@@ -52,6 +53,7 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
     """
 
     timeout = ReadTimeout()
+    index: PacketIndex | None = None
 
     def __init__(self, seed: int, entries: list[Entry], reader: str) -> None:
         self.seed = seed
@@ -112,7 +114,7 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
     def decode(self, entry: Entry, choose: Callable[[int], np.ndarray]) -> list[np.ndarray]:
         """Decode the frames with the indices that `choose(length)` returns: T arrays uint8 (H, W, 3)."""
         started = time.perf_counter()
-        video = open_video(entry.path, self.reader)
+        video = open_video(entry.path, self.reader, self.index)
         frames = video.pictures(choose(len(video)))
         self.decode_ms = 1000 * (time.perf_counter() - started)
         return frames
@@ -254,12 +256,23 @@ def load_entries(stage: Stage, split: Split) -> list[Entry]:
     return load_split(stage.recipe, dataset_paths(stage), split)
 
 
+def packet_index(stage: Stage) -> PacketIndex | None:
+    """The packet index of the stage's data set, if `mvd.data.prepare` has written one."""
+    return PacketIndex.of_folder(dataset_paths(stage).root)
+
+
 def build_dataset(stage: Stage) -> TrainDataset:
     """The training split of a stage.
 
     Raises:
         ConfigError: no path, or a list that contradicts the data set's record.
     """
+    dataset = _build(stage)
+    dataset.index = packet_index(stage)
+    return dataset
+
+
+def _build(stage: Stage) -> TrainDataset:
     recipe, paths, reader = stage.recipe, dataset_paths(stage), stage.execution.reader
     entries = load_split(recipe, paths, "train")
     if isinstance(recipe, ImageTeacher):

@@ -17,6 +17,7 @@ from mvd.data.datasets import to_clip
 from mvd.data.loader import start_worker, worker_count
 from mvd.data.packed import PackedEntries
 from mvd.data.video.errors import Unreadable
+from mvd.data.video.packet_index import PacketIndex
 from mvd.data.video.read_timeout import ReadTimeout
 from mvd.data.video.reader import Video, open_video
 from mvd.data.workers import LOADER_START_METHOD
@@ -94,6 +95,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
     """The decoded views of each video of a list. A video that is unreadable twice is flagged, never replaced."""
 
     timeout = ReadTimeout()
+    index: PacketIndex | None = None
 
     def __init__(self, entries: list[Entry], views: Views, reader: str = "pyav") -> None:
         self.entries = PackedEntries(entries)
@@ -109,7 +111,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
         for _ in range(2):
             try:
                 with self.timeout.reading(entry.path):
-                    views = decode_views(open_video(entry.path, self.reader), self.views)
+                    views = decode_views(open_video(entry.path, self.reader, self.index), self.views)
                 return {"index": index, "label": entry.label, "views": views}
             except Unreadable as error:
                 reason = error.reason

@@ -14,7 +14,7 @@ from torch import nn
 
 from mvd.config import SIZES, ConfigError, Precision, dataset_of
 from mvd.data.annotations import Entry
-from mvd.data.datasets import load_entries
+from mvd.data.datasets import load_entries, packet_index
 from mvd.data.on_device import normalise
 from mvd.data.sample_check import check_samples
 from mvd.data.video.read_timeout import ReadTimeout
@@ -130,6 +130,7 @@ def _write_logits(
     views = Views(recipe.sampling, recipe.clips, recipe.crops, recipe.stride, SIZES[recipe.size].clip)
     dataset = ViewDataset(entries, views, how.reader)
     dataset.timeout = ReadTimeout.of_run(stage.files.timed_out, how.faults.video_seconds)
+    dataset.index = packet_index(stage)
     rank, processes = how.shard * process.world_size + process.rank, how.shards * process.world_size
     none = Logits.none(recipe.clips * recipe.crops, dataset_of(recipe).classes)
     known = read_logits(path, entries) or none

@@ -12,7 +12,7 @@ from torch import nn
 
 from mvd.config import SIZES, ConfigError, Precision, Pretrain, VideoTeacher, dataset_of
 from mvd.data.annotations import Entry
-from mvd.data.datasets import load_entries
+from mvd.data.datasets import load_entries, packet_index
 from mvd.data.on_device import normalise
 from mvd.data.video.read_timeout import ReadTimeout
 from mvd.data.views import ViewDataset, Views, view_loader
@@ -85,6 +85,7 @@ class Probe:
         views = Views(dataset_of(recipe).sampling, clips=1, crops=1, stride=recipe.stride, clip=clip)
         dataset = ViewDataset([*lists[0], *lists[1]], views, how.reader)
         dataset.timeout = ReadTimeout.of_run(self.stage.files.timed_out, how.faults.video_seconds)
+        dataset.index = packet_index(self.stage)
         encoder = copy_encoder(network, self.size, self.process.device)
         return probe(
             encoder,

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from mvd.config import SIZES, Finetune
-from mvd.data.datasets import load_entries
+from mvd.data.datasets import load_entries, packet_index
 from mvd.data.on_device import normalise
 from mvd.data.video.read_timeout import ReadTimeout
 from mvd.data.views import ViewDataset, Views, view_loader
@@ -41,6 +41,7 @@ class Validation:
         views = Views(recipe.sampling, clips=1, crops=1, stride=recipe.stride, clip=clip)
         dataset = ViewDataset(self.entries, views, how.reader)
         dataset.timeout = ReadTimeout.of_run(self.stage.files.timed_out, how.faults.video_seconds)
+        dataset.index = packet_index(self.stage)
         videos = 2 * how.micro_batch
         loader = iter(view_loader(dataset, process.rank, process.world_size, videos, how.workers))
         blank = torch.zeros(1, 3, clip.frames, clip.image_size, clip.image_size, dtype=torch.uint8)

@@ -69,7 +69,7 @@ def draw_argument(name: str, magnitude: float, rng: np.random.Generator) -> Oper
     """An operation at a magnitude from 0 to 10, with a random sign where it has one."""
     sign = rng.choice([-1.0, 1.0])
     arguments = {
-        "posterize": 4 - int(magnitude * 0.4),
+        "posterize": max(4 - int(magnitude * 0.4), 1),
         "solarize": 256 - int(magnitude * 25.6),
         "solarize_add": int(magnitude * 11),
         "rotate": sign * magnitude * 3,

@@ -12,6 +12,7 @@ from mvd.data.video.errors import UnreadableVideo
 from mvd.data.video.packets import PacketVideo, is_reference, unit_prefix
 from mvd.data.video.reader import open_video
 from tests.data import torture
+from tests.data.indexing import assert_same_with_index
 
 NAMES = torture.NAMES
 
@@ -41,6 +42,12 @@ def test_any_frames_equal_a_decoding_of_the_whole_file(name, files):
         indices = rng.integers(len(video), size=count)  # in any order, with repeats
         np.testing.assert_array_equal(video.frames(indices), expected[indices])
         np.testing.assert_array_equal(PacketVideo(str(files[name])).frames(indices), expected[indices])
+
+
+def test_frames_are_the_same_with_an_index_of_the_packets(files):
+    folder = files["b_frames"].parent
+    indexed = assert_same_with_index([files[name] for name in NAMES], folder)
+    assert {"b_frames", "gop_12", "intra", "fast_to_decode", "irregular_times"} <= {path.stem for path in indexed}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -101,7 +101,7 @@ def test_each_video_comes_once_and_broken_ones_are_flagged(entries, world_size, 
 def test_a_video_is_read_twice_before_it_is_flagged(entries, monkeypatch, failures, flagged):
     tries = []
 
-    def fail_at_first(path: str, reader: str):
+    def fail_at_first(path: str, reader: str, index: None):
         tries.append(path)
         if tries.count(entries[3].path) <= failures and path == entries[3].path:
             raise UnreadableVideo(path, "the disk did not answer")

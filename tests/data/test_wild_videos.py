@@ -14,6 +14,7 @@ from mvd.data.video.packets import PacketVideo
 from mvd.data.video.reader import open_video
 from mvd.data.video.timestamps import go_back
 from tests.data import wild_videos
+from tests.data.indexing import assert_same_with_index
 from tests.data.torture import moving_picture
 
 IN_ORDER = ["h264.mp4", "h264.mkv", "h264.flv", "h264.ts", "h264_index_first.mp4", "h264_fragments.mp4", "hevc.mp4"]
@@ -67,6 +68,13 @@ def assert_same_order(frames: np.ndarray, pictures: np.ndarray) -> None:
 @pytest.mark.parametrize("name", IN_ORDER)
 def test_files_with_times_of_presentation_are_read_in_their_order(name, folder, source):
     assert not assert_shows(folder / name, source).in_decoder_order
+
+
+def test_frames_are_the_same_with_an_index_of_the_packets(folder):
+    indexed = assert_same_with_index([folder / name for name in (*IN_ORDER, *OUT_OF_ORDER, *HIDDEN)], folder)
+    names = {path.name for path in indexed}
+    assert {"h264.mp4", "h264_index_first.mp4", "hevc.mp4", "vp9.mp4"} <= names
+    assert names.isdisjoint([*OUT_OF_ORDER, *HIDDEN])
 
 
 @pytest.mark.parametrize("name", OUT_OF_ORDER)

@@ -30,6 +30,7 @@ from mvd.data.prepare.annotation_lists import read_list
 from mvd.data.prepare.checking import Job, check_all, read_records, target_of
 from mvd.data.prepare.class_numbers import Numbering, check_count, number_classes
 from mvd.data.prepare.find_videos import Found, find_class_folders, find_listed
+from mvd.data.prepare.index_packets import write_packet_index
 from mvd.data.prepare.summary import print_next, print_summary
 from mvd.data.prepare.video_files import MISSING, scan
 from mvd.data.prepare.write_lists import count, sort_out, write_lists, write_manifest
@@ -150,6 +151,8 @@ def prepare(arguments: argparse.Namespace) -> int:
     counts = count(good, quarantined)
     write_lists(good, quarantined, output)
     write_manifest(output, counts, list(records.values()), numbering.names, arguments.dataset)
+    usable = (record.path for record in records.values() if record.path is not None)
+    write_packet_index(usable, output, arguments.workers)
     print_summary(counts, quarantined, left_out, arguments.dataset, class_count(numbering.names))
     print(f"quarantined videos, with reasons: {output / 'quarantine.tsv'}")
     if not any(values["good"] for values in counts.values()):

@@ -8,7 +8,7 @@ are left out unless they are wanted: no other frame depends on them. If the time
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, islice
 
 import av
@@ -40,16 +40,19 @@ class PacketVideo:
         with unreadable(path):
             track = read_track(path)
             self.codec = track.codec
-            self._packets, self._decoder = track.packets, track.decoder
-            self._reorder_depth = track.decoder.reorder_depth
+            self._packets = track.packets
+            self._set_decoder(track.decoder, track.decoder.reorder_depth)
             self._unit_prefix = unit_prefix(track.decoder)
-            self._reformatter = VideoReformatter()
             self._length, self._number_of, self.in_decoder_order = 0, dict[int, int](), False
             self._orientation = _first_orientation(track.native, track.packets) if track.native else None
             self._number_frames(are_doubtful(track, self._reorder_depth))
             self.time_base = 1 / track.rate if self.in_decoder_order else track.time_base
         if not len(self):
             raise UnreadableVideo(path, "it holds no frames")
+
+    def _set_decoder(self, decoder: VideoCodecContext, reorder_depth: int) -> None:
+        self._decoder, self._reorder_depth = decoder, reorder_depth
+        self._reformatter = VideoReformatter()
 
     def __len__(self) -> int:
         return self._length
@@ -98,25 +101,24 @@ class PacketVideo:
         """Numbers the frames; doubtful timestamps count only if they are those of the decoded frames, in order."""
         times = [packet.pts for packet in self._packets if packet.pts is not None]
         if self._packets and len(times) == len(self._packets):
-            self._number_packets(times)
+            keyframes = [i for i, packet in enumerate(self._packets) if packet.is_keyframe] or [0]
+            self._number_packets(times, keyframes, [packet.is_discard for packet in self._packets])
         if not doubtful:
             return
         decoded = [frame.pts for frame in self._shown(self._packets)]
         self.in_decoder_order = decoded != list(self._number_of)
         self._length = len(decoded)
 
-    def _number_packets(self, times: list[int]) -> None:
+    def _number_packets(self, times: list[int], keyframes: list[int], discarded: Sequence[bool]) -> None:
         """Numbers the packets that are shown in the order of their timestamps, and finds where decoding can start.
 
         Not numbered are those that an edit list hides and those that would need a keyframe before the first one.
         """
-        packets = self._packets
-        keyframes = [i for i, packet in enumerate(packets) if packet.is_keyframe] or [0]
         # The earliest time from each packet on: a keyframe that later packets are shown before is no start for them.
         earliest = list(accumulate(reversed(times), min))[::-1]
         self._starts = [i for i in keyframes if i == keyframes[0] or earliest[i] == times[i]]
         first = keyframes[0]
-        shown = [i for i in range(first, len(packets)) if times[i] >= times[first] and not packets[i].is_discard]
+        shown = [i for i in range(first, len(times)) if times[i] >= times[first] and not discarded[i]]
         self._shown_packets = sorted(shown, key=times.__getitem__)
         self._number_of = {times[i]: number for number, i in enumerate(self._shown_packets)}
         self._length = len(shown)
@@ -140,7 +142,7 @@ class PacketVideo:
             if lost:  # a frame wrongly flagged as a keyframe, or a wrong reorder depth
                 self._reorder_depth = MAX_REORDER_DEPTH
                 last = max(self._shown_packets[number] for number in numbers)
-                frames, lost = self._pick([self._packets[: last + 1]], numbers)
+                frames, lost = self._pick([self._load(range(last + 1))], numbers)
         if lost:
             reason = f"{len(lost)} of its frames cannot be decoded or are out of order, the first is {min(lost)}"
             raise UnreadableVideo(self._path, reason)
@@ -193,11 +195,16 @@ class PacketVideo:
             start = self._starts[bisect_right(self._starts, target) - 1]
             targets.setdefault(start, []).append(target)
         for start, wanted in targets.items():
-            run = ((i, self._packets[i]) for i in range(start, max(wanted) + 1))
-            yield [packet for i, packet in run if i in wanted or not self._is_disposable(packet)]
+            run = range(start, max(wanted) + 1)
+            yield self._load([i for i in run if i in wanted or not self.is_disposable(i)])
 
-    def _is_disposable(self, packet: VideoPacket) -> bool:
+    def _load(self, numbers: Sequence[int]) -> list[VideoPacket]:
+        """The packets of these numbers, in the order of decoding."""
+        return [self._packets[number] for number in numbers]
+
+    def is_disposable(self, number: int) -> bool:
         """Whether no other frame depends on this one, as far as that is known: H.264 says so in each slice's header."""
+        packet = self._packets[number]
         return packet.is_disposable or (self._unit_prefix > 0 and not is_reference(packet, self._unit_prefix))
 
     def _to_rgb(self, frame: VideoFrame) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from mvd.data.video.errors import UnreadableImage, UnreadableVideo, first_line, is_temporary, unreadable
+from mvd.data.video.packet_index import PacketIndex
 from mvd.data.video.packets import PacketVideo
 
 
@@ -67,13 +68,14 @@ class DecordVideo:
 READERS: dict[str, Callable[[str], Video]] = {"pyav": PacketVideo, "decord": DecordVideo}
 
 
-def open_video(path: str, reader: str = "pyav") -> Video:
-    """Opens a video with the reader of that name.
+def open_video(path: str, reader: str = "pyav", index: PacketIndex | None = None) -> Video:
+    """Opens a video with the reader of that name; PyAV with the data set's packet index where that has the video.
 
     Raises:
         UnreadableVideo: the file is missing, empty, truncated, encrypted, no video, or there is no decoder for it.
     """
-    return READERS[reader](path)
+    indexed = index.open(path) if index is not None and reader == "pyav" else None
+    return READERS[reader](path) if indexed is None else indexed
 
 
 def read_image(path: str) -> np.ndarray:

@@ -1,0 +1,130 @@
+"""Writes the packet index of a prepared data set (mvd.data.video.packet_index), in parallel processes."""
+
+import os
+import sqlite3
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing, suppress
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mvd.data.video.container import Track, read_track
+from mvd.data.video.errors import Unreadable
+from mvd.data.video.orientation import AS_STORED, orientation_of
+from mvd.data.video.packet_index import (
+    PACKET_INDEX,
+    SCHEMA,
+    IndexedTrack,
+    IndexedVideo,
+    State,
+    connect,
+    key_of,
+)
+from mvd.data.video.packets import PacketVideo
+from mvd.data.workers import follow_parent
+from mvd.files import write_atomically
+
+Row = tuple[str, int, int, str, bytes, bytes]
+PLACES_COMPARED = 4
+
+
+def write_packet_index(paths: Iterable[str], output: Path, workers: int) -> None:
+    """Indexes these videos in OUTPUT/packets.sqlite; rows of files that have not changed are kept."""
+    unique = sorted(set(paths))
+    kept = {row[0]: row for row in _rows_of(output / PACKET_INDEX)}
+    rows = [kept[key] for path in unique if (key := key_of(path, output)) in kept and _is_current(path, kept[key])]
+    done = {row[0] for row in rows}
+    left = [path for path in unique if key_of(path, output) not in done]
+    rows += _index_all(left, output, workers)
+    write_atomically(output / PACKET_INDEX, partial(_write, rows))
+
+
+def _rows_of(file: Path) -> list[Row]:
+    """The rows of an index; none if there is none that can be read."""
+    with suppress(sqlite3.Error), closing(connect(file)) as connection:
+        return list(connection.execute("SELECT * FROM videos"))
+    return []
+
+
+def _is_current(path: str, row: Row) -> bool:
+    try:
+        return State.of(os.stat(path)) == State(*row[1:3])
+    except OSError:
+        return False
+
+
+def _index_all(paths: Sequence[str], output: Path, workers: int) -> list[Row]:
+    if not paths:
+        return []
+    pause = 1 if sys.stderr.isatty() else 30  # seconds between two lines of progress
+    pool = ProcessPoolExecutor(min(workers, len(paths)), get_context("spawn"), follow_parent)
+    try:
+        rows = pool.map(partial(index_video, folder=output), paths, chunksize=8)
+        progress = tqdm(rows, "indexing", len(paths), unit="video", mininterval=pause, dynamic_ncols=True)
+        return [row for row in progress if row is not None]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _write(rows: Iterable[Row], file: Path) -> None:
+    file.unlink(missing_ok=True)
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.executescript(SCHEMA)
+        connection.executemany("INSERT INTO videos VALUES (?, ?, ?, ?, ?, ?)", sorted(rows))
+
+
+def index_video(path: str, folder: Path) -> Row | None:
+    """A video's row in the index of a folder; None if it has to be read as a whole."""
+    try:
+        with open(path, "rb") as file:
+            state = State.of(os.fstat(file.fileno()))
+            content = file.read()
+        track = index_track(PacketVideo(path), read_track(path), content)
+        if track is None or not _gives_same_frames(path, track):
+            return None
+    except (Unreadable, OSError):
+        return None
+    return key_of(path, folder), *state, *track.to_row()
+
+
+def index_track(video: PacketVideo, track: Track, content: bytes) -> IndexedTrack | None:
+    """What the index holds of a video; None if its packets are not all that decoding it takes."""
+    packets, decoder = track.packets, track.decoder
+    plain = all(
+        packet.pts is not None and packet.pos is not None and not packet.is_discard and not any(packet.iter_sidedata())
+        for packet in packets
+    )
+    if not plain or video.in_decoder_order or track.native is not None:
+        return None
+    if any(content[(at := packet.pos or 0) : at + packet.size] != bytes(packet) for packet in packets):
+        return None
+    colors = (decoder.color_range, decoder.color_primaries, decoder.color_trc, decoder.colorspace)
+    rows = [
+        (packet.pos, packet.size, packet.pts, packet.is_keyframe, video.is_disposable(number))
+        for number, packet in enumerate(packets)
+    ]
+    return IndexedTrack(
+        decoder=decoder.name,
+        codec=track.codec,
+        header=decoder.extradata or b"",
+        time_base=track.time_base,
+        reorder_depth=decoder.reorder_depth,
+        colors=colors,
+        packets=np.array(rows, np.int64).T,
+    )
+
+
+def _gives_same_frames(path: str, track: IndexedTrack) -> bool:
+    """Whether some frames, read with the index, are those that are read without, and need no turning."""
+    plain = PacketVideo(path)
+    wanted = np.unique(np.linspace(0, len(plain) - 1, PLACES_COMPARED).astype(int))
+    if any(orientation_of(frame) != AS_STORED for frame in islice(plain.decode_all(), 1)):
+        return False
+    video = IndexedVideo(path, os.open(path, os.O_RDONLY), track)
+    return len(video) == len(plain) and np.array_equal(video.frames(wanted), plain.frames(wanted))
