@@ -73,7 +73,7 @@ def test_files_with_times_of_presentation_are_read_in_their_order(name, folder, 
 def test_frames_are_the_same_with_an_index_of_the_packets(folder):
     indexed = assert_same_with_index([folder / name for name in (*IN_ORDER, *OUT_OF_ORDER, *HIDDEN)], folder)
     names = {path.name for path in indexed}
-    assert {"h264.mp4", "h264_index_first.mp4", "hevc.mp4", "vp9.mp4"} <= names
+    assert {"h264.mp4", "h264_index_first.mp4", "hevc.mp4", "vp9.mp4", "vp9.webm"} <= names
     assert names.isdisjoint([*OUT_OF_ORDER, *HIDDEN])
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mvd.data.video.container import Track, read_track
+from mvd.data.video.container import Track, VideoPacket, read_track
 from mvd.data.video.errors import Unreadable
-from mvd.data.video.orientation import AS_STORED, orientation_of
+from mvd.data.video.orientation import AS_STORED
 from mvd.data.video.packet_index import (
     PACKET_INDEX,
     SCHEMA,
@@ -32,6 +32,7 @@ from mvd.files import write_atomically
 
 Row = tuple[str, int, int, str, bytes, bytes]
 PLACES_COMPARED = 4
+LONGEST_HEADER = 64  # bytes, of a packet in a container
 
 
 def write_packet_index(paths: Iterable[str], output: Path, workers: int) -> None:
@@ -100,14 +101,15 @@ def index_track(video: PacketVideo, track: Track, content: bytes) -> IndexedTrac
         packet.pts is not None and packet.pos is not None and not packet.is_discard and not any(packet.iter_sidedata())
         for packet in packets
     )
-    if not plain or video.in_decoder_order or track.native is not None:
+    if not plain or video.in_decoder_order:
         return None
-    if any(content[(at := packet.pos or 0) : at + packet.size] != bytes(packet) for packet in packets):
+    places = [_place_of(packet, content) for packet in packets]
+    if -1 in places:
         return None
     colors = (decoder.color_range, decoder.color_primaries, decoder.color_trc, decoder.colorspace)
     rows = [
-        (packet.pos, packet.size, packet.pts, packet.is_keyframe, video.is_disposable(number))
-        for number, packet in enumerate(packets)
+        (place, packet.size, packet.pts, packet.is_keyframe, video.is_disposable(number))
+        for number, (place, packet) in enumerate(zip(places, packets, strict=True))
     ]
     return IndexedTrack(
         decoder=decoder.name,
@@ -120,11 +122,17 @@ def index_track(video: PacketVideo, track: Track, content: bytes) -> IndexedTrac
     )
 
 
+def _place_of(packet: VideoPacket, content: bytes) -> int:
+    """Where the file has the packet's bytes in one piece, -1 if nowhere: a container may put a header before them."""
+    start = packet.pos or 0
+    return content.find(bytes(packet), start, start + packet.size + LONGEST_HEADER)
+
+
 def _gives_same_frames(path: str, track: IndexedTrack) -> bool:
     """Whether some frames, read with the index, are those that are read without, and need no turning."""
     plain = PacketVideo(path)
     wanted = np.unique(np.linspace(0, len(plain) - 1, PLACES_COMPARED).astype(int))
-    if any(orientation_of(frame) != AS_STORED for frame in islice(plain.decode_all(), 1)):
+    if any(plain.orientation(frame) != AS_STORED for frame in islice(plain.decode_all(), 1)):
         return False
     video = IndexedVideo(path, os.open(path, os.O_RDONLY), track)
     return len(video) == len(plain) and np.array_equal(video.frames(wanted), plain.frames(wanted))
