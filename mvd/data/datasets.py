@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from mvd.config import ConfigError, Finetune, ImageTeacher, Pretrain, VideoTeacher, dataset_of
 from mvd.config.run_settings import DatasetPaths
@@ -21,6 +20,7 @@ from mvd.data.clip.masking import random_mask, tube_mask
 from mvd.data.packed import PackedEntries
 from mvd.data.randaugment.policy import apply_operations, draw_operations
 from mvd.data.rng import Purpose, epoch_order, generator
+from mvd.data.transport import Inline, SharedPixels
 from mvd.data.video.errors import Unreadable
 from mvd.data.video.packet_index import PacketIndex
 from mvd.data.video.read_timeout import ReadTimeout
@@ -60,6 +60,8 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
         self.entries = PackedEntries(entries)
         self.reader = reader
         self.decode_ms = 0.0
+        self._shared: dict[str, SharedPixels] = {}  # of the batch that a loader's process is making
+        self._place: tuple[int, int] | None = None  # the current sample's number in that batch, and their number
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -83,6 +85,24 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
             unreadable.append(self.entries[index].path)
         return {"failed": f"{len(unreadable)} consecutive files cannot be read, the last one: {last}"}
 
+    def __getitems__(self, keys: list[SampleKey]) -> list[dict[str, Any]]:
+        """The samples of a batch. In a loader's process their pixels are parts of one array in shared memory."""
+        self._shared, samples = {}, []
+        for number, key in enumerate(keys):
+            self._place = None if get_worker_info() is None else (number, len(keys))
+            samples.append(self[key])
+        self._place = None
+        return samples
+
+    def new_pixels(self, name: str, *shape: int) -> np.ndarray:
+        """An uint8 array of this shape to be filled with the current sample's pixels; the first axis is its copies."""
+        if self._place is None:
+            return np.empty(shape, np.uint8)
+        number, samples = self._place
+        if name not in self._shared:
+            self._shared[name] = SharedPixels((samples * shape[0], *shape[1:]))
+        return self._shared[name].array[number * shape[0] : (number + 1) * shape[0]]
+
     def _candidates(self, key: SampleKey) -> Iterator[int]:
         """Indices of the sample's own file, then of those that follow it in the epoch's order."""
         yield key.index
@@ -105,11 +125,12 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
         failed = [sample["failed"] for sample in samples if "failed" in sample]
         if failed:
             return {"failed": failed[0]}
-        batch: dict[str, Any] = {
-            name: torch.cat([sample[name] for sample in samples]) for name in samples[0] if name != "unreadable"
-        }
-        batch["unreadable"] = [path for sample in samples for path in sample["unreadable"]]
-        return batch
+        shared, self._shared = self._shared, {}
+        batch: dict[str, Any] = {}
+        for name in (name for name in samples[0] if name != "unreadable" and name not in shared):
+            tensor = torch.cat([sample[name] for sample in samples])
+            batch[name] = Inline(tensor) if shared else tensor
+        return {**batch, **shared, "unreadable": [path for sample in samples for path in sample["unreadable"]]}
 
     def decode(self, entry: Entry, choose: Callable[[int], np.ndarray]) -> list[np.ndarray]:
         """Decode the frames with the indices that `choose(length)` returns: T arrays uint8 (H, W, 3)."""
@@ -122,19 +143,6 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
     def draws(self, key: SampleKey, purpose: Purpose, copy: int = 0) -> np.random.Generator:
         """The random generator for one purpose of a sample."""
         return generator(self.seed, key.epoch, key.index, purpose, copy)
-
-
-def channels_first(frames: crops.Frames, planes: np.ndarray) -> None:
-    """Copy uint8 frames (T, H, W, 3) to planes (3, T, H, W); eight times as fast as numpy's transpose."""
-    for number, frame in enumerate(frames):
-        cv2.split(frame, list(planes[:, number]))
-
-
-def to_clip(frames: crops.Frames) -> torch.Tensor:
-    """uint8 (T, H, W, 3) -> uint8 tensor (3, T, H, W)."""
-    planes = np.empty((3, len(frames), *frames[0].shape[:2]), np.uint8)
-    channels_first(frames, planes)
-    return torch.from_numpy(planes)
 
 
 class ImageTeacherDataset(TrainDataset):
@@ -155,7 +163,10 @@ class ImageTeacherDataset(TrainDataset):
         if rng.random() < self.recipe.flip:
             frames = crops.mirror(frames)
         mask = random_mask(self.draws(key, Purpose.MASK), self.shape.positions, self.recipe.mask_ratio)
-        return {"images": to_clip(frames)[None, :, 0], "mask": torch.from_numpy(mask)[None]}
+        size = self.shape.image_size
+        images = self.new_pixels("images", 1, 3, size, size)
+        crops.channels_first(frames, images[0, :, None])
+        return {"images": torch.from_numpy(images), "mask": torch.from_numpy(mask)[None]}
 
     def _random_frame(self, entry: Entry, key: SampleKey) -> np.ndarray:
         rng = self.draws(key, Purpose.FRAMES)
@@ -183,13 +194,15 @@ class MaskedClipDataset(TrainDataset):
         box = crops.multi_scale_box(height, width, self.clip.image_size, self.draws(key, Purpose.CROP))
         mask = tube_mask(self.draws(key, Purpose.MASK), self.clip, self.recipe.mask_ratio)
         crop = np.stack(list(crops.cut(frames, box)))
-        sample = {
-            "video": to_clip(crops.resize_smoothly(crop, self.clip.image_size))[None],
-            "mask": torch.from_numpy(mask)[None],
-        }
+        sample = {"video": self._resized("video", crop, self.clip.image_size), "mask": torch.from_numpy(mask)[None]}
         if self.image_size != self.clip.image_size:
-            sample["image_video"] = to_clip(crops.resize_smoothly(crop, self.image_size))[None]
+            sample["image_video"] = self._resized("image_video", crop, self.image_size)
         return sample
+
+    def _resized(self, name: str, frames: np.ndarray, size: int) -> torch.Tensor:
+        pixels = self.new_pixels(name, 1, 3, len(frames), size, size)
+        crops.channels_first(crops.resize_smoothly(frames, size), pixels[0])
+        return torch.from_numpy(pixels)
 
 
 class FinetuneDataset(TrainDataset):
@@ -207,7 +220,8 @@ class FinetuneDataset(TrainDataset):
     def sample(self, entry: Entry, key: SampleKey) -> dict[str, torch.Tensor]:
         frames = self._read(entry, key)
         copies = self.recipe.augmentation.samples
-        video = np.empty((copies, 3, self.clip.frames, self.clip.image_size, self.clip.image_size), np.uint8)
+        size = self.clip.image_size
+        video = self.new_pixels("video", copies, 3, self.clip.frames, size, size)
         boxes, seeds = zip(*(self._augment(frames, key, copy, video[copy]) for copy in range(copies)), strict=True)
         mix_seed = int(generator(self.seed, key.epoch, key.group, Purpose.MIX).integers(2**32))
         return {
@@ -235,7 +249,7 @@ class FinetuneDataset(TrainDataset):
         mirrored = rng.random() < settings.flip
         for number in range(len(augmented)):  # a frame at a time stays in the processor's cache
             frame = crops.resize_bilinear(augmented[number : number + 1], size)
-            channels_first(crops.mirror(frame) if mirrored else frame, planes[:, number : number + 1])
+            crops.channels_first(crops.mirror(frame) if mirrored else frame, planes[:, number : number + 1])
         return crops.erase_box(size, settings.erase, rng), int(rng.integers(2**62))
 
 

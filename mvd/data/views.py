@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mvd.config import ConfigError, Sampling
 from mvd.config.sizes import ClipShape
 from mvd.data.annotations import Entry
-from mvd.data.clip.crops import Box, cut
+from mvd.data.clip.crops import Box, cut, to_clip
 from mvd.data.clip.frame_sampling import dense_test_indices, segment_test_indices
-from mvd.data.datasets import to_clip
 from mvd.data.loader import start_worker, worker_count
 from mvd.data.packed import PackedEntries
+from mvd.data.transport import Inline, SharedPixels
 from mvd.data.video.errors import Unreadable
 from mvd.data.video.packet_index import PacketIndex
 from mvd.data.video.read_timeout import ReadTimeout
@@ -123,12 +123,20 @@ class ViewDataset(Dataset[dict[str, Any]]):
         {"views": N DecodedViews, "labels": (N,), "indices": (N,), "unreadable": {index: reason}}.
         """
         good = [item for item in items if "views" in item]
-        return {
+        batch = {
             "views": [item["views"] for item in good],
             "labels": torch.tensor([item["label"] for item in good], dtype=torch.int64),
             "indices": torch.tensor([item["index"] for item in good], dtype=torch.int64),
             "unreadable": {item["index"]: item["unreadable"] for item in items if "unreadable" in item},
         }
+        return batch if get_worker_info() is None else _to_be_sent(batch)
+
+
+def _to_be_sent(batch: dict[str, Any]) -> dict[str, Any]:
+    """The same batch once it has arrived in another process (mvd.data.transport)."""
+    sent = [(SharedPixels.copy_of(views.frames), Inline(views.places), views.starts) for views in batch["views"]]
+    views = [DecodedViews(*fields) for fields in sent]  # type: ignore[arg-type]
+    return {**batch, "views": views, "labels": Inline(batch["labels"]), "indices": Inline(batch["indices"])}
 
 
 def view_loader(

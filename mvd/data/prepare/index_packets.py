@@ -31,6 +31,7 @@ from mvd.data.workers import follow_parent
 from mvd.files import write_atomically
 
 Row = tuple[str, int, int, str, bytes, bytes]
+WORTH_PROCESSES = 64  # videos
 PLACES_COMPARED = 4
 LONGEST_HEADER = 64  # bytes, of a packet in a container
 
@@ -61,12 +62,11 @@ def _is_current(path: str, row: Row) -> bool:
 
 
 def _index_all(paths: Sequence[str], output: Path, workers: int) -> list[Row]:
-    if not paths:
-        return []
     pause = 1 if sys.stderr.isatty() else 30  # seconds between two lines of progress
-    pool = ProcessPoolExecutor(min(workers, len(paths)), get_context("spawn"), follow_parent)
+    index = partial(index_video, folder=output)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), follow_parent)  # starts processes when they are needed
     try:
-        rows = pool.map(partial(index_video, folder=output), paths, chunksize=8)
+        rows = map(index, paths) if len(paths) < WORTH_PROCESSES else pool.map(index, paths, chunksize=8)
         progress = tqdm(rows, "indexing", len(paths), unit="video", mininterval=pause, dynamic_ncols=True)
         return [row for row in progress if row is not None]
     finally:
