@@ -12,6 +12,9 @@ import av
 import cv2
 import numpy as np
 
+from mvd.data.prepare.index_packets import write_packet_index
+from mvd.data.prepare.transcode import reencode
+
 ENCODINGS = {
     "h264_gop250": (".mp4", "libx264", {}),
     "h264_gop12": (".mp4", "libx264", {"g": "12"}),
@@ -23,6 +26,18 @@ SETS = {
     "426x240": (240, 426, 96, 2, ("h264_gop250",)),
     "426x240 VP9": (240, 426, 96, 2, ("vp9",)),
 }
+
+
+def write_prepared(clips: dict[str, list[Path]], folder: Path) -> dict[str, list[Path]]:
+    """Writes the copies that `mvd.data.prepare --short-side 320` makes, and the index of their packets."""
+    prepared: dict[str, list[Path]] = {}
+    for size in ("340x256", "568x320"):
+        prepared[f"{size} prepared"] = copies = [folder / "prepared" / path.name for path in clips[size]]
+        for source, copy in zip(clips[size], copies, strict=True):
+            if not copy.exists():
+                reencode(source, copy, 320)
+    write_packet_index([str(path) for paths in prepared.values() for path in paths], folder, workers=1)
+    return prepared
 
 
 def write_clips(folder: Path) -> dict[str, list[Path]]:

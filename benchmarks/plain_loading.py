@@ -1,6 +1,7 @@
 """A straightforward loading pipeline with decord, Pillow and torchvision: the baseline of loading.py.
 
-Each function reads one sample and returns the float32 inputs of a training or test step. Operations and their order
+Each function reads one sample and returns the float32 inputs of a training or test step; PyTorch's `default_collate`
+makes batches of them. Operations and their order
 are the recipe's; random draws come from `random` and numpy's global state. From mvd only the frame indices and the
 crop positions are imported.
 """
@@ -40,7 +41,7 @@ def open_with_decord(path: str) -> Any:
 
 
 def pretrain(path: str, seed: int) -> dict[str, torch.Tensor]:
-    """Student's and teachers' clip, (1, 3, 16, 224, 224) each, and the tube mask."""
+    """Student's and teachers' clip, (3, 16, 224, 224) each, and the tube mask."""
     rng = np.random.default_rng(seed)
     reader = open_with_decord(path)
     frames = reader.get_batch(pretrain_indices(len(reader), rng)).asnumpy()
@@ -55,7 +56,7 @@ def pretrain(path: str, seed: int) -> dict[str, torch.Tensor]:
         clip = torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2).contiguous()
         clips.append(normalize(clip.float().div(255), MEAN, STD).transpose(0, 1))
     mask = torch.from_numpy(tube_mask(rng, ClipShape(), 0.9))
-    return collate([{"video": clips[0], "image_video": clips[1], "mask": mask}])
+    return {"video": clips[0], "image_video": clips[1], "mask": mask}
 
 
 def finetune(path: str, seed: int, sampling: str, flip: float) -> dict[str, torch.Tensor]:
@@ -64,7 +65,7 @@ def finetune(path: str, seed: int, sampling: str, flip: float) -> dict[str, torc
     reader = open_with_decord(path)
     sample = dense_train_indices if sampling == "dense" else segment_train_indices
     frames = reader.get_batch(sample(len(reader), rng)).asnumpy()
-    return collate([{"video": _augment(frames, 2 * seed + copy, flip)} for copy in range(2)])
+    return {"video": torch.stack([_augment(frames, 2 * seed + copy, flip) for copy in range(2)])}
 
 
 RAND_AUGMENT = rand_augment_transform(
@@ -91,8 +92,7 @@ def _augment(frames: np.ndarray, seed: int, flip: float) -> torch.Tensor:
 
 def test_views(path: str, sampling: str, clips: int) -> torch.Tensor:
     """All views of a video, each made on its own: (clips x 3, 3, 16, 224, 224)."""
-    views = [{"view": _view(path, sampling, clips, clip, crop)} for clip in range(clips) for crop in range(3)]
-    return collate(views)["view"]
+    return torch.stack([_view(path, sampling, clips, clip, crop) for clip in range(clips) for crop in range(3)])
 
 
 def _view(path: str, sampling: str, clips: int, clip: int, crop: int) -> torch.Tensor:
@@ -113,7 +113,3 @@ def _short_side(frame: np.ndarray) -> np.ndarray:
     height, width = frame.shape[:2]
     size = (SIZE, int(SIZE * height / width)) if width < height else (int(SIZE * width / height), SIZE)
     return cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR)
-
-
-def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {name: torch.stack([sample[name] for sample in samples]).contiguous() for name in samples[0]}

@@ -163,8 +163,7 @@ class ImageTeacherDataset(TrainDataset):
         if rng.random() < self.recipe.flip:
             frames = crops.mirror(frames)
         mask = random_mask(self.draws(key, Purpose.MASK), self.shape.positions, self.recipe.mask_ratio)
-        size = self.shape.image_size
-        images = self.new_pixels("images", 1, 3, size, size)
+        images = self.new_pixels("images", 1, 3, *frames.shape[1:3])
         crops.channels_first(frames, images[0, :, None])
         return {"images": torch.from_numpy(images), "mask": torch.from_numpy(mask)[None]}
 
@@ -220,8 +219,7 @@ class FinetuneDataset(TrainDataset):
     def sample(self, entry: Entry, key: SampleKey) -> dict[str, torch.Tensor]:
         frames = self._read(entry, key)
         copies = self.recipe.augmentation.samples
-        size = self.clip.image_size
-        video = self.new_pixels("video", copies, 3, self.clip.frames, size, size)
+        video = self.new_pixels("video", copies, 3, self.clip.frames, self.clip.image_size, self.clip.image_size)
         boxes, seeds = zip(*(self._augment(frames, key, copy, video[copy]) for copy in range(copies)), strict=True)
         mix_seed = int(generator(self.seed, key.epoch, key.group, Purpose.MIX).integers(2**32))
         return {

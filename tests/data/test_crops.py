@@ -16,7 +16,6 @@ from mvd.config.sizes import ClipShape
 from mvd.data.clip import crops as augment
 from mvd.data.clip.frame_sampling import dense_train_indices, pretrain_indices, segment_train_indices
 from mvd.data.clip.masking import tube_mask
-from mvd.data.datasets import to_clip
 from mvd.data.on_device import normalise
 from mvd.data.randaugment.policy import rand_augment_policy
 from mvd.data.video.reader import open_video
@@ -40,7 +39,7 @@ class LegacyPython:
 
 
 def sliced(clip: np.ndarray) -> np.ndarray:
-    return normalise(to_clip(clip), channel_axis=0)[:, ::5, ::37, ::41].numpy()
+    return normalise(augment.to_clip(clip), channel_axis=0)[:, ::5, ::37, ::41].numpy()
 
 
 @pytest.mark.parametrize("name", GOLDEN["pretrain_crop"])
