@@ -90,6 +90,14 @@ def test_a_row_that_is_wrong_after_all_is_not_trusted(folder):
     np.testing.assert_array_equal(video.frames(WANTED), PacketVideo(str(folder / "0.mp4")).frames(WANTED))
 
 
+def test_a_damaged_row_costs_time_only(folder, caplog):
+    with sqlite3.connect(folder / PACKET_INDEX) as connection:
+        connection.execute("UPDATE videos SET packets = x'00ff' WHERE path = '0.mp4'")
+    with caplog.at_level(logging.WARNING):
+        assert opened(folder) is None and opened(folder, "1.mp4") is not None
+    assert "is damaged" in caplog.text
+
+
 @pytest.mark.parametrize("content", [b"", b"not a database\n" * 1000])
 def test_a_damaged_index_costs_time_only(content, folder, caplog):
     (folder / PACKET_INDEX).write_bytes(content)

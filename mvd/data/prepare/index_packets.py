@@ -134,5 +134,6 @@ def _gives_same_frames(path: str, track: IndexedTrack) -> bool:
     wanted = np.unique(np.linspace(0, len(plain) - 1, PLACES_COMPARED).astype(int))
     if any(plain.orientation(frame) != AS_STORED for frame in islice(plain.decode_all(), 1)):
         return False
-    video = IndexedVideo(path, os.open(path, os.O_RDONLY), track)
-    return len(video) == len(plain) and np.array_equal(video.frames(wanted), plain.frames(wanted))
+    with open(path, "rb", buffering=0) as file:
+        video = IndexedVideo(path, file, track)
+        return len(video) == len(plain) and np.array_equal(video.frames(wanted), plain.frames(wanted))

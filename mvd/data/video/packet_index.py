@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -83,8 +84,8 @@ class IndexedTrack:
 class IndexedVideo(PacketVideo):
     """A video of which only the wanted frames' packets are read. It is closed with the object."""
 
-    def __init__(self, path: str, descriptor: int, track: IndexedTrack) -> None:
-        self._path, self._descriptor = path, descriptor
+    def __init__(self, path: str, file: FileIO, track: IndexedTrack) -> None:
+        self._path, self._file = path, file
         self._positions, self._sizes, self._times, keyframes, disposable = track.packets.tolist()
         self._keyframes, self._disposable = keyframes, disposable
         self.codec, self.time_base, self.in_decoder_order = track.codec, track.time_base, False
@@ -95,7 +96,7 @@ class IndexedVideo(PacketVideo):
         )
 
     def __del__(self) -> None:
-        os.close(self._descriptor)
+        self._file.close()
 
     def pictures(self, indices: np.ndarray) -> list[np.ndarray]:
         """See mvd.data.video.reader.Video. If that fails, the whole file is read, and that is what counts."""
@@ -107,7 +108,7 @@ class IndexedVideo(PacketVideo):
     def _load(self, numbers: Sequence[int]) -> list[VideoPacket]:
         """Read these packets, given in ascending order, at once."""
         start, last = self._positions[numbers[0]], numbers[-1]
-        content = os.pread(self._descriptor, self._positions[last] + self._sizes[last] - start, start)
+        content = os.pread(self._file.fileno(), self._positions[last] + self._sizes[last] - start, start)
         packets = []
         for number in numbers:
             place = self._positions[number] - start
@@ -158,14 +159,18 @@ class PacketIndex:
         if row is None:
             return None
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = open(path, "rb", buffering=0)  # noqa: SIM115, the video closes it
         except OSError:
             return None  # the usual way of reading says why
-        if State.of(os.fstat(descriptor)) != State(*row[:2]):
-            os.close(descriptor)
+        if State.of(os.fstat(file.fileno())) != State(*row[:2]):
+            file.close()
             self._warn(f"{path} has changed since {self.file} was written")
             return None
-        return IndexedVideo(path, descriptor, IndexedTrack.from_row(*row[2:]))
+        try:
+            return IndexedVideo(path, file, IndexedTrack.from_row(*row[2:]))
+        except Exception as error:  # whatever a damaged row causes
+            self._warn(f"the row of {path} in {self.file} is damaged ({error})")
+            return None
 
     def row(self, key: str) -> tuple[int, int, str, bytes, bytes] | None:
         """A video's row, without its key; None if there is none, or the index cannot be read."""
