@@ -8,6 +8,7 @@ that needs no network: curves, cost, accuracy per class, confusion matrix, sures
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -151,7 +152,7 @@ def list_runs(request: Request) -> int:
     for run in known:
         if run.id in used:
             continue
-        result = attempt(lambda run=run: checked_result(run.files, run.stage.kind == "test"), problems)  # type: ignore[misc]
+        result = attempt(partial(checked_result, run.files, run.stage.kind == "test"), problems)
         noted = noted_rows(run.files).values()
         targets = {f"{t['top1']:.1f} / {t['top5'] or '-'} ({t['source']})" for row in noted if (t := row["target"])}
         differs = {row["differs"] for row in noted if row["differs"]}

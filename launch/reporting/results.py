@@ -1,12 +1,15 @@
 """What a row has reached, read from its run directories. A damaged file costs only what it holds."""
 
 import dataclasses
+import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from launch.cli.output import counted
 from launch.plan.differences import describe
 from launch.plan.graph import Node, build_graph
 from launch.reporting.run_settings import Run
@@ -85,9 +88,9 @@ def row_result(row: Row, runs: Path, known: Sequence[Run]) -> RowResult:
     stages = []
     for node in build_graph([row]):
         files = RunDirectory(runs / node.id)
-        result = attempt(lambda files=files, node=node: checked_result(files, node.kind == "test"), problems)  # type: ignore[misc]
+        result = attempt(partial(checked_result, files, node.kind == "test"), problems)
         epochs = None if isinstance(node.recipe, Test) else node.recipe.optimization.epochs
-        stages.append(StageResult(node, files, result, epochs, _epochs_done(files, result)))
+        stages.append(StageResult(node, files, result, epochs, _epochs_done(files, result, problems)))
     return RowResult(row, stages, describe(row), _other_seeds(row, known, problems), problems)
 
 
@@ -153,15 +156,36 @@ def _other_seeds(row: Row, known: Sequence[Run], problems: list[str]) -> list[Se
         }
         if build_graph([dataclasses.replace(row, **seeded)])[-1].id != run.id:
             continue
-        result = attempt(lambda run=run: checked_result(run.files, True), problems)  # type: ignore[misc]
+        result = attempt(partial(checked_result, run.files, True), problems)
         if result is not None:
             found.append(SeedRun(run.seeds, run.id, result))
     return sorted(found, key=lambda run: sorted(run.seeds.items()))
 
 
-def _epochs_done(files: RunDirectory, result: dict[str, Any] | None) -> int:
+def metrics_of(files: RunDirectory, problems: list[str]) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; damaged lines are left out and reported, except for one that is being written."""
+    records: list[dict[str, Any]] = []
+    damaged = 0
+    text = files.metrics.read_text(errors="replace") if files.metrics.exists() else ""
+    for line in text.rpartition("\n")[0].splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            damaged += 1
+    if damaged:
+        problems.append(
+            f"{files.metrics}: {counted(damaged, 'line')} of {len(records) + damaged} cannot be read, left out"
+        )
+    return records
+
+
+def _epochs_done(files: RunDirectory, result: dict[str, Any] | None, problems: list[str]) -> int:
     """Completed epochs: all of a complete stage, else those before the epoch in the newest metrics line."""
     if result:
         return int(result.get("epochs", 0))
-    epochs = [record["epoch"] for record in files.read_metrics() if isinstance(record, dict) and "epoch" in record]
+    epochs = [record["epoch"] for record in metrics_of(files, problems) if "epoch" in record]
     return int(epochs[-1]) - 1 if epochs else 0
