@@ -58,7 +58,8 @@ def _matrix(found: Predictions) -> str:
     body = "".join(f"<tr><th>{name}</th>{_cells(matrix[n], shares[n])}</tr>" for n, name in enumerate(names))
     return (
         "<h3>Confusion matrix</h3><p>Rows are true classes, columns predicted ones; numbers are videos.</p>"
-        f'<div class="wide"><table class="matrix"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="wide"><table class="matrix"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>'
+        "</div>"
     )
 
 

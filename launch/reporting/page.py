@@ -21,12 +21,13 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1e293b; max-width: 68rem; m
 h1 { font-size: 1.6rem } h2 { margin-top: 3rem; border-bottom: 2px solid #e2e8f0 } h3 { margin-top: 2rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0 }
 th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid #e2e8f0; vertical-align: top }
-th { font-weight: 600; background: #f8fafc } td.n, th.n { text-align: right; white-space: nowrap }
+th { font-weight: 600; background: #f8fafc } td.n, th.n { text-align: right } td.n { white-space: nowrap }
 td.id { font: 13px ui-monospace, monospace; overflow-wrap: anywhere }
 img { max-width: 100%; height: auto; display: block } .note { background: #fef3c7; padding: .4rem .8rem }
 .wide { overflow-x: auto } .long { max-height: 32rem; overflow-y: auto; border: 1px solid #e2e8f0 }
 .long th { position: sticky; top: 0 } .bar { background: #e2e8f0; width: 14rem; height: .8rem; margin-top: .35rem }
-.bar div { background: #2563eb; height: 100% } .matrix td { text-align: right; min-width: 2.2rem; border: 1px solid #fff }
+.bar div { background: #2563eb; height: 100% }
+.matrix td { text-align: right; min-width: 2.2rem; border: 1px solid #fff }
 pre { background: #f8fafc; padding: .8rem; overflow-x: auto; font-size: 13px } figure { margin: 1rem 0 }
 """
 
@@ -125,7 +126,11 @@ def _cost(result: RowResult) -> str:
         hours = f"{facts['gpu_hours']:,.2f}" if "gpu_hours" in facts else "-"
         date = facts.get("date") or ("yes" if stage.result else "no")
         lines.append([stage.node.id, wall, html.escape(_devices(stage)), hours, date])
-    total = "" if result.gpu_hours is None else f"<p>{result.gpu_hours:,.1f} GPU-hours in all.</p>"
+    total = (
+        ""
+        if result.gpu_hours is None
+        else f"<p>{result.gpu_hours:,.1f} GPU-hours in all; stages on CPUs count none.</p>"
+    )
     return f"<h3>Cost</h3>{table(columns, lines)}{total}"
 
 
