@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from launch.cluster import ROOT
-from mvd.config import ConfigError, Mixing, Test
+from mvd import config
+from mvd.config import ConfigError, Mixing
 from mvd.config.run_settings import DatasetPaths
 from mvd.config.sizes import SIZES
 from mvd.data import inspect
@@ -101,7 +102,7 @@ def test_videos_are_of_different_classes_also_from_a_sorted_list():
 
 
 def test_a_tests_strip_has_one_frame_of_each_view_and_the_class_name(entries):
-    made = Test(size="tiny", dataset="motion", sampling="dense", stride=1, clips=5, crops=3)
+    made = config.Test(size="tiny", dataset="motion", sampling="dense", stride=1, clips=5, crops=3)
     strips = list(inspect.stage_strips(made, entries, "pyav", 2, 0, list(CLASSES)))
     assert [strip.frames.shape for strip in strips] == [(15, 48, 48, 3)] * 2
     assert "left: the middle frame of each view" in strips[0].title and "clockwise" in strips[1].title
