@@ -25,7 +25,7 @@ PANELS: dict[str, tuple[str, ...]] = {  # title -> names of metrics, as far as a
     "accuracy, %": ("val_top1", "probe/knn_top1"),
     "learning rate": ("lr",),
 }
-STYLE = {"svg.hashsalt": "mvd", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+STYLE: dict[Any, Any] = {"svg.hashsalt": "mvd", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 COLOURS = ("#2563eb", "#ea580c", "#059669")
 
 

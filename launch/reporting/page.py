@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -154,7 +154,7 @@ def _provenance(result: RowResult, problems: list[str]) -> str:
 
 def _details(stage: StageResult, problems: list[str]) -> str:
     """Every setting of a stage, and the packages of its last attempt."""
-    readers = {stage.files.provenance: _packages, stage.files.stage: Path.read_text}
+    readers: dict[Path, Callable[[Path], str]] = {stage.files.provenance: _packages, stage.files.stage: Path.read_text}
     read = [attempt(partial(reader, path), problems) for path, reader in readers.items() if path.exists()]
     text = "\n".join(filter(None, read))
     return f"<details><summary>{stage.node.id}</summary><pre>{html.escape(text)}</pre></details>" if text else ""

@@ -101,7 +101,7 @@ def test_a_local_runs_log_is_shown_by_the_commands_that_show_jobs(words, monkeyp
 def test_a_tests_summary_has_its_interval_and_the_confused_classes(tmp_path):
     stage = finish(demo[0], tmp_path, videos=80)["test"]
     assert local.test_summary(stage, stage.files.read_result()) == (
-        "95 % interval of top-1 64.5 - 83.2 %; most confused: clockwise as counterclockwise 10 x, down as clockwise 10 x"
+        "95 % interval of top-1 64.5 - 83.2 %; most confused: down as clockwise 10 x, shrink as left 10 x"
     )
 
 
