@@ -54,7 +54,10 @@ def submit_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]
                 submitted[array.name] = submit_array(array, request.cluster, code, submitted, rows, parents)
             except ConfigError as error:
                 raise ConfigError(_with_progress(str(error), submitted, len(arrays))) from error
-        note_rows(request.rows, nodes, runs)
+        try:
+            note_rows(request.rows, nodes, runs)
+        except OSError as error:  # the jobs are in the queue and need it not
+            print(f"{error.filename}: {error.strerror}; report.py without a row will not show these targets")
     _print_submission(request, stages, queued, arrays, submitted)
     return 0
 
