@@ -10,6 +10,7 @@ in each row.
 """
 
 import argparse
+import gc
 import os
 import statistics
 import sys
@@ -199,6 +200,7 @@ class Round(NamedTuple):
 
 def measure(task: Task, paths: list[str], rounds: int) -> list[Round]:
     """Rounds over all videos, after a warm-up round; the two take turns in going first."""
+    gc.collect()  # of earlier loaders, which the new workers would inherit
     dataset = task.ours([Entry(path, 0) for path in paths])
     if "prepared" in task.size:
         dataset.index = PacketIndex.of_folder(str(Path(paths[0]).parents[1]))

@@ -127,10 +127,11 @@ class TrainDataset(ABC, Dataset[dict[str, Any]]):
             return {"failed": failed[0]}
         shared, self._shared = self._shared, {}
         batch: dict[str, Any] = {}
-        for name in (name for name in samples[0] if name != "unreadable" and name not in shared):
-            tensor = torch.cat([sample[name] for sample in samples])
-            batch[name] = Inline(tensor) if shared else tensor
-        return {**batch, **shared, "unreadable": [path for sample in samples for path in sample["unreadable"]]}
+        for name in (name for name in samples[0] if name != "unreadable"):
+            small = None if name in shared else torch.cat([sample[name] for sample in samples])
+            batch[name] = shared[name] if small is None else Inline(small) if shared else small
+        batch["unreadable"] = [path for sample in samples for path in sample["unreadable"]]
+        return batch
 
     def decode(self, entry: Entry, choose: Callable[[int], np.ndarray]) -> list[np.ndarray]:
         """Decode the frames with the indices that `choose(length)` returns: T arrays uint8 (H, W, 3)."""

@@ -120,6 +120,7 @@ def test_what_is_sent_arrives_as_tensors_that_can_be_written_to():
         np.testing.assert_array_equal(batch["pixels"], np.full((2, 3, 5), number))
         batch["pixels"].add_(1)
         assert batch["name"] == str(number)
+    del batch  # which holds one
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
