@@ -67,7 +67,7 @@ def image_strips(recipe: ImageTeacher, entries: list[Entry], reader: str, images
     hidden = masks.reshape(-1, shape.side, shape.side)
     hidden = hidden.repeat(shape.patch_size, axis=1).repeat(shape.patch_size, axis=2)
     yield Strip(f"image teacher, {_count(images, 'image')}, the first {_name(entries, samples[0])}", frames)
-    yield Strip(f"what its encoder sees: {_masked(samples[0])}", _hide(frames, hidden))
+    yield Strip(f"what its encoder sees: {_masked(samples[0])}", hide(frames, hidden))
 
 
 def masked_clip_strips(
@@ -82,7 +82,7 @@ def masked_clip_strips(
         frames = to_frames(sample["video"][0])
         hidden = token_pixels(sample["mask"][0], size.clip)
         yield Strip(f"{stage}, {_name(entries, sample)}: the clip", _shown(frames))
-        yield Strip(f"what the encoder sees of it: {_masked(sample)}", _shown(_hide(frames, hidden)))
+        yield Strip(f"what the encoder sees of it: {_masked(sample)}", _shown(hide(frames, hidden)))
 
 
 def finetune_strips(recipe: Finetune, entries: list[Entry], reader: str, pairs: int, epoch: int) -> Iterator[Strip]:
@@ -155,7 +155,8 @@ def _shown(frames: np.ndarray) -> np.ndarray:
     return frames[:: max(len(frames) // FRAMES, 1)]
 
 
-def _hide(frames: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+def hide(frames: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Frames (N, H, W, 3) with grey pixels where `hidden` (N, H, W) is true."""
     return np.where(hidden[..., None], HIDDEN, frames).astype(np.uint8)
 
 
@@ -175,17 +176,22 @@ def _name(entries: Sequence[Entry], sample: dict[str, Any]) -> str:
 
 def draw(strips: Sequence[Strip], path: Path) -> None:
     """Write the strips of square frames below each other to an image file; its suffix is the format."""
+    sheet(strips).save(path)
+
+
+def sheet(strips: Sequence[Strip]) -> Image.Image:
+    """The strips of square frames below each other, with their titles."""
     sides = [min(strip.frames.shape[1], LARGEST) for strip in strips]
     heights = [LINE + side + GAP for side in sides]
     width = max(len(strip.frames) * (side + GAP) for strip, side in zip(strips, sides, strict=True)) + GAP
-    sheet = Image.new("RGB", (max(width, 480), sum(heights) + GAP), "white")
+    picture = Image.new("RGB", (max(width, 480), sum(heights) + GAP), "white")
     top = GAP
     for strip, side, height in zip(strips, sides, heights, strict=True):
-        ImageDraw.Draw(sheet).text((GAP, top), strip.title, fill="black")
+        ImageDraw.Draw(picture).text((GAP, top), strip.title, fill="black")
         for number, frame in enumerate(strip.frames):
-            sheet.paste(Image.fromarray(frame).resize((side, side)), (GAP + number * (side + GAP), top + LINE))
+            picture.paste(Image.fromarray(frame).resize((side, side)), (GAP + number * (side + GAP), top + LINE))
         top += height
-    sheet.save(path)
+    return picture
 
 
 if __name__ == "__main__":  # the command is one of the launcher's, which this room must not import

@@ -1,5 +1,6 @@
 """A run's metrics, passed on to all of its writers (mvd.monitoring.writers)."""
 
+import dataclasses
 import logging
 import resource
 from collections.abc import Callable, Mapping, Sequence
@@ -8,8 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
+from mvd.config import TrainRecipe
 from mvd.distributed.process import Process
+from mvd.flops import throughput
 from mvd.identity import identity
 from mvd.monitoring.writers import Writer, build_writers
 from mvd.run_directory import RunDirectory
@@ -35,7 +39,9 @@ class Metrics:
     def of_stage(cls, stage: Stage, process: Process, resumed_at: int) -> "Metrics":
         """The metrics of a stage that continues after update `resumed_at`, with its settings as text and as values."""
         metrics = cls(stage.files, build_writers(stage, resumed_at) if process.is_first else [])
-        metrics.text(max(resumed_at, 0), "stage", f"```yaml\n{stage.to_yaml()}```")
+        for name, settings in (("recipe", stage.recipe), ("execution", stage.execution)):
+            yaml = OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(settings)))
+            metrics.text(max(resumed_at, 0), name, f"{stage.id}\n```yaml\n{yaml}```")
         metrics.hyperparameters({"kind": stage.kind, **_flat(identity(stage.recipe))})
         return metrics
 
@@ -111,6 +117,13 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str | floa
         else:
             values[f"{prefix}{name}"] = value if isinstance(value, str | float | bool) else str(value)
     return values
+
+
+def gpu_throughput(recipe: TrainRecipe, samples_per_second: float, process: Process) -> dict[str, float]:
+    """TFLOP/s per GPU and MFU (mvd.flops); {} on a CPU."""
+    if process.device.type != "cuda":
+        return {}
+    return throughput(recipe, samples_per_second, process.world_size, torch.cuda.get_device_name(process.device))
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -48,7 +48,7 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(interrupted):
     metrics.write(3, 1, {"loss": 0.3})
     metrics.close()
     assert updates(interrupted) == [1, 2, 3]
-    points = EventAccumulator(str(interrupted / "tensorboard")).Reload()
+    points = EventAccumulator(str(interrupted)).Reload()
     assert [(point.step, pytest.approx(point.value)) for point in points.Scalars("1_pretrain/loss")] == [
         (1, 1.0),
         (2, 0.5),
@@ -114,13 +114,15 @@ def test_images_texts_and_settings_reach_tensorboard_beside_the_curves(tmp_path)
     metrics.hyperparameters({"seed": 3.0})
     metrics.write(2, 1, {"loss": 0.5})
     metrics.close()
-    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    found = EventAccumulator(str(tmp_path)).Reload()
     (image,) = found.Images("masks")
     assert (image.step, image.height, image.width) == (1, 8, 6)
     assert [point.step for point in found.Scalars("1_pretrain/loss")] == [1, 2]
     assert [point.step for point in found.Scalars("3_speed/mfu")] == [1]
     plugins = {name: list(found.PluginTagToContent(name)) for name in ("text", "hparams")}
-    assert plugins["text"] == ["stage/text_summary", "note/text_summary"] and plugins["hparams"]
+    assert (
+        plugins["text"] == ["recipe/text_summary", "execution/text_summary", "note/text_summary"] and plugins["hparams"]
+    )
 
 
 class Flaky:

@@ -155,7 +155,11 @@ def test_a_second_writer_gets_what_the_others_get(runs):
     lines = [json.loads(line) for line in (runs["extended"].directory / "recorded").read_text().splitlines()]
     (settings,) = [content for kind, _, content in lines if kind == "hyperparameters"]
     assert settings["kind"] == "finetune" and settings["optimization.base_lr"] == 0.016
-    assert [(update, content) for kind, update, content in lines if kind == "text"] == [(0, "stage")]
+    assert [(update, content) for kind, update, content in lines if kind == "text"] == [
+        (0, "recipe"),
+        (0, "execution"),
+        (0, "hosts"),
+    ]
     assert [update for kind, update, content in lines if kind == "scalars" and "loss" in content] == list(
         range(1, UPDATES + 1)
     )
