@@ -1,6 +1,7 @@
 """A run's metrics, passed on to all of its writers (mvd.monitoring.writers)."""
 
 import dataclasses
+import json
 import logging
 import resource
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +43,8 @@ class Metrics:
         for name, settings in (("recipe", stage.recipe), ("execution", stage.execution)):
             yaml = OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(settings)))
             metrics.text(max(resumed_at, 0), name, f"{stage.id}\n```yaml\n{yaml}```")
+        if rows := _rows(stage.files):
+            metrics.text(max(resumed_at, 0), "rows", rows)
         metrics.hyperparameters({"kind": stage.kind, **_flat(identity(stage.recipe))})
         return metrics
 
@@ -106,6 +109,23 @@ class _Tolerant:
                 name = type(self.writer).__name__
                 logger.error("FAULT (log): %s cannot write the metrics of %s: %s", name, self.files.path, error)
             self.is_open, self.failing = False, True
+
+
+def _rows(files: RunDirectory) -> str:
+    """The rows of a stage with their targets, and in what they differ from the paper, as Markdown; "" if unknown."""
+    try:
+        noted = json.loads(files.rows.read_text(encoding="utf-8"))
+        lines = [
+            f"- **{name}**: target {_target(row['target'])}; {row['differs'] or 'no field differs'}"
+            for name, row in noted.items()
+        ]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return ""  # the launcher writes the file; a run started without it has none
+    return "\n".join(lines)
+
+
+def _target(target: Mapping[str, Any] | None) -> str:
+    return "none" if target is None else f"top-1 {target['top1']} % ({target['source']})"
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool]:

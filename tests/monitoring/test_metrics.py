@@ -151,6 +151,28 @@ def test_tensorboard_gets_a_layout_and_settings_without_a_list_of_columns(tmp_pa
     assert list(found.PluginTagToContent("custom_scalars")) == ["custom_scalars__config__"]
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            '{"mine": {"target": {"top1": 82.7, "source": "paper"}, "differs": "1 field differs: seed 0 -> 1"}}',
+            "- **mine**: target top-1 82.7 % (paper); 1 field differs: seed 0 -> 1",
+        ),
+        ('{"demo": {"target": null, "differs": ""}}', "- **demo**: target none; no field differs"),
+        ('{"demo": 3', None),
+        (None, None),
+    ],
+)
+def test_the_rows_and_their_differences_from_the_paper_are_a_text(tmp_path, content, expected):
+    if content is not None:
+        RunDirectory(tmp_path).rows.write_text(content)
+    metrics_of(tmp_path, FIRST, 0).close()
+    found = EventAccumulator(str(tmp_path)).Reload()
+    tag = "rows/text_summary"
+    texts = [found.Tensors(tag)[0].tensor_proto.string_val[0].decode()] if tag in found.Tags()["tensors"] else []
+    assert texts == ([] if expected is None else [expected])
+
+
 def test_every_chart_of_the_layout_has_a_curve():
     names = ["loss", "image_loss", "val_loss", "val_top1", "top1", "grad_norm", "samples_per_second", "unreadable"]
     names += ["speed/mean_rank_seconds", "speed/mfu", "data_wait_share", "replaced", "probe/knn_top1"]
