@@ -40,11 +40,11 @@ class Metrics:
     def of_stage(cls, stage: Stage, process: Process, resumed_at: int) -> "Metrics":
         """The metrics of a stage that continues after update `resumed_at`, with its settings as text and as values."""
         metrics = cls(stage.files, build_writers(stage, resumed_at) if process.is_first else [])
-        for name, settings in (("recipe", stage.recipe), ("execution", stage.execution)):
+        for name, settings in (("1_recipe", stage.recipe), ("3_execution", stage.execution)):
             yaml = OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(settings)))
             metrics.text(max(resumed_at, 0), name, f"{stage.id}\n```yaml\n{yaml}```")
         if rows := _rows(stage.files):
-            metrics.text(max(resumed_at, 0), "rows", rows)
+            metrics.text(max(resumed_at, 0), "2_rows", rows)
         metrics.hyperparameters({"kind": stage.kind, **_flat(identity(stage.recipe))})
         return metrics
 

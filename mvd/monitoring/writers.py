@@ -18,7 +18,7 @@ from mvd.stage import Stage
 SECTIONS = {  # of metrics without a section in their name; the rest, such as losses, has the stage's kind as section
     "validation": ("val_top1", "val_loss", "val_unreadable"),
     "speed": ("samples_per_second", "data_wait_share", "decode_ms", "loader_queue", "memory_gb"),
-    "schedule": ("epochs_done", "lr", "weight_decay"),
+    "schedule": ("epochs_done", "lr", "weight_decay", "grad_norm"),
     "faults": ("loss_spike", "failed_saves", "unreadable", "replaced"),
 }
 # TensorBoard sorts sections by name: numbers put the loss first.
@@ -27,16 +27,23 @@ NUMBERED = {section: f"{number}_{section}" for number, section in enumerate(SECT
 # The charts of TensorBoard's tab "Custom Scalars": category -> chart -> patterns of the curves that share the chart.
 LAYOUT = {
     "losses": {
-        "loss and its parts": ["1_.*/(image_|video_)?loss$"],
-        "training and validation": ["1_finetune/loss$", "2_validation/val_loss$"],
+        "pre-training: both teachers' parts": ["1_pretrain/.*loss$"],
+        "fine-tuning: training and validation": ["1_finetune/loss$", "2_validation/val_loss$"],
+        "teachers": ["1_.*_teacher/loss$"],
     },
-    "accuracy in percent": {"top-1": ["2_validation/val_top1$", "probe/knn_top1$", "1_test/top1$"]},
+    "accuracy in percent": {
+        "pre-training: k-NN probe": ["probe/knn_top1$"],
+        "fine-tuning: validation, one view": ["2_validation/val_top1$"],
+    },
     "speed": {
         "samples/s": ["3_speed/samples_per_second$"],
         "seconds before waiting for the others: mean and slowest process": ["3_speed/.*rank_seconds$"],
         "shares: waiting for data, MFU": ["3_speed/data_wait_share$", "3_speed/mfu$"],
     },
-    "stability": {"gradient norm": ["1_.*/grad_norm$"], "unreadable and replaced videos": ["5_faults/(unre|repl).*"]},
+    "stability": {
+        "gradient norm": ["4_schedule/grad_norm$"],
+        "unreadable and replaced videos": ["5_faults/(unre|repl).*"],
+    },
 }
 
 

@@ -118,7 +118,7 @@ class TrainingRun:
         self.loading, self.rank_times = LoaderStats(), RankTimes(process)
         self.pictures = BatchPictures(stage, process, self.task.watched, self.steps_per_epoch, self.total_updates)
         self.metrics = Metrics.of_stage(stage, process, self.update)
-        self.metrics.text(self.update, "hosts", self.rank_times.table())
+        self.metrics.text(self.update, "4_hosts", self.rank_times.table())
         self.evaluations = Evaluations(evaluators, self.metrics, self.steps_per_epoch, self.total_updates)
         self.progress = Progress(stage.kind, self.total_updates, self.update) if process.is_first else None
         self.stopping = self.saving = False  # the same on all processes

@@ -139,7 +139,8 @@ def test_images_texts_and_settings_reach_tensorboard_beside_the_curves(tmp_path)
     assert [point.step for point in found.Scalars("3_speed/mfu")] == [1]
     plugins = {name: list(found.PluginTagToContent(name)) for name in ("text", "hparams")}
     assert (
-        plugins["text"] == ["recipe/text_summary", "execution/text_summary", "note/text_summary"] and plugins["hparams"]
+        plugins["text"] == ["1_recipe/text_summary", "3_execution/text_summary", "note/text_summary"]
+        and plugins["hparams"]
     )
 
 
@@ -168,7 +169,7 @@ def test_the_rows_and_their_differences_from_the_paper_are_a_text(tmp_path, cont
         RunDirectory(tmp_path).rows.write_text(content)
     metrics_of(tmp_path, FIRST, 0).close()
     found = EventAccumulator(str(tmp_path)).Reload()
-    tag = "rows/text_summary"
+    tag = "2_rows/text_summary"
     texts = [found.Tensors(tag)[0].tensor_proto.string_val[0].decode()] if tag in found.Tags()["tensors"] else []
     assert texts == ([] if expected is None else [expected])
 
@@ -176,7 +177,7 @@ def test_the_rows_and_their_differences_from_the_paper_are_a_text(tmp_path, cont
 def test_every_chart_of_the_layout_has_a_curve():
     names = ["loss", "image_loss", "val_loss", "val_top1", "top1", "grad_norm", "samples_per_second", "unreadable"]
     names += ["speed/mean_rank_seconds", "speed/mfu", "data_wait_share", "replaced", "probe/knn_top1"]
-    tags = [writers.tag(name, kind) for name in names for kind in ("pretrain", "finetune", "test")]
+    tags = [writers.tag(name, kind) for name in names for kind in ("pretrain", "finetune", "image_teacher")]
     patterns = [pattern for charts in writers.LAYOUT.values() for found in charts.values() for pattern in found]
     assert [pattern for pattern in patterns if not any(re.search(pattern, tag) for tag in tags)] == []
 
