@@ -67,7 +67,7 @@ def image_strips(recipe: ImageTeacher, entries: list[Entry], reader: str, images
     hidden = masks.reshape(-1, shape.side, shape.side)
     hidden = hidden.repeat(shape.patch_size, axis=1).repeat(shape.patch_size, axis=2)
     yield Strip(f"image teacher, {_count(images, 'image')}, the first {_name(entries, samples[0])}", frames)
-    yield Strip(f"what its encoder sees: {_masked(samples[0])}", hide(frames, hidden))
+    yield Strip(f"what its encoder sees: {_masked(samples[0])}", _hide(frames, hidden))
 
 
 def masked_clip_strips(
@@ -82,7 +82,7 @@ def masked_clip_strips(
         frames = to_frames(sample["video"][0])
         hidden = token_pixels(sample["mask"][0], size.clip)
         yield Strip(f"{stage}, {_name(entries, sample)}: the clip", _shown(frames))
-        yield Strip(f"what the encoder sees of it: {_masked(sample)}", _shown(hide(frames, hidden)))
+        yield Strip(f"what the encoder sees of it: {_masked(sample)}", _shown(_hide(frames, hidden)))
 
 
 def finetune_strips(recipe: Finetune, entries: list[Entry], reader: str, pairs: int, epoch: int) -> Iterator[Strip]:
@@ -155,8 +155,7 @@ def _shown(frames: np.ndarray) -> np.ndarray:
     return frames[:: max(len(frames) // FRAMES, 1)]
 
 
-def hide(frames: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Frames (N, H, W, 3) with grey pixels where `hidden` (N, H, W) is true."""
+def _hide(frames: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     return np.where(hidden[..., None], HIDDEN, frames).astype(np.uint8)
 
 

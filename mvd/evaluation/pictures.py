@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mvd.config.sizes import ClipShape
-from mvd.data.inspect import FRAMES, Strip, denormalised, hide, sheet, token_pixels
+from mvd.data.inspect import FRAMES, HIDDEN, Strip, denormalised, sheet, token_pixels
 from mvd.models.tokens import visible_then_masked
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,8 @@ def distillation_picture(seen: Distilled, clip: ClipShape) -> Picture:
     """A masked clip, and below it the teachers' features and the student's predictions as colours."""
     mask = seen.mask.cpu()
     frames = denormalised(seen.video.cpu())[:: clip.tubelet]
-    masked = hide(frames, token_pixels(mask, clip)[:: clip.tubelet])
+    hidden = token_pixels(mask, clip)[:: clip.tubelet, ..., None]
+    masked = np.where(hidden, np.uint8(HIDDEN), frames)
     share = 100 * float(mask.float().mean())
     strips = [Strip("the clip", frames), Strip(f"what the student sees: {share:.0f} % is masked", masked)]
     order = visible_then_masked(mask[None])[0, -int(mask.sum()) :]
