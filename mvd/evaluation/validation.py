@@ -82,8 +82,9 @@ class Validation:
         correct = (read > 0) & (classes == labels)
         wrong = ((read > 0) & ~correct).nonzero().flatten()
         values = {self.metric: 100 * float(correct.sum()) / len(self.entries)}
-        if read.any():
-            values["val_loss"] = float(losses.sum() / read.sum())
+        loss = float(losses.sum() / read.sum())
+        if math.isfinite(loss):  # some video was read, and no logit has overflowed
+            values["val_loss"] = loss
         return values, wrong[probabilities[wrong].argsort(descending=True, stable=True)].tolist()
 
     def _mistakes(self, dataset: ViewDataset, found: Tensor, wrong: list[int]) -> Picture | None:
