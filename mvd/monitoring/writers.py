@@ -29,7 +29,6 @@ LAYOUT = {
     "losses": {
         "pre-training: both teachers' parts": ["1_pretrain/.*loss$"],
         "fine-tuning: training and validation": ["1_finetune/loss$", "2_validation/val_loss$"],
-        "teachers": ["1_.*_teacher/loss$"],
     },
     "accuracy in percent": {
         "pre-training: k-NN probe": ["probe/knn_top1$"],
@@ -44,6 +43,7 @@ LAYOUT = {
         "gradient norm": ["4_schedule/grad_norm$"],
         "unreadable and replaced videos": ["5_faults/(unre|repl).*"],
     },
+    "teachers": {"image and video teacher: loss": ["1_.*_teacher/loss$"]},
 }
 
 
