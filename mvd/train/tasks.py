@@ -28,7 +28,9 @@ Batch = dict[str, Tensor]
 
 
 class Task(Protocol):
-    """A network and its losses."""
+    """A network and its losses. watched: the modules whose outputs are drawn (mvd.evaluation.batch_pictures)."""
+
+    watched: tuple[nn.Module, ...]
 
     @property
     def model(self) -> nn.Module: ...
@@ -41,6 +43,8 @@ class Task(Protocol):
 class ImageAutoencoding:
     """MAE on images."""
 
+    watched: tuple[nn.Module, ...] = ()
+
     def __init__(self, recipe: ImageTeacher) -> None:
         self.model = build_image_autoencoder(recipe.size)
 
@@ -50,6 +54,8 @@ class ImageAutoencoding:
 
 class VideoAutoencoding:
     """VideoMAE on clips."""
+
+    watched: tuple[nn.Module, ...] = ()
 
     def __init__(self, recipe: VideoTeacher) -> None:
         self.model = build_video_autoencoder(recipe.size, activation_checkpointing=recipe.activation_checkpointing)
@@ -75,6 +81,7 @@ class Distillation:
         load_weights(video_teacher, inputs["video_teacher"])
         self.tubelet = SIZES[recipe.student].clip.tubelet
         self.teachers = image_teacher.to(device), video_teacher.to(device)
+        self.watched: tuple[nn.Module, ...] = (self.model, *self.teachers)
         self.image_teacher, self.video_teacher = (autocast(teacher, precision, device) for teacher in self.teachers)
 
     def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -88,6 +95,8 @@ class Distillation:
 
 class Classification:
     """A classifier on mixed clips with soft labels."""
+
+    watched: tuple[nn.Module, ...] = ()
 
     def __init__(self, recipe: Finetune, classes: int, weights: str | None) -> None:
         self.model = build_classifier(
