@@ -103,7 +103,7 @@ class TrainingRun:
         )
         batch = Batch(how.micro_batch, how.accumulation, process.world_size)
         model = self.task.model.to(process.device)
-        self.seeded_layers = SampleSeededLayers(model)
+        self.seeded_layers = SampleSeededLayers(model, how.precision)
         self.bad_updates = BadUpdates(stage, process)
         self.skipped_files = SkippedFiles(stage, process, len(self.dataset))
         self.window = Window()
