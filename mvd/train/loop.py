@@ -221,7 +221,8 @@ class TrainingRun:
         The same all-reduce tells every rank whether any was asked to stop or wants a checkpoint.
         """
         heartbeat("waiting for the others' losses", self.update + 1)
-        asked = losses.new_tensor([stop_requested(), self.checkpoints.wanted()])
+        asked = torch.tensor([stop_requested(), self.checkpoints.wanted()], dtype=losses.dtype)
+        asked = asked.to(losses.device, non_blocking=True)
         *means, stopping, saving = mean_across_processes(torch.cat([losses.mean(dim=0), asked])).tolist()
         self.stopping, self.saving = stopping > 0, saving > 0
         heartbeat("in forward and backward", self.update + 1)

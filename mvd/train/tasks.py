@@ -140,9 +140,10 @@ def store_in_bf16(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
             module.to(torch.bfloat16)
-        elif isinstance(module, beit.Attention):  # the bias of its qkv layer is in three parts
-            for bias in (module.q_bias, module.k_bias, module.v_bias):
-                bias.data = bias.data.to(torch.bfloat16)
+        elif isinstance(module, beit.Attention):  # joins the three parts of its bias in every forward pass
+            bias = torch.cat([module.q_bias, module.k_bias, module.v_bias]).to(torch.bfloat16)
+            module.qkv.bias = nn.Parameter(bias, requires_grad=False)
+            module.q_bias = module.k_bias = module.v_bias = None
 
 
 def build_task(stage: Stage, classes: int, device: torch.device) -> Task:
