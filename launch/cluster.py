@@ -31,8 +31,8 @@ class Resources:
     """Resources of every stage of one kind.
 
     nodes: null for the largest number of the profile's GPUs that divides the global batch; a number is used as given.
-    deepspeed: a file of ds_configs/, without .json; null for zero0 or, for large networks, zero1. micro_batch: upper limit of the samples (videos in fine-tuning,
-    views in a test) per GPU and forward pass; null for the recipe's.
+    deepspeed: a file of ds_configs/, without .json; null for zero0 or, for large networks, zero1. micro_batch: upper
+    limit of the samples (videos in fine-tuning, views in a test) per GPU and forward pass; null for the recipe's.
     """
 
     nodes: int | None = None

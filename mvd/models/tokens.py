@@ -17,7 +17,8 @@ def take(tokens: Tensor, indices: Tensor) -> Tensor:
     batch, count = tokens.shape[:2]
     # By rows: indices as wide as the tokens, which take_along_dim builds, would need more memory than the tokens.
     rows = indices + torch.arange(0, batch * count, count, device=indices.device)[:, None]
-    return tokens.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, indices.shape)
+    taken: Tensor = tokens.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, indices.shape)
+    return taken
 
 
 def visible_then_masked(mask: Tensor) -> Tensor:

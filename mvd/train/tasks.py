@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from timm.loss import SoftTargetCrossEntropy
@@ -141,9 +141,10 @@ def store_in_bf16(network: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
             module.to(torch.bfloat16)
         elif isinstance(module, beit.Attention):  # joins the three parts of its bias in every forward pass
-            bias = torch.cat([module.q_bias, module.k_bias, module.v_bias]).to(torch.bfloat16)
-            module.qkv.bias = nn.Parameter(bias, requires_grad=False)
-            module.q_bias = module.k_bias = module.v_bias = None
+            parts: list[Any] = [module.q_bias, module.k_bias, module.v_bias]
+            module.qkv.bias = nn.Parameter(torch.cat(parts).to(torch.bfloat16), requires_grad=False)
+            for name in ("q_bias", "k_bias", "v_bias"):
+                setattr(module, name, None)
 
 
 def build_task(stage: Stage, classes: int, device: torch.device) -> Task:

@@ -1,8 +1,8 @@
 """The operations of one update, which decide how fast a GPU is fed: every one costs the CPU a launch.
 
 Networks have the depth of ViT-S and ViT-B but few channels and tokens, on which the number of operations does not
-depend. Counted on the CPU, where autocast converts the same tensors. Version 0.2 took 2,554 for ViT-B from ViT-B and 2,004 for its
-fine-tuning: under ZeRO-1, with teachers in fp32, and with four operations per drop path layer.
+depend. Counted on the CPU, where autocast converts the same tensors. Version 0.2 took 2,554 for ViT-B from ViT-B and
+2,004 for its fine-tuning: under ZeRO-1, with teachers in fp32, and with four operations per drop path layer.
 """
 
 import dataclasses
