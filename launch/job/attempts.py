@@ -14,8 +14,8 @@ import json
 import os
 import signal
 import sys
-import traceback
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 

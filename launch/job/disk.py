@@ -34,5 +34,3 @@ def try_to(name: str, action: Callable[[], Result]) -> Result | None:
     except (ConfigError, OSError) as error:
         say(f"=== {name}: {error}; going on")
         return None
-
-

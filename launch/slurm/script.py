@@ -32,7 +32,8 @@ FIELDS = {
     "reservation": "slurm.options",
     "option": "slurm.options",
 }
-# Where not even Python starts, another start, after a pause and up to a limit, may come to another node. The code 3 is launch.job.attempts.REFUSED.
+# Where not even Python starts, another start, after a pause and up to a limit, may come to another node. The code 3 is
+# launch.job.attempts.REFUSED.
 AGAIN = """again() {
   [ "$1" != 3 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ] && sleep 60 && scontrol requeue "$SLURM_JOB_ID"
   exit 1
@@ -57,9 +58,7 @@ def parameters(
         "dependency": dependency or None,
     }
     return {
-        **profile_parameters(
-            how, code, asked, array.layout, f"{attempts} begin {shlex.quote(str(folder))}"
-        ),
+        **profile_parameters(how, code, asked, array.layout, f"{attempts} begin {shlex.quote(str(folder))}"),
         "array_parallelism": how.array_parallelism or array.size,
         # The requeue at the end makes SLURM send SIGTERM, before the nodes to avoid are set.
         "teardown": ["code=$?", "trap '' TERM", f"{attempts} end {shlex.quote(str(folder))} $code", "exit $?"],

@@ -124,9 +124,7 @@ def test_whatever_the_setup_sets_the_end_of_an_attempt_is_handled(line, tmp_path
     assert (code, printed) == (3, ["begin ", "end 7"])
 
 
-@pytest.mark.parametrize(
-    ("code", "restarts", "asked"), [(1, 0, True), (127, 99, True), (1, 100, False), (3, 0, False)]
-)
+@pytest.mark.parametrize(("code", "restarts", "asked"), [(1, 0, True), (127, 99, True), (1, 100, False), (3, 0, False)])
 def test_a_node_where_python_does_not_start_gives_the_job_back(code, restarts, asked, tmp_path, monkeypatch):
     """Code 3 is a refusal, and after 100 restarts the fault is no node's."""
     for name, line in {"python": f"exit {code}", "sleep": ":", "scontrol": 'echo "$@"', "srun": "echo trained"}.items():
