@@ -177,9 +177,9 @@ def test_a_second_writer_gets_what_the_others_get(runs):
     (settings,) = [content for kind, _, content in lines if kind == "hyperparameters"]
     assert settings["kind"] == "finetune" and settings["optimization.base_lr"] == 0.016
     assert [(update, content) for kind, update, content in lines if kind == "text"] == [
-        (0, "recipe"),
-        (0, "execution"),
-        (0, "hosts"),
+        (0, "1_recipe"),
+        (0, "3_execution"),
+        (0, "4_hosts"),
     ]
     assert [update for kind, update, content in lines if kind == "scalars" and "loss" in content] == list(
         range(1, UPDATES + 1)
