@@ -37,8 +37,8 @@ EXAMPLES = """examples:
 
 
 def export_official(model: nn.Module, stage: Stage, output: Path) -> None:
-    """Writes the weights and the stage's id as a pickle that `torch.load(weights_only=True)` reads."""
-    content = {"model": to_official(model), "stage": stage.id}
+    """Writes the weights, with the stage's id, as a pickle that `torch.load(weights_only=True)` reads."""
+    content = {"model": to_official(model), "stage": stage.id, **describe(stage)}
     write_atomically(output, lambda path: torch.save(content, path))
 
 
