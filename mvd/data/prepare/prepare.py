@@ -149,7 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"error: {error}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}; fix that and run the same command again", file=sys.stderr)
+        print(f"error: {error}; OUTPUT is {arguments.output}; fix that and run the same command again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; run the same command to continue", file=sys.stderr)
