@@ -14,20 +14,19 @@ LONG = 2 * 3600  # seconds: beyond this, a warning
 
 
 def describe_cost(finetune: Finetune, test: Test) -> str:
-    """Sentences on the GPU-hours at GPU_TFLOPS and on the hours here; a warning if it takes long here without a GPU."""
-    gpus = count_gpus()
+    """The time on one GPU at GPU_TFLOPS and on this machine; a warning if it is long here, without a GPU."""
+    gpus, cores, name = count_gpus(), usable_cores(), _network(finetune.size)
     hours = gpu_hours(finetune, GPU_TFLOPS) + gpu_hours(test, GPU_TFLOPS)
-    name = _network(finetune.size)
-    text = f"{name}, {finetune.optimization.epochs} epochs and test: about {duration(3600 * hours)} of one GPU"
+    text = f"{name}, {finetune.optimization.epochs} epochs and test, without decoding: about "
     if gpus:
-        return f"{text}, {duration(3600 * hours / gpus)} on this machine's {gpus}"
-    cores = usable_cores()
+        return f"{text}{duration(3600 * hours / gpus)} on this machine's {gpus} GPUs at {GPU_TFLOPS:g} TFLOP/s each"
     seconds = (total_tflop(finetune) + total_tflop(test)) / cpu_tflops(finetune.size)
-    here = f"{cores} CPU core{'s' if cores > 1 else ''}"
-    text += f" (at {GPU_TFLOPS:g} TFLOP/s); about {duration(seconds)} on this machine ({here}, no GPU)"
+    text += f"{duration(3600 * hours)} on a GPU at {GPU_TFLOPS:g} TFLOP/s, {duration(seconds)} on this machine's CPU"
     if seconds > LONG and finetune.size != "tiny":
-        text += f"\nwarning: {name} takes about {duration(seconds)} on {here}; use a machine with a GPU, or run the "
-        text += "same command with --size tiny for a row of the smallest network, to try everything out"
+        text += (
+            f"\nwarning: {name} takes about {duration(seconds)} on {cores} CPU cores; use a machine with a GPU or, to try "
+            "everything out, run the same command with --size tiny, which adds a row of the smallest network"
+        )
     return text
 
 
