@@ -327,7 +327,9 @@ def test_a_row_file_is_written_once(class_folders, tmp_path):
     result = prepare(class_folders, output)
     file = output / "my-set.py"
     assert result.returncode == 0 and f"row file: {file}\n" in result.stdout, result.stderr
-    assert "ViT-S, 100 epochs and test, without decoding: about " in result.stdout and "-m launch.submit" in result.stdout
+    assert (
+        "ViT-S, 100 epochs and test, without decoding: about " in result.stdout and "-m launch.submit" in result.stdout
+    )
     (row,) = load_rows([str(file)], [])
     assert row.finetune.own_dataset == row.test.own_dataset == Dataset(classes=3, train_samples=21, val_samples=3)
     settings = row.finetune.optimization

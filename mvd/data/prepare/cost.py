@@ -21,8 +21,10 @@ def describe_cost(finetune: Finetune, test: Test) -> str:
     if gpus:
         return f"{text}{duration(3600 * hours / gpus)} on this machine's {gpus} GPUs at {GPU_TFLOPS:g} TFLOP/s each"
     seconds = (total_tflop(finetune) + total_tflop(test)) / cpu_tflops(finetune.size)
+    if finetune.size == "tiny":
+        return f"{text}{duration(seconds)} on this machine's CPU"
     text += f"{duration(3600 * hours)} on a GPU at {GPU_TFLOPS:g} TFLOP/s, {duration(seconds)} on this machine's CPU"
-    if seconds > LONG and finetune.size != "tiny":
+    if seconds > LONG:
         text += (
             f"\nwarning: {name} takes about {duration(seconds)} on {cores} CPU cores; use a machine with a GPU or, to try "
             "everything out, run the same command with --size tiny, which adds a row of the smallest network"
@@ -31,15 +33,18 @@ def describe_cost(finetune: Finetune, test: Test) -> str:
 
 
 def cpu_tflops(size: str) -> float:
-    """Sustained TFLOP/s of this process's CPU cores: a share, from measurements, of a plain fp32 matrix product's."""
+    """Sustained TFLOP/s of this process's cores if they are idle: a share, from runs, of a plain fp32 matrix product's.
+
+    Measured in CPU time, so that other processes do not count.
+    """
     side = 1024
     matrix = np.ones((side, side), np.float32)
     times = []
     for _ in range(5):
-        started = time.monotonic()
+        started = time.process_time()
         matrix @ matrix
-        times.append(time.monotonic() - started)
-    return CPU_SHARE.get(size, 0.5) * 2 * side**3 / min(times) / 1e12
+        times.append(time.process_time() - started)
+    return CPU_SHARE.get(size, 0.5) * usable_cores() * 2 * side**3 / min(times) / 1e12
 
 
 def duration(seconds: float) -> str:
