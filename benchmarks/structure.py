@@ -46,6 +46,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("launch.job",),
     ("launch.slurm.sbatch",),
     ("launch.cli", "launch.stage_state", "launch.checks"),
+    ("launch.reporting",),
     ("launch.report",),
     ("launch.local",),
     ("launch.slurm.submit",),

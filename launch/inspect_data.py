@@ -1,8 +1,9 @@
 """Draws what the networks will see of a row's data: one picture to look at before GPUs are used.
 
 Pre-training and the teachers: each cropped clip or image, and below it what the mask leaves visible. Fine-tuning: the
-clips of pairs of videos that are mixed with each other, augmented, erased and mixed, with the weight of each class.
-Test: every view of a video. `python -m mvd.data.inspect` is the same command.
+clips of pairs of videos of different classes that are mixed with each other, augmented, erased and mixed, with the
+names of the videos and the weight of each class. Test: the middle frame of every view of each video. Videos are of
+different classes, as far as the list has so many. `python -m mvd.data.inspect` is the same command.
 
 TARGET and KEY=VALUE are those of submit.py. Of a suite, the first row is drawn.
 """
@@ -16,13 +17,14 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project, not launch/
 
-from launch.cli.output import command, print_next
+from launch.cli.output import command, counted, print_next
 from launch.cli.parser import Parser, run_command
 from launch.cluster import Cluster
 from launch.plan.graph import Node, build_graph
 from launch.plan.resolve import missing_settings
 from mvd.config import ConfigError, DatasetPaths, dataset_of
 from mvd.data.annotations import load_split
+from mvd.data.class_names import class_names_of
 
 EXAMPLES = """examples:
   python -m mvd.data.inspect vitb_from_vitb_k400                  with the data of cluster.yaml
@@ -54,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
 def build_parser() -> Parser:
     parser = Parser("inspect_data.py", __doc__ or "", EXAMPLES)
     parser.add_argument("--data", metavar="FOLDER", help="the data set's folder (default: that of the cluster profile)")
-    parser.add_argument("--videos", type=int, default=4, help="training videos to draw (default: %(default)s)")
+    parser.add_argument("--videos", type=int, default=4, help="videos to draw of each stage (default: %(default)s)")
     parser.add_argument("--epoch", type=int, default=0, help="whose random draws to show (default: %(default)s)")
     parser.add_argument(
         "--output",
@@ -117,10 +119,11 @@ def draw_stages(nodes: Sequence[Node], cluster: Cluster, videos: int, epoch: int
     for node in nodes:
         paths = cluster.datasets[node.recipe.dataset]
         entries = load_split(node.recipe, paths, "test" if node.kind == "test" else "train")
-        if node.kind != "test" and len(entries) < videos:
-            print(f"{node.kind}: the training list holds {len(entries)} files; all of them are drawn")
+        if len(entries) < videos:
+            print(f"{node.kind}: the list holds {counted(len(entries), 'file')}; all of them are drawn")
         try:
-            strips += list(stage_strips(node.recipe, entries, cluster.reader, videos, epoch))
+            names = class_names_of(node.recipe, paths)
+            strips += list(stage_strips(node.recipe, entries, cluster.reader, videos, epoch, names))
         except Unreadable as error:
             raise ConfigError(f"{node.kind}: {error}") from error
     try:

@@ -37,8 +37,13 @@ def main(argv: Sequence[str]) -> int:
     stages = [node.id for node in build_graph(request.rows) if wanted in (None, node.kind)] + request.stages
     record = newest(Path(request.cluster.runs), stages)
     if record is None:
-        raise ConfigError(f"no SLURM job was submitted for {' '.join(request.words)}; see status.py")
+        raise ConfigError(f"no stage of {' '.join(request.words)} was submitted or run yet; see status.py")
     path = record.log(request.options.rank)
+    if not path.exists() and record.is_local:
+        raise ConfigError(
+            f"{path} does not exist: {record.job_id} had no rank {request.options.rank}, or ran in a version that kept "
+            "no logs of --local"
+        )
     if not path.exists():
         raise ConfigError(
             f"{path} does not exist: job {record.job_id} has not started, or has no rank {request.options.rank}"
@@ -58,9 +63,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def newest(runs: Path, stages: Sequence[str]) -> Record | None:
-    """The SLURM record whose newest attempt started last, or None."""
+    """The record, of a job or of a --local run, whose newest attempt started last, or None."""
     folders = [files for stage in stages for files in RunDirectory(runs / stage).job_files()]
-    records = [record for files in folders if (record := read_record(files)) and not record.is_local]
+    records = [record for files in folders if (record := read_record(files))]
     started = [record for record in records if record.attempts]
     return max(started or records, key=lambda r: r.attempts[-1].started if r.attempts else r.submitted, default=None)
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from launch.job.record import Record, jobs_in_history, jobs_in_queue, read_record
 from launch.plan.graph import Node
 from launch.slurm.client import EndedJob, QueuedJob, slurm
-from mvd.config import KINDS, Kind, Test
+from mvd.config import KINDS, ConfigError, Kind, Test
 from mvd.run_directory import RunDirectory
 
 TAIL_BYTES = 16_384
@@ -30,7 +32,7 @@ def result_text(result: dict[str, Any]) -> str:
 class StageInfo:
     """A stage as status.py sees it: from the plan, or from its run directory.
 
-    epochs, batch: None for a test.
+    epochs, batch: None for a test. problem: why the stage cannot be read, in one sentence, or empty.
     """
 
     id: str
@@ -39,11 +41,16 @@ class StageInfo:
     parents: tuple[str, ...]
     epochs: int | None
     batch: int | None
+    problem: str = ""
 
 
 @dataclass(frozen=True)
 class State:
-    """word: waiting, queued, running, ending, done, failed, cancelled, stopped or new; text: the same in full."""
+    """A state.
+
+    word: waiting, queued, running, ending, done, failed, cancelled, stopped, new, or damaged for a run directory that
+    cannot be read. text: the same in full.
+    """
 
     word: str
     text: str
@@ -69,27 +76,50 @@ def from_runs(runs: Path) -> list[StageInfo]:
     """The stages of a runs folder, parents before children."""
     found = []
     for path in runs.glob("*/stage.yaml"):
-        records = [record for files in RunDirectory(path.parent).job_files() if (record := read_record(files))]
-        record = min(records, key=lambda record: record.submitted, default=None)
+        try:
+            found.append(_from_run(path))
+        except ConfigError as error:
+            name = path.parent.name
+            kind = next((kind for kind in KINDS if name.startswith(f"{kind}-")), KINDS[-1])
+            found.append(StageInfo(name, kind, (), (), None, None, str(error)))
+    return sorted(found, key=lambda known: (KINDS.index(known.kind), known.rows, known.id))
+
+
+def _from_run(path: Path) -> StageInfo:
+    records = [record for files in RunDirectory(path.parent).job_files() if (record := read_record(files))]
+    record = min(records, key=lambda record: record.submitted, default=None)
+    try:
         stage = OmegaConf.load(path)
+        kind: Kind = KINDS[KINDS.index(stage.kind)]
         length = (OmegaConf.select(stage, f"recipe.optimization.{name}") for name in ("epochs", "global_batch"))
         rows, parents = (tuple(record.rows), tuple(record.parents)) if record else ((), ())
-        found.append(StageInfo(path.parent.name, stage.kind, rows, parents, *length))
-    return sorted(found, key=lambda known: (KINDS.index(known.kind), known.rows, known.id))
+        return StageInfo(path.parent.name, kind, rows, parents, *length)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AttributeError, OSError) as error:
+        raise ConfigError(f"{path} is damaged; submit its row again") from error
 
 
 def stage_states(stages: Sequence[StageInfo], runs: Path) -> dict[str, State]:
     """Stage id -> state; parents must come before children."""
     folders = {stage.id: RunDirectory(runs / stage.id).job_files() for stage in stages}
-    records = {folder: read_record(folder) for group in folders.values() for folder in group}
+    damaged = {stage.id: stage.problem for stage in stages if stage.problem}
+    records: dict[RunDirectory, Record | None] = {}
+    results: dict[str, dict[str, Any] | None] = {}
+    for stage in stages:
+        try:
+            records |= {folder: read_record(folder) for folder in folders[stage.id]}
+            results[stage.id] = RunDirectory(runs / stage.id).read_result()
+        except ConfigError as error:
+            damaged.setdefault(stage.id, str(error))
     submitted = [record for record in records.values() if record and not record.is_local]
     queued = jobs_in_queue(submitted) if slurm.is_available() else {}
     left = [record for record in submitted if record.job_id not in queued]
     over = jobs_in_history(left) if slurm.is_available() else {}
     states: dict[str, State] = {}
     for stage in stages:
-        directory = runs / stage.id
-        result = RunDirectory(directory).read_result()
+        if stage.id in damaged:
+            states[stage.id] = State("damaged", damaged[stage.id])
+            continue
+        result = results[stage.id]
         jobs = [(folder, records[folder]) for folder in folders[stage.id]]
         if result:
             states[stage.id] = State("done", f"done: {result_text(result)}", jobs[0][1])
@@ -141,7 +171,8 @@ def _ended(record: Record, state: str, again: str) -> State:
     if state.startswith("CANCELLED"):
         return State("cancelled", f"cancelled{again}", record)
     if record.is_local:
-        return State("stopped", f"stopped: {record.attempts[-1].error or 'its launcher is gone'}", record)
+        printed = last_error(record.log())
+        return State("stopped", f"stopped: {printed or record.attempts[-1].error or 'its launcher is gone'}", record)
     last = last_error(record.log())
     reason = f"SLURM says {state}" if state else "its job has left the queue"
     return State("failed", f"failed: {last or reason}{again}", record)
@@ -182,8 +213,14 @@ def _progress(stage: StageInfo, files: RunDirectory) -> str:
 def last_metrics(files: RunDirectory) -> dict[str, Any] | None:
     """The newest training record of metrics.jsonl, read from its end."""
     lines = _tail(files.metrics)
-    whole = [json.loads(line) for line in lines[-50:] if line.startswith("{") and line.endswith("}")]
-    return next((record for record in reversed(whole) if "samples_per_second" in record), None)
+    for line in reversed(lines[-50:]):
+        try:
+            record = json.loads(line)
+        except ValueError:  # the first line is cut off, the last one may be being written
+            continue
+        if isinstance(record, dict) and "samples_per_second" in record:
+            return record
+    return None
 
 
 def faults_of(directory: Path) -> str | None:

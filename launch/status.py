@@ -1,6 +1,7 @@
 """Shows the state of stages, one line each, from run directories and SLURM. Changes nothing.
 
-TARGET is a row, a suite, or the name of a run directory; the default is every stage of the runs folder.
+TARGET is a row, a suite, or the name of a run directory; the default is every stage of the runs folder, with the
+settings in which stages of the same name differ.
 """
 
 import os
@@ -14,7 +15,9 @@ if __name__ == "__main__":
 
 from launch.cli.output import command, counted, print_next, print_table, short
 from launch.cli.parser import Parser, Request, run_command
+from launch.plan.differences import describe, target_text
 from launch.plan.graph import build_graph
+from launch.reporting.run_settings import differing, read_runs
 from launch.stage_state import faults_of, from_plan, from_runs, stage_states
 from mvd.config import ConfigError
 
@@ -55,6 +58,7 @@ def show(request: Request) -> None:
     if request.stages or not request.rows:
         stages += [stage for stage in from_runs(runs) if not request.stages or stage.id in request.stages]
     states = stage_states(stages, runs)
+    settings = {} if request.rows else differing(read_runs(runs)[0])
     lines = []
     for stage in stages:
         state = states[stage.id]
@@ -62,7 +66,12 @@ def show(request: Request) -> None:
         job, nodes = (state.record.job_id, str(state.record.nodes)) if state.record else ("-", "-")
         directory = runs / stage.id
         lines.append([rows or "-", stage.id, state.text, job, nodes, short(directory) if directory.exists() else "-"])
-    print_table(counted(len(stages), "stage"), COLUMNS, lines)
+        if settings:
+            lines[-1].append(settings.get(stage.id) or "-")
+    print_table(counted(len(stages), "stage"), COLUMNS + (["differs in"] if settings else []), lines)
+    for row in request.rows:
+        if differs := describe(row):
+            print(f"\n{row.name}: target {target_text(row)}; {differs}")
     faults = {stage.id: faults_of(runs / stage.id) for stage in stages if states[stage.id].word != "done"}
     if any(faults.values()):
         print("\nfaults so far:")

@@ -76,7 +76,7 @@ def start(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> i
     if request.options.local:
         from launch.local.run import run_plan
 
-        return run_plan(request, stages)
+        return run_plan(request, nodes, stages)
     from launch.slurm.submit import submit_plan
 
     return submit_plan(request, nodes, stages)

@@ -45,13 +45,15 @@ def sha256(path: Path) -> str:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file, [] if it does not exist; truncated lines, as of a full disk, are ignored."""
+    """The objects of a .jsonl file, [] if it does not exist; damaged lines, as of a full disk, are ignored."""
     found: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
-            found.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             continue
+        if isinstance(record, dict):
+            found.append(record)
     return found
 
 

@@ -1,8 +1,9 @@
-"""provenance.json: where a run's numbers come from, one entry per attempt."""
+"""provenance.json: where a run's numbers come from, one entry per attempt; and the same in short for result.json."""
 
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mvd.config import ConfigError
+from mvd.config import ConfigError, dataset_of
 from mvd.files import sha256, write_json
 from mvd.host import hostname
 from mvd.run_directory import RunDirectory
@@ -21,6 +22,8 @@ from mvd.version import code_version
 
 PACKAGES = ("torch", "torchvision", "deepspeed", "timm", "av", "decord", "numpy", "opencv-python-headless", "pillow")
 SLURM = ("SLURM_JOB", "SLURM_ARRAY", "SLURM_RESTART")
+
+logger = logging.getLogger(__name__)
 
 
 def record_attempt(stage: Stage, world_size: int) -> int:
@@ -76,9 +79,61 @@ def earlier_seconds(stage: Stage) -> float:
     return sum((ended - started).total_seconds() for started, ended in spans)
 
 
+def result_facts(stage: Stage) -> dict[str, Any]:
+    """What result.json says of where a result comes from, under `provenance` (docs/results.md).
+
+    Reads provenance.json, of all shards if the stage is a test in shards; call it on one process, at the end.
+    """
+    jobs = [part.job_files for part in stage.in_shards()]
+    attempts = [(files, entry) for files in jobs for entry in json.loads(files.provenance.read_text())]
+    last = attempts[-1][1]
+    weights = sha256(stage.files.weights) if stage.files.weights.exists() else None
+    if stage.kind == "test":
+        weights = last["inputs"].get("finetune", {}).get("sha256")
+    return {
+        "seeds": _seeds(stage),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": last["commit"],
+        "modified": bool(last["diff"]),
+        "gpu": last["gpu"],
+        "processes": last["processes"] * stage.execution.shards,
+        "gpu_hours": sum(_gpu_seconds(files, entry) for files, entry in attempts) / 3600,
+        "weights_sha256": weights,
+        "lists": _lists(stage),
+    }
+
+
+def _gpu_seconds(files: RunDirectory, attempt: dict[str, Any]) -> float:
+    """Seconds of one attempt times its GPUs; 0 on CPUs."""
+    ended = attempt.get("ended") or _last_sign(files, attempt["started"])
+    span = datetime.fromisoformat(ended) - datetime.fromisoformat(attempt["started"])
+    return float(span.total_seconds() * attempt["processes"]) if attempt["gpu"] else 0.0
+
+
+def _seeds(stage: Stage) -> dict[str, int]:
+    """Kind of stage -> seed, of this stage and of those it starts from, as far as they are run directories."""
+    seeds: dict[str, int] = {}
+    for file in stage.inputs.values():
+        try:
+            seeds |= (RunDirectory(Path(file).parent).read_result() or {}).get("seeds", {})
+        except ConfigError as error:
+            logger.warning("%s: the seeds of an earlier stage are not recorded: %s", stage.id, error)
+    return seeds | ({stage.kind: stage.recipe.seed} if hasattr(stage.recipe, "seed") else {})
+
+
+def _lists(stage: Stage) -> dict[str, dict[str, str]]:
+    """Split -> path and SHA-256 of each list of videos that the stage reads."""
+    data = stage.execution.data
+    if data is None or dataset_of(stage.recipe).media == "image":
+        return {}
+    splits = {"finetune": ("train", "val"), "test": ("test",)}.get(stage.kind, ("train",))
+    files = {split: Path(data.root).absolute() / getattr(data, split) for split in splits}
+    return {split: {"path": str(file), "sha256": sha256(file)} for split, file in files.items() if file.is_file()}
+
+
 def _last_sign(files: RunDirectory, started: str) -> str:
     """When an attempt last wrote a file; when it started, if it wrote none."""
-    written = [files.metrics, *files.checkpoints.glob("*"), *files.path.glob("logits/*")]
+    written = [files.metrics, files.weights, *files.checkpoints.glob("*"), *files.path.glob("logits/*")]
     newest = max((path.stat().st_mtime for path in written if path.exists()), default=0.0)
     sign = datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds")
     return max(sign, started)

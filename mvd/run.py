@@ -28,7 +28,7 @@ from mvd.distributed.process import Process, exit_together, start_processes
 from mvd.distributed.signals import Interrupted, signal_handlers
 from mvd.distributed.watchdog import Watchdog
 from mvd.evaluation.multiview import merge_shards, run_test
-from mvd.provenance import earlier_seconds, record_attempt
+from mvd.provenance import earlier_seconds, record_attempt, result_facts
 from mvd.stage import Stage
 from mvd.train.loop import train
 
@@ -78,6 +78,8 @@ def _run_to_the_end(stage: Stage, process: Process) -> dict[str, Any]:
     check_owner(stage.job_files)
     if process.is_first:
         results[0]["wall_seconds"] += earlier_seconds(stage)
+        if stage.execution.shards == 1:
+            results[0]["provenance"] = result_facts(stage)
         stage.job_files.write_result(results[0])
     dist.broadcast_object_list(results)
     return results[0]

@@ -93,6 +93,11 @@ class RunDirectory:
         return self.path / "job.json"
 
     @property
+    def rows(self) -> Path:
+        """The rows that the stage was run for, their targets and what they change (launch.plan.differences)."""
+        return self.path / "rows.json"
+
+    @property
     def owner(self) -> Path:
         """The attempt that writes to this folder now (mvd.owner)."""
         return self.path / "owner.json"

@@ -89,11 +89,14 @@ class Stage:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "Stage":
-        """Reads stage.yaml.
+        """Reads stage.yaml; `path` may also be the run directory that holds it.
 
         Raises:
-            ConfigError: a field is unknown, missing or of the wrong type.
+            ConfigError: there is no such file, or a field is unknown, missing or of the wrong type.
         """
+        path = Path(path, RunDirectory(path).stage.name) if Path(path).is_dir() else Path(path)
+        if not path.is_file():
+            raise ConfigError(f"there is no file {path}; give the stage.yaml of a run directory, in the runs folder")
         try:
             raw = OmegaConf.merge({"digests": {}}, OmegaConf.load(path))  # older files have no digests
             odd = sorted(set(raw) ^ {f.name for f in dataclasses.fields(cls)})

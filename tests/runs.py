@@ -143,6 +143,11 @@ def read_result(stage: Stage) -> dict[str, Any]:
     return json.loads((stage.directory / "result.json").read_text())
 
 
+def timeless(result: dict[str, Any]) -> dict[str, Any]:
+    """A result without what differs between two runs of the same stage."""
+    return {key: value for key, value in result.items() if key not in ("wall_seconds", "provenance")}
+
+
 if __name__ == "__main__":
     import importlib
 

@@ -55,7 +55,7 @@ def test_a_complete_stage_is_only_read(tmp_path):
         ("kind: image_teacher", "kind: sound_teacher", "sound_teacher"),
         ("execution:", "executions:", "execution, executions is unknown or missing"),
         ("  workers: 0", "  workers: many", "many"),
-        ("  mask_ratio: 0.75", "  mask_ratio: 1.75", "mask_ratio must be between 0 and 1, got 1.75"),
+        ("  mask_ratio: 0.75", "  mask_ratio: 1.75", "and mask at least one of the 16 positions, got 1.75"),
         ("kind:", "kind: [", "is not a stage that this version can run"),
     ],
 )
@@ -67,6 +67,15 @@ def test_a_stage_of_another_version_is_refused_in_a_sentence(tmp_path, monkeypat
     assert main(path, monkeypatch) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and said in line
+
+
+def test_a_name_that_is_no_stage_is_refused_and_a_run_directory_is_accepted(tmp_path, monkeypatch, capsys):
+    assert main(tmp_path / "demo", monkeypatch) == 2
+    assert capsys.readouterr().err == (
+        f"error: there is no file {tmp_path}/demo; give the stage.yaml of a run directory, in the runs folder\n"
+    )
+    stage = small_stage("image_teacher", "done", tmp_path, tmp_path)
+    assert Stage.from_yaml(write_stage(stage).parent) == stage
 
 
 def test_an_error_is_shown_before_anything_that_waits_for_the_other_processes(tmp_path, monkeypatch):

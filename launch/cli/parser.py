@@ -30,6 +30,11 @@ class Request:
     cluster: Cluster
     options: argparse.Namespace
 
+    @property
+    def row_words(self) -> list[str]:
+        """The words for a command that takes rows only, such as submit.py; [] if there are none among the targets."""
+        return [word for word in self.words if word not in self.stages] if self.rows else []
+
 
 class Parser(argparse.ArgumentParser):
     """Parses targets and settings in any order; a wrong argument raises ConfigError."""

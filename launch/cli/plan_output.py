@@ -11,9 +11,10 @@ from launch.cli.output import command, counted, print_next, print_table, short
 from launch.cli.parser import Request
 from launch.cluster import EXAMPLE, ROOT, Cluster
 from launch.plan.arrays import build_arrays
+from launch.plan.differences import describe, target_text
 from launch.plan.graph import Node
 from launch.plan.weights import notes_on_weights
-from mvd.config import KINDS, Test
+from mvd.config import KINDS, Row, Test
 from mvd.flops import gpu_hours
 from mvd.identity import sizes_of
 from mvd.stage import Stage
@@ -41,6 +42,7 @@ def print_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage],
     hours = [gpu_hours(node.recipe, rate) for node in nodes]
     _print_stages(f"plan of {counted(len(request.rows), 'row')}", nodes, stages, hours)
     print(f"\n{_kind_counts(nodes)}")
+    print_targets(request.rows)
     _print_given_weights(nodes)
     print(
         f"about {sum(hours):,.0f} GPU-hours at {rate:g} TFLOP/s sustained per GPU (cluster.sustained_tflops), "
@@ -51,6 +53,13 @@ def print_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage],
     _print_needed(needed)
     accuracies = ("see the accuracies reached so far", command("report.py", *request.words))
     print_next([*_first_steps(request, needed), accuracies])
+
+
+def print_targets(rows: Sequence[Row]) -> None:
+    """Prints the target of each row that is not as it is defined in experiments/, and how it differs."""
+    for row in rows:
+        if differs := describe(row):
+            print(f"{row.name}: target {target_text(row)}; {differs}")
 
 
 def print_scripts(cluster: Cluster, nodes: Sequence[Node], stages: Sequence[Stage]) -> None:

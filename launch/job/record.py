@@ -124,7 +124,7 @@ def read_record(files: RunDirectory) -> Record | None:
         return Record(**content, attempts=attempts)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path} is damaged; delete it once no job of that stage is in the queue") from error
 
 

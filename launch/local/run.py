@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from launch.cli.output import command, print_next, print_table, short, tensorboard
 from launch.cli.parser import Request
@@ -13,10 +14,12 @@ from launch.cluster import CODE, Cluster
 from launch.job.ownership import is_gone
 from launch.job.record import Attempt, Record, jobs_in_queue, locked, now, read_record, write_record
 from launch.local.processes import run_processes
-from launch.report import print_report, report_line
+from launch.plan.differences import note_rows
+from launch.plan.graph import Node
+from launch.report import interval_text, print_report, row_results
 from launch.slurm.client import slurm
 from launch.stage_state import result_text
-from mvd.config import ConfigError, dataset_of
+from mvd.config import ConfigError, Row, dataset_of
 from mvd.distributed.exit_codes import STOPPED
 from mvd.files import write_text
 from mvd.host import count_gpus, hostname
@@ -24,6 +27,8 @@ from mvd.owner import VARIABLE, Owner, give_back, read_owner, take
 from mvd.stage import Stage
 
 CORES = len(os.sched_getaffinity(0))
+MOST_PAIRS = 3  # confused classes that are printed of a test
+LOGS = "logs"  # in the run directory: what the processes printed, one file per attempt and rank
 
 
 def this_machine(cluster: Cluster) -> Cluster:
@@ -45,7 +50,7 @@ def this_machine(cluster: Cluster) -> Cluster:
     )
 
 
-def run_plan(request: Request, stages: Sequence[Stage]) -> int:
+def run_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> int:
     """Runs the stages that have no result yet, then prints each stage's time and the rows' accuracies.
 
     Returns 0, 1 if a stage failed, or 130 if the user stopped it; the same command resumes from there.
@@ -59,19 +64,20 @@ def run_plan(request: Request, stages: Sequence[Stage]) -> int:
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # so does closing the terminal, unless run under nohup
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
-        for position, stage in enumerate(stages, start=1):
+        for position, (node, stage) in enumerate(zip(nodes, stages, strict=True), start=1):
             title = f"[{position}/{len(stages)}] {stage.id}"
             if stage.files.read_result():
                 print(f"{title}: complete already, skipped", flush=True)
+                note_rows(request.rows, [node], Path(request.cluster.runs))
                 continue
             print(title, flush=True)
-            code = run_stage(stage)
+            code = run_stage(request.rows, node, stage)
             if code == STOPPED:
                 raise KeyboardInterrupt
             if code or not stage.files.read_result():
                 print(
                     f"error: {stage.id} ended with exit code {code} and no result; "
-                    f"see its messages above and {short(stage.directory)}",
+                    f"see its messages above, which {short(stage.directory / LOGS)} keeps",
                     file=sys.stderr,
                 )
                 print_next([("once the cause is fixed, resume from the last checkpoint", again)])
@@ -84,7 +90,7 @@ def run_plan(request: Request, stages: Sequence[Stage]) -> int:
     return 0
 
 
-def run_stage(stage: Stage) -> int:
+def run_stage(rows: Sequence[Row], node: Node, stage: Stage) -> int:
     """Runs one stage, after generating its data if it needs that; returns the exit code.
 
     Raises:
@@ -95,15 +101,18 @@ def run_stage(stage: Stage) -> int:
         if not Path(path).is_file():
             raise ConfigError(f"{stage.id}: its {role} input {path} does not exist; run that stage again")
     with locked(Path(stage.execution.runs)):
-        record = _new_record(stage)
+        record = _new_record(node, stage)
         attempt = record.attempts[-1]
         owner = Owner(attempt.job_id, 0, attempt.host, attempt.started)
         take(stage.files, owner, is_gone)
         write_record(stage.files, record)
         write_text(stage.files.stage, stage.to_yaml())
+        note_rows(rows, [node], Path(stage.execution.runs))
     processes = stage.execution.world_size
+    start_logs(record, processes)
     try:
-        code = run_processes(stage_command(stage), processes, environment(processes) | {VARIABLE: owner.name})
+        variables = environment(processes) | {VARIABLE: owner.name}
+        code = run_processes(stage_command(stage), processes, variables, record.log)
         attempt.error = f"exit code {code}" if code else None
         return code
     except KeyboardInterrupt:
@@ -116,13 +125,22 @@ def run_stage(stage: Stage) -> int:
             give_back(stage.files, owner)
 
 
-def _new_record(stage: Stage) -> Record:
+def start_logs(record: Record, processes: int) -> None:
+    """Writes the first line of each rank's log, as a job does (launch.logs.HEADER)."""
+    Path(record.folder).mkdir(exist_ok=True)
+    for rank in range(processes):
+        with open(record.log(rank), "a") as handle:
+            handle.write(f"=== job {record.job_id}, rank {rank} on {hostname()}, {now()}\n")
+
+
+def _new_record(node: Node, stage: Stage) -> Record:
     """The record of this run for launch/status.py; refused while another run of the stage is active."""
     record = read_record(stage.files)
     if record and (record.runs_locally or (slurm.is_available() and jobs_in_queue([record]))):
         raise ConfigError(f"{stage.id} is queued or running already, as job {record.job_id}; cancel that first")
     job = f"local-{os.getpid()}"
-    return Record(job, str(stage.directory), now(), 1, [], [], [Attempt(job, hostname(), now(), 0)])
+    folder, attempt = str(stage.directory / LOGS), Attempt(job, hostname(), now(), 0)
+    return Record(job, folder, now(), 1, list(node.rows), node.stage_parents, [attempt])
 
 
 def stage_command(stage: Stage) -> list[str]:
@@ -158,10 +176,30 @@ def print_results(request: Request, stages: Sequence[Stage]) -> None:
     print()
     print_table("stages", ["stage", "wall time>", "result"], lines)
     print()
-    print_report([report_line(row, Path(request.cluster.runs)) for row in request.rows])
+    for stage, result in zip(stages, results, strict=True):
+        if stage.kind == "test":
+            print(f"{stage.id}: {test_summary(stage, result)}")
+    print_report(row_results(request))
     print_next(
         [
             ("see the curves", tensorboard(request.cluster.runs)),
             ("print the accuracies again", command("report.py", *request.words)),
         ]
     )
+
+
+def test_summary(stage: Stage, result: dict[str, Any]) -> str:
+    """The interval of a test and its most confused classes, in one line."""
+    from mvd.evaluation.predictions import read_predictions  # imports torch
+    from mvd.evaluation.statistics import confused_pairs
+
+    interval = f"95 % interval of top-1 {interval_text(result)} %" if "top1_interval" in result else "no interval"
+    try:
+        found = read_predictions(stage)
+    except ConfigError as error:
+        return f"{interval}; {error}"
+    pairs = confused_pairs(found.matrix, MOST_PAIRS)
+    confused = ", ".join(
+        f"{found.names[pair.label]} as {found.names[pair.predicted]} {pair.videos} x" for pair in pairs
+    )
+    return f"{interval}; most confused: {confused or 'none'}"

@@ -25,7 +25,7 @@ def build_stage(node: Node, cluster: Cluster) -> Stage:
     if isinstance(node.recipe, Test):
         batch = Batch(resources.micro_batch or 1, 1, world_size)
     else:
-        batch = _solve(node.id, node.recipe, world_size, resources.micro_batch)
+        batch = _solve(node, node.recipe, world_size, resources.micro_batch)
     inputs = {role: str(RunDirectory(Path(cluster.runs) / parent).weights) for role, parent in node.parents.items()}
     for role, name in node.teacher_files.items():
         inputs[role] = cluster.teachers.get(name, "")
@@ -73,11 +73,17 @@ def missing_settings(nodes: Sequence[Node], cluster: Cluster) -> list[str]:
     return list(needed)
 
 
-def _solve(stage: str, recipe: TrainRecipe, world_size: int, micro_batch: int | None) -> Batch:
+def _solve(node: Node, recipe: TrainRecipe, world_size: int, micro_batch: int | None) -> Batch:
+    samples, batch = dataset_of(recipe).train_samples, recipe.optimization.global_batch
+    if samples < batch:
+        raise ConfigError(
+            f"{recipe.dataset} has {samples} training samples, fewer than one global batch of {batch}; set "
+            f"{node.kind}.optimization.global_batch to at most {samples}"
+        )
     try:
         return solve_batch(recipe, world_size, micro_batch)
     except ConfigError as error:
-        raise ConfigError(f"{stage}: {error}") from error
+        raise ConfigError(f"{node.id}: {error}") from error
 
 
 def _check_data(node: Node, cluster: Cluster) -> None:
@@ -112,12 +118,6 @@ def _check_declaration(node: Node, paths: DatasetPaths, splits: Iterable[Split])
             )
     for split in splits:
         load_split(recipe, paths, split)
-    if not isinstance(recipe, Test) and facts.train_samples < recipe.optimization.global_batch:
-        raise ConfigError(
-            f"{recipe.dataset} has {facts.train_samples} training samples, fewer than one global batch of "
-            f"{recipe.optimization.global_batch}; set {node.kind}.optimization.global_batch to at most "
-            f"{facts.train_samples}"
-        )
 
 
 def _prepared_classes(manifest: Path) -> int:

@@ -13,6 +13,7 @@ from launch.job.attempts import FOLDERS
 from launch.job.record import Record, jobs_in_queue, locked, now, read_record, write_record
 from launch.local.run import generate_data
 from launch.plan.arrays import Array, build_arrays
+from launch.plan.differences import note_rows
 from launch.plan.graph import Node
 from launch.slurm.client import QueuedJob, slurm
 from launch.slurm.exclusion import blamed_hosts, excludable_hosts, exclusion
@@ -53,6 +54,10 @@ def submit_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]
                 submitted[array.name] = submit_array(array, request.cluster, code, submitted, rows, parents)
             except ConfigError as error:
                 raise ConfigError(_with_progress(str(error), submitted, len(arrays))) from error
+        try:
+            note_rows(request.rows, nodes, runs)
+        except OSError as error:  # the jobs are in the queue and need it not
+            print(f"{error.filename}: {error.strerror}; report.py without a row will not show these targets")
     _print_submission(request, stages, queued, arrays, submitted)
     return 0
 

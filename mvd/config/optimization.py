@@ -50,7 +50,10 @@ class Optimization:
             f"optimization.weight_decay must be 0 or a positive number, got {self.weight_decay}",
         )
         check(self.base_lr < math.inf, f"optimization.base_lr must be finite, got {self.base_lr}")
-        check(0 <= self.min_lr < math.inf, f"optimization.min_lr must be 0 or a positive number, got {self.min_lr}")
+        check(
+            0 <= self.min_lr <= self.base_lr,
+            f"optimization.min_lr must be between 0 and base_lr={self.base_lr:g}, got {self.min_lr}",
+        )
         check(
             self.layer_decay is None or 0 < self.layer_decay <= 1,
             f"optimization.layer_decay must be above 0 and at most 1, or null, got {self.layer_decay}",

@@ -33,8 +33,11 @@ def _check_seed(seed: int, field_name: str) -> None:
     check(seed >= 0, f"{field_name} must be 0 or more, got {seed}")
 
 
-def _check_mask(ratio: float, field_name: str) -> None:
-    check(0 < ratio < 1, f"{field_name} must be between 0 and 1, got {ratio}")
+def _check_mask(ratio: float, positions: int, field_name: str) -> None:
+    check(
+        0 < ratio < 1 and 0 < int(ratio * positions) < positions,
+        f"{field_name} must be between 0 and 1 and mask at least one of the {positions} positions, got {ratio}",
+    )
 
 
 def _check_crop_and_flip(recipe: "ImageTeacher | Augmentation", section: str) -> None:
@@ -94,7 +97,7 @@ class ImageTeacher:
         _check_seed(self.seed, "image_teacher.seed")
         _check_size(self.size, "image_teacher.size")
         _check_dataset(self, "image_teacher")
-        _check_mask(self.mask_ratio, "image_teacher.mask_ratio")
+        _check_mask(self.mask_ratio, SIZES[self.size].image_training.positions, "image_teacher.mask_ratio")
         _check_crop_and_flip(self, "image_teacher")
 
     @property
@@ -119,7 +122,7 @@ class VideoTeacher:
         _check_seed(self.seed, "video_teacher.seed")
         _check_size(self.size, "video_teacher.size")
         _check_dataset(self, "video_teacher")
-        _check_mask(self.mask_ratio, "video_teacher.mask_ratio")
+        _check_mask(self.mask_ratio, SIZES[self.size].clip.positions, "video_teacher.mask_ratio")
         check_positive("video_teacher.stride", self.stride)
 
     @property
@@ -151,7 +154,7 @@ class Pretrain:
         _check_size(self.student, "pretrain.student")
         _check_size(self.teacher, "pretrain.teacher")
         _check_dataset(self, "pretrain")
-        _check_mask(self.mask_ratio, "pretrain.mask_ratio")
+        _check_mask(self.mask_ratio, SIZES[self.student].clip.positions, "pretrain.mask_ratio")
         check_positive("pretrain.stride", self.stride)
         _check_drop(self.drop_path, "pretrain.drop_path")
         student, teacher = SIZES[self.student], SIZES[self.teacher]

@@ -145,7 +145,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _check_mapping(hint: Any, value: Any, section: str, text: str) -> None:
-    if isinstance(value, list) and _without_none(hint) in SCALARS:  # which OmegaConf accepts in a dict[str, str]
+    inner = _without_none(hint)
+    sectioned = dataclasses.is_dataclass(inner) or get_origin(inner) is dict
+    # OmegaConf accepts a list in a dict[str, str], and its error for one in a section names only the outermost section.
+    if isinstance(value, list) and (inner in SCALARS or sectioned):
         raise ConfigError(f"{text}: {section} must be {_describe(hint)}, got {value!r}")
     if isinstance(value, Mapping):
         for key, nested in value.items():

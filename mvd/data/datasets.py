@@ -20,7 +20,7 @@ from mvd.data.clip.frame_sampling import dense_train_indices, pretrain_indices, 
 from mvd.data.clip.masking import random_mask, tube_mask
 from mvd.data.packed import PackedEntries
 from mvd.data.randaugment.policy import apply_operations, draw_operations
-from mvd.data.rng import Purpose, epoch_order, generator
+from mvd.data.rng import Purpose, epoch_order, generator, mix_seed
 from mvd.data.video.errors import Unreadable
 from mvd.data.video.read_timeout import ReadTimeout
 from mvd.data.video.reader import open_video, read_image
@@ -208,13 +208,12 @@ class FinetuneDataset(TrainDataset):
         copies = self.recipe.augmentation.samples
         video = np.empty((copies, 3, self.clip.frames, self.clip.image_size, self.clip.image_size), np.uint8)
         boxes, seeds = zip(*(self._augment(frames, key, copy, video[copy]) for copy in range(copies)), strict=True)
-        mix_seed = int(generator(self.seed, key.epoch, key.group, Purpose.MIX).integers(2**32))
         return {
             "video": torch.from_numpy(video),
             "labels": torch.full((copies,), entry.label),
             "erase": torch.tensor(boxes),
             "noise_seeds": torch.tensor(seeds),
-            "mix_seeds": torch.full((copies,), mix_seed),
+            "mix_seeds": torch.full((copies,), mix_seed(self.seed, key.epoch, key.group)),
         }
 
     def _read(self, entry: Entry, key: SampleKey) -> np.ndarray:

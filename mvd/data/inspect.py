@@ -4,7 +4,10 @@ The command is launch/inspect_data.py; `python -m mvd.data.inspect` runs it.
 """
 
 import runpy
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +20,16 @@ from mvd.config.sizes import SIZES, ClipShape
 from mvd.data.annotations import Entry
 from mvd.data.datasets import FinetuneDataset, ImageTeacherDataset, MaskedClipDataset, SampleKey, TrainDataset
 from mvd.data.loader import Block, unit_order, update_blocks
-from mvd.data.on_device import MEAN, STD, prepare
-from mvd.data.rng import epoch_order
+from mvd.data.on_device import MEAN, STD, mixup_of, prepare
+from mvd.data.rng import epoch_order, mix_seed
 from mvd.data.video.reader import open_video
 from mvd.data.views import Views, decode_views
 
 FRAMES = 8  # frames shown of a clip
 LARGEST = 160  # longest side of a shown frame, in pixels
 GAP, LINE = 4, 16  # pixels between frames, and height of a title
+MIXED = 0.3  # weight of the lighter video, of the pairs to show: enough to be seen, and the two clips differ
+SEARCHED = 200  # mixing groups among which pairs to show are searched
 HIDDEN = 96  # grey level of masked tokens
 
 
@@ -35,87 +40,151 @@ class Strip(NamedTuple):
     frames: np.ndarray
 
 
-def stage_strips(recipe: Recipe, entries: list[Entry], reader: str, videos: int, epoch: int) -> Iterator[Strip]:
+class Names(NamedTuple):
+    """The names of classes; `class <number>` if they are unknown."""
+
+    names: list[str] | None
+
+    def of(self, number: int) -> str:
+        return f"class {number}" if self.names is None else self.names[number]
+
+
+def stage_strips(
+    recipe: Recipe, entries: list[Entry], reader: str, videos: int, epoch: int, names: list[str] | None = None
+) -> Iterator[Strip]:
     """The strips of one stage.
 
     Args:
         entries: the training list or, for a test, the test list.
-        videos: how many files to show; in fine-tuning, how many videos of mixed pairs. A test shows one video.
+        videos: how many files to show, of different classes as far as there are so many; in fine-tuning, how many
+            videos of mixed pairs.
         epoch: the epoch whose random draws are shown.
+        names: of the classes; None if they are unknown.
 
     Raises:
         ConfigError: too many files are unreadable.
-        Unreadable: the video of a test is.
+        Unreadable: a video of a test is.
     """
-    videos = min(videos, len(entries))
+    chosen, known = of_different_classes(entries, videos), Names(names)
     if isinstance(recipe, ImageTeacher):
-        return image_strips(recipe, entries, reader, videos, epoch)
+        return image_strips(recipe, entries, reader, chosen, epoch, known)
     if isinstance(recipe, VideoTeacher | Pretrain):
-        return masked_clip_strips(recipe, entries, reader, videos, epoch)
+        return masked_clip_strips(recipe, entries, reader, chosen, epoch, known)
     if isinstance(recipe, Finetune):
-        return finetune_strips(recipe, entries, reader, max(videos // 2, 1), epoch)
-    return view_strips(recipe, entries[0], reader)
+        return finetune_strips(recipe, entries, reader, max(len(chosen) // 2, 1), epoch, known)
+    return view_strips(recipe, [entries[index] for index in chosen], reader, known)
 
 
-def image_strips(recipe: ImageTeacher, entries: list[Entry], reader: str, images: int, epoch: int) -> Iterator[Strip]:
+def of_different_classes(entries: Sequence[Entry], videos: int) -> list[int]:
+    """Up to `videos` indices in the order of the list: the first file of each class, of classes spread over all.
+
+    If there are fewer classes than that, the second file of each follows, and so on.
+    """
+    seen: Counter[int] = Counter()
+    rounds: list[list[int]] = []
+    for index, entry in enumerate(entries):
+        if seen[entry.label] == len(rounds):
+            rounds.append([])
+        rounds[seen[entry.label]].append(index)
+        seen[entry.label] += 1
+    chosen: list[int] = []
+    for indices in rounds:
+        wanted = min(videos - len(chosen), len(indices))
+        chosen += [indices[place * len(indices) // wanted] for place in range(wanted)]
+    return sorted(chosen)
+
+
+def image_strips(
+    recipe: ImageTeacher, entries: list[Entry], reader: str, chosen: Sequence[int], epoch: int, names: Names
+) -> Iterator[Strip]:
     """Image teacher: the augmented images, and the same with the masked patches hidden."""
     shape = SIZES[recipe.size].image_training
     dataset = ImageTeacherDataset(recipe, entries, reader)
-    samples = [_sample(dataset, SampleKey(epoch, index)) for index in range(images)]
+    samples = [_sample(dataset, SampleKey(epoch, index)) for index in chosen]
     frames = np.concatenate([sample["images"].permute(0, 2, 3, 1).numpy() for sample in samples])
     masks = torch.cat([sample["mask"] for sample in samples]).numpy()
     hidden = masks.reshape(-1, shape.side, shape.side)
     hidden = hidden.repeat(shape.patch_size, axis=1).repeat(shape.patch_size, axis=2)
-    yield Strip(f"image teacher, {_count(images, 'image')}, the first {_name(entries, samples[0])}", frames)
+    shown = f"{_count(len(chosen), 'image')}, the first {_name(entries, samples[0], names)}"
+    yield Strip(f"image teacher, {shown}", frames)
     yield Strip(f"what its encoder sees: {_masked(samples[0])}", _hide(frames, hidden))
 
 
 def masked_clip_strips(
-    recipe: VideoTeacher | Pretrain, entries: list[Entry], reader: str, videos: int, epoch: int
+    recipe: VideoTeacher | Pretrain,
+    entries: list[Entry],
+    reader: str,
+    chosen: Sequence[int],
+    epoch: int,
+    names: Names,
 ) -> Iterator[Strip]:
     """Video teacher and pre-training: each cropped clip, and the same with the masked tokens hidden."""
     size = SIZES[recipe.student if isinstance(recipe, Pretrain) else recipe.size]
     stage = "pre-training" if isinstance(recipe, Pretrain) else "video teacher"
     dataset = MaskedClipDataset(recipe, size.clip, size.clip.image_size, entries, reader)
-    for index in range(videos):
+    for index in chosen:
         sample = _sample(dataset, SampleKey(epoch, index))
         frames = to_frames(sample["video"][0])
         hidden = token_pixels(sample["mask"][0], size.clip)
-        yield Strip(f"{stage}, {_name(entries, sample)}: the clip", _shown(frames))
+        yield Strip(f"{stage}, {_name(entries, sample, names)}: the clip", _shown(frames))
         yield Strip(f"what the encoder sees of it: {_masked(sample)}", _shown(_hide(frames, hidden)))
 
 
-def finetune_strips(recipe: Finetune, entries: list[Entry], reader: str, pairs: int, epoch: int) -> Iterator[Strip]:
+def finetune_strips(
+    recipe: Finetune, entries: list[Entry], reader: str, pairs: int, epoch: int, names: Names
+) -> Iterator[Strip]:
     """Fine-tuning: the clips of some pairs of videos, augmented, erased and mixed; levels are clipped to 0..255."""
     dataset = FinetuneDataset(recipe, entries, reader)
-    for block in mixed_pairs(recipe, len(entries), pairs, epoch):
+    for block in mixed_pairs(recipe, entries, pairs, epoch):
         keys = [SampleKey(epoch, index, group) for group, index in unit_order([block])]
-        batch = dataset.collate([_sample(dataset, key) for key in keys])
+        samples = [_sample(dataset, key) for key in keys]
+        batch = dataset.collate(samples)
         mixed = prepare(batch, recipe, "cpu")
-        for clip, targets, label in zip(mixed["video"], mixed["targets"], batch["labels"].tolist(), strict=True):
-            yield Strip(f"fine-tuning, a clip of class {label}; {weights(targets)}", _shown(denormalised(clip)))
+        # Clip i of the unit is mixed with clip N-1-i, and a video's augmented copies follow each other.
+        videos = [_video(entries, sample) for sample in samples for _ in range(recipe.augmentation.samples)]
+        for clip, targets, ours, other in zip(mixed["video"], mixed["targets"], videos, reversed(videos), strict=True):
+            title = f"fine-tuning, {ours} mixed with {other}; {weights(targets, names)}"
+            yield Strip(title, _shown(denormalised(clip)))
 
 
-def mixed_pairs(recipe: Finetune, samples: int, pairs: int, epoch: int) -> list[Block]:
-    """The first pair of each of the epoch's first mixing groups; a list shorter than a batch is repeated."""
+def mixed_pairs(recipe: Finetune, entries: Sequence[Entry], pairs: int, epoch: int) -> list[Block]:
+    """Pairs of an epoch of training whose classes differ and whose weights are closest to `MIXED`, in training's order.
+
+    At most one of each mixing group, of the first `SEARCHED` groups; a list shorter than a batch is repeated.
+    """
     batch, size = recipe.optimization.global_batch, recipe.mixing.group
-    order = epoch_order(recipe.seed, epoch, samples)
-    order *= 1 + (pairs * size + batch) // samples
-    blocks: list[Block] = []
+    groups = max(pairs, min(SEARCHED, len(entries) // size))
+    order = epoch_order(recipe.seed, epoch, len(entries))
+    order *= 1 + (groups * size + batch) // len(entries)
+    found: list[tuple[float, Block]] = []
     update = 0
-    while len(blocks) < pairs:
-        blocks += update_blocks(recipe, order, update)[:: size // 2]
+    while len(found) < groups:
+        blocks = update_blocks(recipe, order, update)
+        for _, group in groupby(blocks, key=lambda block: block.group):
+            found.append(min(((_distance(recipe, entries, epoch, block), block) for block in group), key=itemgetter(0)))
         update += 1
-    return blocks[:pairs]
+    best = sorted(found[:groups], key=itemgetter(0))[:pairs]
+    return sorted((block for _, block in best), key=lambda block: block.group)
 
 
-def view_strips(recipe: Test, entry: Entry, reader: str) -> Iterator[Strip]:
-    """Test: every view of one video."""
+def _distance(recipe: Finetune, entries: Sequence[Entry], epoch: int, pair: Block) -> float:
+    """How far the weight of a pair's lighter video is from `MIXED`; 1 if both videos are of one class."""
+    one, other = pair.samples
+    if entries[one].label == entries[other].label:
+        return 1.0
+    side = SIZES[recipe.size].clip.image_size
+    share = mixup_of(recipe).draw(side, side, np.random.RandomState(mix_seed(recipe.seed, epoch, pair.group))).lam
+    return abs(min(share, 1 - share) - MIXED)
+
+
+def view_strips(recipe: Test, entries: Sequence[Entry], reader: str, names: Names) -> Iterator[Strip]:
+    """Test: of each video, the middle frame of every view; the frames of a view hardly differ more than its crops."""
     views = Views(recipe.sampling, recipe.clips, recipe.crops, recipe.stride, SIZES[recipe.size].clip)
-    for number, view in enumerate(decode_views(open_video(entry.path, reader), views).cut()):
-        title = f"test, {Path(entry.path).name}, class {entry.label}: "
-        title += f"clip {number // recipe.crops + 1} of {recipe.clips}, crop {number % recipe.crops + 1}"
-        yield Strip(title, _shown(to_frames(view)))
+    for entry in entries:
+        cut = decode_views(open_video(entry.path, reader), views).cut()
+        middle = np.stack([to_frames(view)[view.shape[1] // 2] for view in cut])
+        title = f"test, {Path(entry.path).name}, {names.of(entry.label)}: the middle frame of each view, "
+        yield Strip(f"{title}{recipe.clips} clips x {recipe.crops} crops", middle)
 
 
 def to_frames(clip: torch.Tensor) -> np.ndarray:
@@ -137,11 +206,13 @@ def token_pixels(mask: torch.Tensor, clip: ClipShape) -> np.ndarray:
     return tokens
 
 
-def weights(targets: torch.Tensor) -> str:
+def weights(targets: torch.Tensor, names: Names = Names(None)) -> str:  # noqa: B008
     """The classes whose target exceeds label smoothing's floor, with their weights."""
     floor = float(targets.min())
     labels = [(float(weight), number) for number, weight in enumerate(targets) if float(weight) > floor + 1e-6]
-    return "target " + " + ".join(f"{weight:.2f} x class {number}" for weight, number in sorted(labels, reverse=True))
+    return "target " + " + ".join(
+        f"{weight:.2f} x {names.of(number)}" for weight, number in sorted(labels, reverse=True)
+    )
 
 
 def _sample(dataset: TrainDataset, key: SampleKey) -> dict[str, Any]:
@@ -167,10 +238,14 @@ def _count(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
-def _name(entries: Sequence[Entry], sample: dict[str, Any]) -> str:
+def _name(entries: Sequence[Entry], sample: dict[str, Any], names: Names) -> str:
     entry = entries[int(sample["indices"])]
+    return f"{_video(entries, sample)}, {names.of(entry.label)}"
+
+
+def _video(entries: Sequence[Entry], sample: dict[str, Any]) -> str:
     replaced = "".join(f" (instead of {Path(path).name}, which is unreadable)" for path in sample["unreadable"])
-    return f"{Path(entry.path).name}, class {entry.label}{replaced}"
+    return f"{Path(entries[int(sample['indices'])].path).name}{replaced}"
 
 
 def draw(strips: Sequence[Strip], path: Path) -> None:

@@ -61,12 +61,10 @@ def erase(clips: torch.Tensor, boxes: torch.Tensor, seeds: torch.Tensor) -> None
         region.copy_(torch.randn(region.shape, generator=generator, device=clips.device))
 
 
-def _mix(
-    clips: torch.Tensor, labels: torch.Tensor, seeds: torch.Tensor, recipe: Finetune
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mix each run of clips that have the same mix seed, with one draw from that seed."""
+def mixup_of(recipe: Finetune) -> ClipMixup:
+    """How a recipe mixes."""
     mixing = recipe.mixing
-    mixup = ClipMixup(
+    return ClipMixup(
         mixup_alpha=mixing.mixup,
         cutmix_alpha=mixing.cutmix,
         switch_prob=mixing.switch,
@@ -74,6 +72,13 @@ def _mix(
         num_classes=dataset_of(recipe).classes,
         cutmix_axes=mixing.cutmix_axes,
     )
+
+
+def _mix(
+    clips: torch.Tensor, labels: torch.Tensor, seeds: torch.Tensor, recipe: Finetune
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mix each run of clips that have the same mix seed, with one draw from that seed."""
+    mixup = mixup_of(recipe)
     videos, targets, start = [], [], 0
     for seed, run in groupby(seeds.tolist()):
         unit = slice(start, start + len(list(run)))

@@ -31,3 +31,8 @@ def epoch_order(seed: int, epoch: int, samples: int) -> list[int]:
     """The permutation of the samples in an epoch."""
     order: list[int] = generator(seed, epoch, 0, Purpose.ORDER).permutation(samples).tolist()
     return order
+
+
+def mix_seed(seed: int, epoch: int, group: int) -> int:
+    """The seed of how a mixing group is mixed."""
+    return int(generator(seed, epoch, group, Purpose.MIX).integers(2**32))

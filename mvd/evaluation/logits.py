@@ -1,6 +1,7 @@
 """The files with the logits of a test, one per process."""
 
 import hashlib
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mvd.config import ConfigError
 from mvd.data.annotations import Entry
 from mvd.files import write_atomically
 
@@ -45,14 +47,21 @@ def save_logits(path: Path, logits: Logits, entries: Sequence[Entry]) -> None:
     write_atomically(path, write)
 
 
-def read_logits(path: Path, entries: Sequence[Entry]) -> Logits | None:
-    """The logits that a process wrote for this list of videos, or None."""
+def read_logits(path: Path, entries: Sequence[Entry] | None) -> Logits | None:
+    """The logits that a process wrote for this list of videos, or None; without a list, whatever the file holds.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
     if not path.exists():
         return None
-    with np.load(path) as content:
-        if "list" not in content or content["list"] != _digest(entries):
-            return None
-        return Logits(*(content[name] for name in Logits._fields))
+    try:
+        with np.load(path) as content:
+            if entries is not None and ("list" not in content or content["list"] != _digest(entries)):
+                return None
+            return Logits(*(content[name] for name in Logits._fields))
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path} is damaged; delete it and test again") from error
 
 
 def _digest(entries: Sequence[Entry]) -> str:

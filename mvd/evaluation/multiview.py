@@ -26,11 +26,13 @@ from mvd.distributed.signals import Interrupted, stop_requested
 from mvd.distributed.watchdog import heartbeat
 from mvd.evaluation.logits import Logits, concatenate, read_logits, save_logits
 from mvd.evaluation.merging import merge_views
+from mvd.evaluation.statistics import wilson_interval
 from mvd.evaluation.unreadable import report_unreadable
 from mvd.models import build_classifier
 from mvd.models.checkpoints import load_weights
 from mvd.monitoring.metrics import Metrics
 from mvd.monitoring.progress import Progress
+from mvd.provenance import result_facts
 from mvd.stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -88,7 +90,7 @@ def merge_shards(stage: Stage) -> None:
     accuracy = _accuracy(stage, load_entries(stage, "test"), stage.execution.world_size)
     facts = {"stage": stage.id, "kind": stage.kind, "complete": True}
     seconds = max(result["wall_seconds"] for result in complete)
-    stage.files.write_result({**facts, **accuracy, "wall_seconds": seconds})
+    stage.files.write_result({**facts, **accuracy, "wall_seconds": seconds, "provenance": result_facts(stage)})
 
 
 def _load_classifier(stage: Stage) -> nn.Module:
@@ -185,7 +187,7 @@ def _forward(
 
 
 def _accuracy(stage: Stage, entries: list[Entry], world_size: int) -> dict[str, Any]:
-    """Top-1 and top-5 in percent of all videos, unreadable ones included, from the logits of all jobs."""
+    """Top-1, its 95 % interval and top-5 in percent of all videos, unreadable ones included, from all jobs' logits."""
     files = [part.job_files.logits(rank) for part in stage.in_shards() for rank in range(world_size)]
     parts = [part for path in files if (part := read_logits(path, entries))]
     if len(parts) < len(files):
@@ -200,7 +202,9 @@ def _accuracy(stage: Stage, entries: list[Entry], world_size: int) -> dict[str, 
     _write_curves(stage, {"top1": top1, "top5": top5})
     unread = sorted(set(range(len(entries))) - set(indices.tolist()))
     names = [entries[index].path for index in unread]
-    return {"top1": top1, "top5": top5, "videos": len(entries), "views": views, "unreadable": names}
+    interval = [100 * bound for bound in wilson_interval(round(top1 * len(entries) / 100), len(entries))]
+    accuracy = {"top1": top1, "top1_interval": interval, "top5": top5}
+    return {**accuracy, "videos": len(entries), "views": views, "unreadable": names}
 
 
 def _write_curves(stage: Stage, numbers: Mapping[str, float]) -> None:

@@ -1,6 +1,7 @@
 """Statistics of a test's predictions."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,3 +47,29 @@ def confusion(
             raise ValueError(f"{name} must be from 0 to {classes - 1}, got {values.min()} to {values.max()}")
     counts = np.bincount(labels.astype(np.int64) * classes + predictions.astype(np.int64), minlength=classes**2)
     return counts.reshape(classes, classes)
+
+
+class Confused(NamedTuple):
+    """`videos` videos of class `label` were predicted as class `predicted`."""
+
+    label: int
+    predicted: int
+    videos: int
+
+
+def confused_pairs(matrix: NDArray[np.int64], most: int) -> list[Confused]:
+    """Up to `most` pairs of different classes of a confusion matrix (classes, classes), the most frequent first."""
+    errors = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
+    order = np.argsort(-errors, axis=None, kind="stable")[:most]
+    pairs = [divmod(int(place), len(matrix)) for place in order]
+    return [
+        Confused(label, predicted, int(errors[label, predicted]))
+        for label, predicted in pairs
+        if errors[label, predicted]
+    ]
+
+
+def class_accuracies(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Accuracy of each class in percent, (classes,), from a confusion matrix; NaN for a class without videos."""
+    totals = matrix.sum(axis=1)
+    return np.where(totals > 0, 100 * matrix.diagonal() / np.maximum(totals, 1), np.nan)

@@ -14,13 +14,16 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from launch.cluster import ROOT
+from mvd import config
 from mvd.config import ConfigError, Mixing
 from mvd.config.run_settings import DatasetPaths
 from mvd.config.sizes import SIZES
 from mvd.data import inspect
 from mvd.data.annotations import Entry, load_annotations
+from mvd.data.loader import update_blocks
 from mvd.data.on_device import normalise
-from mvd.data.rng import epoch_order
+from mvd.data.rng import epoch_order, mix_seed
+from mvd.data.synthetic_motion import CLASSES
 from mvd.models import build_student
 from mvd.models.checkpoints import to_official
 from tests.data.stages import PLAIN, recipe
@@ -67,15 +70,52 @@ def test_levels_survive_normalising():
 def test_one_mixing_group_in_an_update_is_no_limit(entries):
     made = recipe("finetune", global_batch=8, augmentation=PLAIN, mixing=Mixing(group=8))
     assert len(list(inspect.stage_strips(made, entries, "pyav", 6, 0))) == 3 * 2 * 2  # pairs x videos x copies
-    groups = [block.group for block in inspect.mixed_pairs(made, 5, 4, 0)]
+    groups = [block.group for block in inspect.mixed_pairs(made, entries[:5], 4, 0)]
     assert groups == [0, 1, 2, 3], "a list shorter than a batch is repeated"
 
 
 def test_the_pairs_are_those_of_training(entries):
     made = recipe("finetune", seed=3)
     order = epoch_order(3, 2, len(entries))
-    pairs = inspect.mixed_pairs(made, len(entries), 3, 2)
-    assert [block.samples for block in pairs] == [(order[8 * g], order[8 * g + 7]) for g in range(3)]
+    pairs = inspect.mixed_pairs(made, entries, 3, 2)
+    trained = [block for update in range(3) for block in update_blocks(made, order, update)]
+    assert len(pairs) == 3 and all(pair in trained for pair in pairs)
+    assert len({pair.group for pair in pairs}) == 3
+
+
+def test_the_pairs_shown_are_of_two_classes_and_visibly_mixed():
+    labels = [number // 250 for number in range(2000)]  # sorted by class, as many lists are
+    made = recipe("finetune", mixing=Mixing(group=8, mixup=0.1, cutmix=0.0))  # nine of ten draws hardly mix
+    for pair in inspect.mixed_pairs(made, [Entry(f"{n}.mp4", label) for n, label in enumerate(labels)], 4, 0):
+        one, other = pair.samples
+        draw = np.random.RandomState(mix_seed(0, 0, pair.group))
+        draw.rand()  # whether to mix at all
+        assert labels[one] != labels[other] and 0.15 < draw.beta(0.1, 0.1) < 0.85
+
+
+def test_videos_are_of_different_classes_also_from_a_sorted_list():
+    entries = [Entry(f"{n}.mp4", n // 10) for n in range(80)]
+    assert inspect.of_different_classes(entries, 4) == [0, 20, 40, 60]
+    assert len({entries[n].label for n in inspect.of_different_classes(entries, 8)}) == 8
+    assert inspect.of_different_classes(entries, 10) == [0, 1, 10, 20, 30, 40, 41, 50, 60, 70]
+    assert inspect.of_different_classes(entries[:3], 9) == [0, 1, 2]
+
+
+def test_a_tests_strip_has_one_frame_of_each_view_and_the_class_name(entries):
+    made = config.Test(size="tiny", dataset="motion", sampling="dense", stride=1, clips=5, crops=3)
+    strips = list(inspect.stage_strips(made, entries, "pyav", 2, 0, list(CLASSES)))
+    assert [strip.frames.shape for strip in strips] == [(15, 48, 48, 3)] * 2
+    assert "left: the middle frame of each view" in strips[0].title and "clockwise" in strips[1].title
+
+
+def test_a_mixed_clip_names_both_videos_and_classes(entries):
+    made = recipe("finetune", augmentation=PLAIN, mixing=Mixing(group=8, smoothing=0.0))
+    strips = list(inspect.stage_strips(made, entries, "pyav", 2, 0, list(CLASSES)))
+    (pair,) = inspect.mixed_pairs(made, entries, 1, 0)
+    first, last = (Path(entries[index].path).name for index in pair.samples)
+    assert f"fine-tuning, {first} mixed with {last}; target " in strips[0].title
+    assert f"fine-tuning, {last} mixed with {first}; target " in strips[-1].title
+    assert all(CLASSES[entries[index].label] in strip.title for index in pair.samples for strip in strips)
 
 
 def test_no_more_videos_than_there_are(entries):
@@ -128,7 +168,7 @@ def test_the_command_writes_a_picture_of_all_stages(motion_root, run_inspect, tm
     assert result.returncode == 0, result.stderr
     assert "drawing demo, the first of 2 rows" in result.stdout
     with Image.open(tmp_path / "seen.png") as picture:
-        strips = 2 + 4 + 4 + 2 + 15  # image teacher, video teacher, pre-training, a mixed pair, the views of a test
+        strips = 2 + 4 + 4 + 2 + 2  # image teacher, video teacher, pre-training, a mixed pair, two videos of the test
         assert picture.height == strips * (inspect.LINE + 48 + inspect.GAP) + inspect.GAP
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 100
 
@@ -158,8 +198,8 @@ def test_a_given_folder_keeps_the_profiles_lists(motion_root, run_inspect, tmp_p
         "finetune.augmentation.samples=1",
     ]
     result = run_inspect(*words, datasets=f"{{motion: {{root: nowhere, train: {tmp_path / 'few.csv'}}}}}")
-    assert "finetune: the training list holds 3 files; all of them are drawn" in result.stdout, result.stderr
-    assert "inspect.png: 17 strips" in result.stdout  # a mixed pair, and 15 views; given weights end pre-training
+    assert "finetune: the list holds 3 files; all of them are drawn" in result.stdout, result.stderr
+    assert "inspect.png: 11 strips" in result.stdout  # a mixed pair, and nine videos; given weights end pre-training
 
 
 def test_a_video_of_the_test_that_is_unreadable_is_the_error(motion_root, run_inspect, tmp_path, student):

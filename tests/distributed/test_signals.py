@@ -26,7 +26,7 @@ from mvd.models.checkpoints import to_official
 from mvd.run import run_stage
 from mvd.stage import Stage
 from mvd.train.loop import TrainingRun
-from tests.runs import UPDATES, numbers, read_result, small_stage, succeed, write_stage
+from tests.runs import UPDATES, numbers, read_result, small_stage, succeed, timeless, write_stage
 from tests.waiting import LIMIT, wait_until
 
 # Update -> signal, and the ranks that get it during that update, together with their loader processes.
@@ -109,7 +109,7 @@ def test_an_interrupted_run_ends_as_the_undisturbed_one(folders):
 
 def test_a_test_that_is_started_again_counts_every_video(folders):
     results = [json.loads((folder / "test" / "result.json").read_text()) for folder in folders]
-    assert [{**result, "wall_seconds": 0} for result in results] == [{**results[1], "wall_seconds": 0}] * 2
+    assert timeless(results[0]) == timeless(results[1])
     assert results[0]["videos"] == 16
 
 

@@ -21,13 +21,15 @@ from mvd.distributed.faults import RunFailed
 from mvd.distributed.process import start_processes
 from mvd.distributed.signals import Interrupted
 from mvd.evaluation import multiview, validation
+from mvd.evaluation.predictions import read_predictions
+from mvd.evaluation.statistics import wilson_interval
 from mvd.evaluation.views_of_file import test_views
-from mvd.files import write_json
+from mvd.files import sha256, write_json
 from mvd.models import build_classifier, build_student
 from mvd.models.checkpoints import load_official, to_official
 from mvd.run import run_stage
 from mvd.stage import Execution, Stage
-from tests.runs import read_result, small_stage, succeed, write_stage
+from tests.runs import again, read_result, small_stage, succeed, timeless, write_stage
 
 CLIP = SIZES["tiny"].clip
 COUNTS = (1, 2)
@@ -179,9 +181,57 @@ def test_a_split_test_gives_the_same_and_goes_on_where_it_stopped(judged):
     whole = read_result(judged.test[1])
     runs = judged.test[1].directory.parent
     split = json.loads((runs / "split" / "test" / "result.json").read_text())
-    assert {**split, "wall_seconds": 0} == {**whole, "wall_seconds": 0}
+    assert timeless(split) == timeless(whole)
     told = json.loads((runs / "split.json").read_text())
     assert told == {"stopped": 2, "then": 4, "early": False}  # of the six videos of its share
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_the_result_says_where_it_comes_from(judged, count):
+    stage = judged.test[count]
+    result, facts = read_result(stage), read_result(stage)["provenance"]
+    low, high = result["top1_interval"]
+    assert low < result["top1"] < high
+    correct = round(result["top1"] * 17 / 100)
+    assert [low, high] == pytest.approx([100 * bound for bound in wilson_interval(correct, 17)])
+    assert facts["processes"] == count and facts["gpu"] is None and facts["gpu_hours"] == 0
+    assert facts["weights_sha256"] == sha256(Path(stage.inputs["finetune"]))
+    assert facts["lists"]["test"]["sha256"] == sha256(Path(stage.execution.data.test))
+
+
+def test_a_tests_predictions_are_read_back_from_its_logits(judged):
+    whole = judged.test[1]
+    model, entries = lively_classifier(), load_entries(whole, "test")
+    read = [entry for entry in entries if entry.path != judged.broken]
+    split = dataclasses.replace(
+        whole, execution=dataclasses.replace(whole.execution, runs=f"{whole.execution.runs}/split")
+    )
+    for stage in (whole, judged.test[2], split):
+        found = read_predictions(stage)
+        assert found.videos == [entry.path for entry in read] and found.note == ""
+        assert found.labels.tolist() == [entry.label for entry in read]
+        assert found.predicted[:1].tolist() == [answers(model, entry.path, 2, 3)[0] for entry in read[:1]]
+        assert found.matrix.sum() == 16 and found.matrix.trace() == round(judged.expected["top1"] * 17 / 100)
+        assert found.names[0] == "left"
+        mistakes = found.surest_mistakes(3)
+        assert all(found.predicted[n] != found.labels[n] for n in mistakes)
+        assert found.confidence[mistakes].tolist() == sorted(found.confidence[mistakes], reverse=True)
+
+
+def test_predictions_without_their_list_have_no_names_and_damaged_ones_are_named(judged, tmp_path):
+    stage = again(judged.test[1], tmp_path)
+    (tmp_path / "test.csv").write_text(f"{judged.broken} 0\n")
+    other = dataclasses.replace(
+        stage.execution, data=dataclasses.replace(stage.execution.data, test=f"{tmp_path}/test.csv")
+    )
+    found = read_predictions(dataclasses.replace(stage, execution=other))
+    assert found.videos[0] == "video 1" and "the list of test videos has changed" in found.note
+    (stage.directory / "logits" / "rank-0000.npz").write_bytes(b"PK")
+    with pytest.raises(ConfigError, match="rank-0000.npz is damaged"):
+        read_predictions(stage)
+    (stage.directory / "logits" / "rank-0000.npz").unlink()
+    with pytest.raises(ConfigError, match="has no logits"):
+        read_predictions(stage)
 
 
 @pytest.mark.parametrize("count", COUNTS)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mvd.evaluation.statistics import confusion, wilson_interval
+from mvd.evaluation.statistics import class_accuracies, confused_pairs, confusion, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,14 @@ def test_rows_of_the_confusion_matrix_are_labels_and_columns_predictions():
 def test_a_confusion_matrix_of_other_classes_or_shapes_is_refused(given, labels):
     with pytest.raises(ValueError, match="must"):
         confusion(np.array(given), np.array(labels), 3)
+
+
+def test_the_most_confused_pairs_come_first_and_correct_videos_are_none():
+    matrix = np.array([[9, 2, 0], [5, 1, 0], [0, 0, 0]])
+    assert confused_pairs(matrix, 5) == [(1, 0, 5), (0, 1, 2)]
+    assert confused_pairs(matrix, 1) == [(1, 0, 5)]
+
+
+def test_a_class_without_videos_has_no_accuracy():
+    accuracies = class_accuracies(np.array([[3, 1, 0], [0, 0, 0], [0, 0, 2]]))
+    assert accuracies[[0, 2]].tolist() == [75.0, 100.0] and np.isnan(accuracies[1])

@@ -7,14 +7,18 @@ import sys
 
 import pytest
 
+from experiments.demo import rows as demo
 from experiments.vitb_from_vitb_k400 import row
-from launch import submit
+from launch import logs, status, submit
 from launch.cluster import ROOT, Cluster, Resources
+from launch.job.record import read_record
 from launch.local import run as local
+from launch.plan.differences import noted_rows
 from launch.plan.graph import build_graph
 from launch.plan.rows import load_rows
 from mvd.config import ConfigError
 from mvd.stage import Stage
+from tests.launch.finished_runs import finish
 from tests.waiting import LIMIT
 
 # What a stage leaves: each process says who it is, the first one writes weights and the result.
@@ -22,6 +26,8 @@ STAGE = """
 import json, os, pathlib, sys
 directory = pathlib.Path(sys.argv[1])
 rank = os.environ["RANK"]
+print(f"rank {rank} of {directory.name}", flush=True)
+os.write(2, b"error: a warning without a line end")
 seen = [os.environ[name] for name in ("WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS")]
 (directory / f"rank-{rank}").write_text(" ".join(seen))
 if rank == "0":
@@ -64,13 +70,39 @@ def test_runs_every_stage_once_and_reports(words, tmp_path, monkeypatch, capfd):
         stage = Stage.from_yaml(directory / "stage.yaml")
         assert (stage.id, stage.execution.world_size, stage.execution.precision) == (node.id, 2, "fp32")
         assert [(directory / f"rank-{n}").read_text() for n in (0, 1)] == [f"2 {n} {threads}" for n in (0, 1)]
-        assert node.id in first
+        assert node.id in first and f"rank 1 of {node.id}\n" in first
+        record = read_record(stage.files)
+        assert (record.rows, record.parents) == (list(node.rows), node.stage_parents)
+        log = record.log(1).read_text()
+        assert log.startswith(f"=== job {record.job_id}, rank 1 on ") and f"rank 1 of {node.id}\n" in log
+        assert "error: a warning" in log and noted_rows(stage.files)["demo" if "demo" in node.rows else node.rows[0]]
+    assert first.count("has no logits; details of single videos need them") == 2
     assert "test top-1 75.0 %, top-5 99.0 %" in first and "training loss 0.2500" in first and "3 s" in first
     assert "-m tensorboard.main --logdir" in first and "report.py demo" in first and "+5.0" in first
 
     monkeypatch.setattr(local, "stage_command", stand_in("raise SystemExit(1)"))
     assert submit.main(words) == 0
     assert capfd.readouterr().out.count("complete already, skipped") == len(nodes)
+
+
+def test_a_local_runs_log_is_shown_by_the_commands_that_show_jobs(words, monkeypatch, capfd):
+    monkeypatch.setattr(local, "stage_command", stand_in("print('error: out of luck'); raise SystemExit(3)"))
+    assert submit.main(words) == 1
+    capfd.readouterr()
+    assert logs.main([word for word in words if word != "--local"]) == 0
+    shown = capfd.readouterr().out.splitlines()
+    assert "_0_log.out" in shown[0] and shown[1].startswith("=== job local-") and shown[2:] == ["error: out of luck"]
+    with pytest.raises(ConfigError, match="had no rank 7, or ran in a version that kept no logs"):
+        logs.main(["demo", "--rank", "7"])
+    assert status.main(["demo"]) == 0
+    assert "stopped: error: out of luck" in capfd.readouterr().out
+
+
+def test_a_tests_summary_has_its_interval_and_the_confused_classes(tmp_path):
+    stage = finish(demo[0], tmp_path, videos=80)["test"]
+    assert local.test_summary(stage, stage.files.read_result()) == (
+        "95 % interval of top-1 64.5 - 83.2 %; most confused: down as clockwise 10 x, shrink as left 10 x"
+    )
 
 
 def test_a_failing_stage_ends_the_run(words, tmp_path, monkeypatch, capfd):

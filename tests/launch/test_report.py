@@ -1,10 +1,14 @@
 """The report, from fabricated run directories."""
 
 import json
+from dataclasses import replace
 
+from experiments.demo import rows as demo
+from launch import report
 from launch.plan.graph import build_graph
 from launch.plan.rows import load_rows
 from mvd.config.typed import parse_override
+from tests.launch.finished_runs import finish
 
 
 def ids_of(target, *settings):
@@ -25,11 +29,11 @@ def test_rows_that_are_done_running_and_not_started(launch, write_result, tmp_pa
 
     text = launch("report.py", "vitb_from_vitl_k400", "vitb_from_vitb_k400", "vith_k400", "--markdown").stdout
     cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in text.splitlines()[:5]}
-    reached = ["83.4 / 95.8 (paper)", "83.2 / 95.9", "-0.2", "pretrain 400/400, finetune 75/75"]
+    reached = ["83.4 / 95.8 (paper)", "83.2 / 95.9", "-", "-0.2", "pretrain 400/400, finetune 75/75", "-"]
     assert cells["vitb_from_vitl_k400"] == [*reached, f"runs/{done['test']}"]
-    progress = ["-", "-", "pretrain 3/400, finetune 0/75", f"runs/{running['pretrain']}"]
+    progress = ["-", "-", "-", "pretrain 3/400, finetune 0/75", "-", f"runs/{running['pretrain']}"]
     assert cells["vitb_from_vitb_k400"] == ["82.7 / 95.4 (paper)", *progress]
-    assert cells["vith_k400"] == ["87.3 / 97.4 (paper)", "-", "-", "not started", "-"]
+    assert cells["vith_k400"] == ["87.3 / 97.4 (paper)", "-", "-", "-", "not started", "-", "-"]
     assert "vitb_from_vitl_k400: 7 videos could not be read and count as wrong: video0.mp4" in text
 
     table = launch("report.py", "vitb_from_vitl_k400", "vith_k400").stdout
@@ -51,11 +55,39 @@ def test_a_report_needs_no_data_paths(launch):
 def test_a_row_without_a_target_or_a_test(launch, write_result):
     write_result(ids_of("teachers/mae_vitb")["image_teacher"], epochs=1600)
     text = launch("report.py", "teachers/mae_vitb", "--markdown").stdout
-    assert "| mae_vitb | - | - | - | image_teacher 1600/1600 |" in text
+    assert "| mae_vitb | - | - | - | - | image_teacher 1600/1600 |" in text
 
 
-def test_errors(launch, write_result):
-    (write_result(ids_of("vith_k400")["test"]) / "result.json").write_text("{")
-    for word, message in (("vith_k400", "is damaged; delete it"), ("vith", "no row or suite"), ("--mark", "TARGET")):
+def test_one_damaged_result_does_not_hide_the_others(profile, write_result, capsys):
+    damaged = write_result(ids_of("vith_k400")["test"]) / "result.json"
+    write_result(ids_of("vitl_k400")["test"], top1=85.0, top5=96.0)
+    for content in ("{", '{"top1": 3.0}', "[1]"):
+        damaged.write_text(content)
+        assert report.main(["vith_k400", "vitl_k400"]) == 2
+        printed = capsys.readouterr()
+        assert printed.err.count("\n") == 1
+        assert f"{damaged} is damaged; delete it" in printed.err and "85.0 / 96.0" in printed.out
+
+
+def test_without_a_target_all_runs_are_listed_with_what_differs(profile, tmp_path, capsys):
+    for seed in (0, 1):
+        finetune = replace(demo[0].finetune, seed=seed)
+        stages = finish(replace(demo[0], finetune=finetune), tmp_path, videos=8)
+    finish(replace(demo[1], test=replace(demo[1].test, clips=2)), tmp_path, videos=8)
+    broken = tmp_path / "runs" / "test-other-00000000"
+    broken.mkdir()
+    (broken / "stage.yaml").write_text("kind: [")
+    assert report.main([]) == 2
+    printed = capsys.readouterr()
+    lines = [line for line in printed.out.splitlines() if "test-demo" in line and "runs/" in line]
+    assert len(lines) == 3 and not any("pretrain-" in line for line in printed.out.splitlines())
+    assert ["finetune.seed=0" in line for line in lines].count(True) == 1
+    assert any("finetune.seed=1" in line and stages["test"].id in line and "70.0 / - (floor)" in line for line in lines)
+    assert printed.err.count("\n") == 1 and "test-other-00000000" in printed.err
+
+
+def test_errors(launch):
+    for word, message in (("vith", "no row or suite"), ("--mark", "TARGET"), ("seed=1", "TARGET")):
         done = launch("report.py", word)
-        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert message in done.stderr

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from launch import status
 from launch.cli.parser import Parser
 from launch.cluster import Cluster
 from launch.job.record import Attempt, Record, read_record, write_record
@@ -13,6 +14,7 @@ from launch.plan.resolve import build_stage
 from launch.plan.rows import load_rows
 from launch.stage_state import duration, from_plan, from_runs, stage_states
 from launch.status import show
+from mvd.config.typed import parse_override
 from mvd.distributed.faults import record_fault
 from mvd.host import hostname
 from mvd.run_directory import RunDirectory
@@ -138,6 +140,48 @@ def test_without_rows_the_runs_folder_says_what_there_is(launch, tmp_path):
     assert printed.returncode == 0, printed.stderr
     assert PRETRAIN in printed.stdout and "not submitted" in printed.stdout and "3 stages" in printed.stdout
     assert TEST not in launch("status.py", FINETUNE).stdout
+
+
+def test_a_damaged_run_directory_is_named_and_the_others_are_shown(launch, tmp_path):
+    runs = tmp_path / "runs"
+    for node in NODES:
+        stage = build_stage(node, Cluster(runs=str(runs)))
+        stage.directory.mkdir(parents=True)
+        (stage.directory / "stage.yaml").write_text(stage.to_yaml())
+    (runs / PRETRAIN / "job.json").touch()
+    (runs / FINETUNE / "result.json").write_text("{")
+    (runs / "test-cut-off").mkdir()
+    (runs / "test-cut-off" / "stage.yaml").write_text("kind: test\nid: [")
+    (runs / FINETUNE / "metrics.jsonl").write_bytes(b"{\xff\x00}\n[1]\n")
+    printed = launch("status.py")
+    assert printed.returncode == 0 and printed.stderr == ""
+    assert (
+        f"{PRETRAIN}/job.json is damaged" in printed.stdout and f"{FINETUNE}/result.json is damaged" in printed.stdout
+    )
+    assert "test-cut-off/stage.yaml is damaged; submit its row again" in printed.stdout
+    assert "4 stages" in printed.stdout and printed.stdout.count("not submitted") == 1
+
+
+def test_stages_of_one_name_show_in_which_settings_they_differ(profile, tmp_path, capsys):
+    for seed in (0, 3):
+        for node in build_graph(load_rows([ROW], [parse_override(f"finetune.seed={seed}")])):
+            stage = build_stage(node, Cluster(runs=str(tmp_path / "runs")))
+            stage.directory.mkdir(parents=True, exist_ok=True)
+            (stage.directory / "stage.yaml").write_text(stage.to_yaml())
+    assert status.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for kind, count in (("pretrain", 0), ("finetune", 1), ("test", 1)):
+        shown = [line for line in lines if f" {kind}-" in line]
+        assert [sum(f"finetune.seed={seed}" in line for line in shown) for seed in (0, 3)] == [count, count]
+
+
+def test_a_changed_row_says_so_beside_its_state(profile, capsys):
+    assert status.main([ROW, "finetune.optimization.epochs=10"]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        f"{ROW}: target 82.7 / 95.4 (paper); 1 field differs from the paper: finetune.optimization.epochs 75 -> 10"
+        in printed
+    )
 
 
 def test_the_faults_of_stages_under_way_are_shown(runs, capsys):
