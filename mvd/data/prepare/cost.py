@@ -26,8 +26,8 @@ def describe_cost(finetune: Finetune, test: Test) -> str:
     text += f"{duration(3600 * hours)} on a GPU at {GPU_TFLOPS:g} TFLOP/s, {duration(seconds)} on this machine's CPU"
     if seconds > LONG:
         text += (
-            f"\nwarning: {name} takes about {duration(seconds)} on {cores} CPU cores; use a machine with a GPU or, to try "
-            "everything out, run the same command with --size tiny, which adds a row of the smallest network"
+            f"\nwarning: {name} takes about {duration(seconds)} on {cores} CPU cores; use a machine with a GPU or, to "
+            "try everything out, run the same command with --size tiny, which adds a row of the smallest network"
         )
     return text
 
