@@ -2,7 +2,6 @@
 
 from typing import Any, cast
 
-import deepspeed
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +41,8 @@ def copy_encoder(network: nn.Module, size: Size, device: torch.device) -> VideoE
     network: the module or DeepSpeed's engine. All processes call it together, because ZeRO-3 gathers each weight. The
     forward passes of a copy change neither the network's mode nor ZeRO-3's record of the order of its modules.
     """
+    import deepspeed  # slow to import, and the rest of this module does without
+
     module: Any = getattr(network, "module", network)
     source: nn.Module = module.encoder if isinstance(module, VideoAutoencoder) else module
     with torch.device("meta"):  # draws no random numbers
