@@ -18,7 +18,7 @@ from mvd.distributed.process import Process
 from mvd.evaluation import probe
 from mvd.evaluation.batch_pictures import BatchPictures
 from mvd.models.encoder import VideoEncoder
-from mvd.probe import measure
+from mvd.probe import build_encoder, measure, read_source
 from mvd.run import run_stage
 from mvd.run_directory import checkpoint_name
 from mvd.stage import Stage
@@ -44,8 +44,11 @@ def run_in_turn(folder: Path) -> None:
         torch.save([torch.get_rng_state(), np.random.get_state()[1]], path.with_name(f"after-{rank}.pt"))
         if stage.execution.probe_every and stage.files.weights.parent.parent.name != "no-list-run":
             places = {"final": path.parent, "middle": stage.files.checkpoints / checkpoint_name(6)}
+            process = Process(rank, 2, torch.device("cpu"))
             for name, place in places.items():
-                path.with_name(name).write_text(measure(place, None, Process(rank, 2, torch.device("cpu"))))
+                path.with_name(name).write_text(measure(place, None, process))
+            last = read_source(stage.files.checkpoints / checkpoint_name(UPDATES), process)
+            torch.save(build_encoder(last.weights, last.what)[0].state_dict(), path.with_name(f"read-{rank}.pt"))
 
 
 def _copy_and_save(copy: Callable[..., VideoEncoder], prefix: Path, *given: Any) -> VideoEncoder:
@@ -109,10 +112,12 @@ def test_all_zero_stages_give_the_same_accuracy(runs):
 
 
 @pytest.mark.parametrize("name", ["zero1-probed", "zero3-probed", "teacher"])
-def test_the_probed_copy_is_the_encoder_that_is_exported(runs, name):
+@pytest.mark.parametrize("file", ["copied", "read"])
+def test_the_encoder_of_the_probe_and_of_the_command_is_the_one_that_is_exported(runs, name, file):
+    """The copy in the training, and what the command reads from the last checkpoint."""
     exported = load_file(runs[name].files.weights)
     for rank in range(2):
-        copied = torch.load(runs[name].directory / f"copied-{rank}.pt")
+        copied = torch.load(runs[name].directory / f"{file}-{rank}.pt")
         trained = {key: value for key, value in copied.items() if key != "pos_embed"}
         prefix = "encoder." if name == "teacher" else ""
         assert len(trained) > 30 and all(value.equal(exported[prefix + key]) for key, value in trained.items())
