@@ -97,7 +97,7 @@ def build(name: str, recipe: Recipe, inputs: dict[str, str], device: torch.devic
     stage = Stage(kind=kind, id=name, recipe=recipe, inputs=inputs, execution=Execution(precision="bf16"))
     task = build_task(stage, DATASETS[recipe.dataset].classes, device)
     model = task.model.to(device)
-    noise = SampleSeededLayers(model)
+    noise = SampleSeededLayers(model, "bf16")
     engine = build_engine(model, build_optimizer(model, recipe.optimization), "zero1", Batch(1, 1, 1), "bf16")
     engine.train()
     return Trained(recipe, task, engine, noise)

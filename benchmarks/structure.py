@@ -38,7 +38,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("mvd.models", "mvd.data"),
     ("mvd.evaluation",),
     ("mvd.train",),
-    ("mvd.run", "mvd.export", "mvd.predict"),
+    ("mvd.run", "mvd.export", "mvd.predict", "mvd.probe"),
     ("experiments",),
     ("launch", "launch.cluster"),
     ("launch.snapshot", "launch.plan"),

@@ -3,6 +3,8 @@
 Learning rates are per 256 samples. `micro_batch` is the official number of samples per GPU and step.
 """
 
+from dataclasses import replace
+
 from mvd.config import (
     DATASETS,
     Augmentation,
@@ -12,6 +14,7 @@ from mvd.config import (
     Mixing,
     Optimization,
     Pretrain,
+    Row,
     Test,
     VideoTeacher,
 )
@@ -161,3 +164,27 @@ def multi_view_test(size: str, dataset: str) -> Test:
     """
     record = _record(dataset)
     return Test(size=size, dataset=dataset, sampling=record.sampling, clips=record.test_clips)
+
+
+def on_three_splits(source: Row, dataset: str, *, epochs: int, base_lr: float) -> tuple[Row, ...]:
+    """Rows that fine-tune the student of `source` on the three splits of UCF101 or HMDB51, and test it.
+
+    The remaining settings are those of VideoMAE's fine-tuning on UCF101.
+    """
+
+    def row(split: str) -> Row:
+        tuned = finetuning(
+            "base",
+            split,
+            epochs=epochs,
+            base_lr=base_lr,
+            min_lr=1e-5,
+            global_batch=128,
+            micro_batch=16,
+            layer_decay=0.7,
+            drop_path=0.2,
+            head_dropout=0.5,
+        )
+        return replace(source, name=split, finetune=tuned, test=multi_view_test("base", split), target=None)
+
+    return tuple(row(split) for split in (dataset, f"{dataset}_split2", f"{dataset}_split3"))

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"runs without SLURM: {stage}, {where}; stop it there with Ctrl-C")
     if not doomed and not local:
         print("nothing to cancel: no stage of these targets is queued or running")
-    if request.row_words:
+    if request.rows:
         print_next([("resume from the last checkpoint", command("submit.py", *request.row_words))])
     return 0
 

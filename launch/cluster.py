@@ -31,12 +31,12 @@ class Resources:
     """Resources of every stage of one kind.
 
     nodes: null for the largest number of the profile's GPUs that divides the global batch; a number is used as given.
-    deepspeed: a file of ds_configs/, without .json. micro_batch: upper limit of the samples (videos in fine-tuning,
-    views in a test) per GPU and forward pass; null for the recipe's.
+    deepspeed: a file of ds_configs/, without .json; null for zero0 or, for large networks, zero1. micro_batch: upper
+    limit of the samples (videos in fine-tuning, views in a test) per GPU and forward pass; null for the recipe's.
     """
 
     nodes: int | None = None
-    deepspeed: str = "zero1"
+    deepspeed: str | None = None
     micro_batch: int | None = None
 
     def __post_init__(self) -> None:
@@ -45,8 +45,9 @@ class Resources:
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ConfigError(f"micro_batch must be at least 1, or null, got {self.micro_batch}")
         known = sorted(path.stem for path in (CODE / "ds_configs").glob("*.json"))
-        if self.deepspeed not in known:
-            raise ConfigError(f"deepspeed must be a file of ds_configs/ ({', '.join(known)}), got {self.deepspeed!r}")
+        if self.deepspeed not in (None, *known):
+            files = ", ".join(known)
+            raise ConfigError(f"deepspeed must be a file of ds_configs/ ({files}), or null, got {self.deepspeed!r}")
 
 
 # sbatch options that the launcher sets itself; the profile must not.

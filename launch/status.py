@@ -76,13 +76,14 @@ def show(request: Request) -> None:
     if any(faults.values()):
         print("\nfaults so far:")
         print("\n".join(f"  {stage}: {text}" for stage, text in faults.items() if text))
-    words = request.words
-    steps = [("print the accuracies", command("report.py", *words))] if words else []
-    if any(state.lost or state.word == "stopped" for state in states.values()) and words:
-        steps = [("once the cause is fixed, submit what is missing", command("submit.py", *words)), *steps]
-    if any(state.word == "running" for state in states.values()):
-        steps = [("follow a log", command("logs.py", *(words or ["STAGE"]), "--follow")), *steps]
-    print_next(steps or [("run something", command("submit.py", "experiments/demo"))])
+    steps = [("print the accuracies", command("report.py", *request.row_words))]
+    if any(state.lost or state.word == "stopped" for state in states.values()) and request.rows:
+        steps = [("once the cause is fixed, submit what is missing", command("submit.py", *request.row_words)), *steps]
+    running = [stage for stage, state in states.items() if state.word == "running"]
+    if running:
+        chosen = [] if request.rows or request.stages else running[:1]
+        steps = [("follow a log", command("logs.py", *request.words, *chosen, "--follow")), *steps]
+    print_next(steps if stages else [("run something", command("submit.py", "experiments/demo", "--local"))])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import NamedTuple, NoReturn
 import safetensors.torch
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import nn
 
@@ -37,8 +38,8 @@ EXAMPLES = """examples:
 
 
 def export_official(model: nn.Module, stage: Stage, output: Path) -> None:
-    """Writes the weights and the stage's id as a pickle that `torch.load(weights_only=True)` reads."""
-    content = {"model": to_official(model), "stage": stage.id}
+    """Writes the weights, with the stage's id, as a pickle that `torch.load(weights_only=True)` reads."""
+    content = {"model": to_official(model), "stage": stage.id, **describe(stage)}
     write_atomically(output, lambda path: torch.save(content, path))
 
 
@@ -54,11 +55,13 @@ def export_timm(model: nn.Module, stage: Stage, output: Path) -> None:
     registered = timm.create_model(timm_name(stage.recipe.size), num_classes=classes)
     registered.load_state_dict(model.state_dict())
     unfinished = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
     protocol = protocol_of(stage).as_dict()
     config = {"label_names": protocol["names"], KEY: protocol}
-    save_for_hf(registered, str(unfinished), safe_serialization=True, model_config=config)
-    unfinished.rename(output)
+    try:
+        save_for_hf(registered, str(unfinished), safe_serialization=True, model_config=config)
+        unfinished.rename(output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 class Format(NamedTuple):
@@ -81,7 +84,8 @@ def export(directory: Path, form: str, output: Path | None = None) -> Path:
     output: file to write; None for the stage's id in the current folder.
 
     Raises:
-        ConfigError: the directory has no finished training stage, timm has no such network, or the output exists.
+        ConfigError: the directory has no finished training stage, timm has no such network, or the output exists or
+            cannot be written.
     """
     stage = read_stage(directory)
     if form == "timm" and not isinstance(stage.recipe, Finetune):
@@ -95,7 +99,11 @@ def export(directory: Path, form: str, output: Path | None = None) -> Path:
         )
     model = build_network(stage.recipe)
     load_official(model, RunDirectory(directory).weights)
-    FORMATS[form].write(model, stage, output)
+    try:
+        FORMATS[form].write(model, stage, output)
+    except (OSError, RuntimeError, SafetensorError) as error:  # the writers of torch and safetensors raise the others
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{output} cannot be written ({reason}); check the free space on its disk") from error
     return output
 
 

@@ -42,6 +42,12 @@ def gpu_hours(recipe: Recipe, sustained_tflops: float) -> float:
     return total_tflop(recipe) / sustained_tflops / 3600
 
 
+def probe_share(recipe: Pretrain | VideoTeacher, videos: int, samples: int, every_epochs: int) -> float:
+    """FLOPs of a k-NN probe of `videos` clips, as a share of those of the epochs of `samples` clips between two."""
+    size = recipe.student if isinstance(recipe, Pretrain) else recipe.size
+    return videos * _clip_encoder(size) / (1e12 * tflop_per_sample(recipe) * samples * every_epochs)
+
+
 def _blocks(transformer: Transformer, tokens: int) -> float:
     width = transformer.width
     linear = (4 * width + 2 * transformer.mlp_width) * width * tokens

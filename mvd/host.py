@@ -1,8 +1,9 @@
-"""The host that a process runs on: its name, its Python, and the CPU cores that the process may use."""
+"""The host that a process runs on: its name, its Python, and the CPU cores and GPUs that the process may use."""
 
 import os
 import shutil
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -34,3 +35,14 @@ def usable_cores() -> int:
     per_task = os.environ.get("SLURM_CPUS_PER_TASK") if allocated is not None else None
     share = int(per_task) if per_task else mask // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(share, mask))
+
+
+def count_gpus() -> int:
+    """Number of NVIDIA GPUs visible to a process started here."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0

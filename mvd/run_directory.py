@@ -13,6 +13,7 @@ from mvd.config import ConfigError
 from mvd.files import append_text, read_json_lines, write_json
 
 CHECKPOINTS = "step-" + 8 * "[0-9]"  # not a copy that somebody has put beside them, such as step-00001000.bak
+EVENTS = "events.out.tfevents.*"
 MANIFEST = "manifest.json"  # written last: a checkpoint without it is incomplete
 
 
@@ -57,10 +58,13 @@ class RunDirectory:
         """The curves as JSON lines (mvd.monitoring)."""
         return self.path / "metrics.jsonl"
 
-    @property
-    def tensorboard(self) -> Path:
-        """The curves as TensorBoard events (mvd.monitoring)."""
-        return self.path / "tensorboard"
+    def events(self) -> list[Path]:
+        """The curves as TensorBoard events, one file per attempt (mvd.monitoring)."""
+        return sorted(self.path.glob(EVENTS))
+
+    def older_events(self) -> list[Path]:
+        """The events that earlier versions wrote, in a folder of their own."""
+        return sorted(self.path.glob(f"tensorboard/{EVENTS}"))
 
     @property
     def unreadable(self) -> Path:

@@ -94,7 +94,7 @@ class Stage:
         Raises:
             ConfigError: there is no such file, or a field is unknown, missing or of the wrong type.
         """
-        path = Path(path, RunDirectory(path).stage.name) if Path(path).is_dir() else Path(path)
+        path = RunDirectory(Path(path)).stage if Path(path).is_dir() else Path(path)
         if not path.is_file():
             raise ConfigError(f"there is no file {path}; give the stage.yaml of a run directory, in the runs folder")
         try:

@@ -49,11 +49,15 @@ class Span(NamedTuple):
 
 
 class WeightFile(NamedTuple):
-    """The state dict of a file. notes: see mvd.weight_keys.Tensors. spans: storage -> its place, if it is readable."""
+    """The state dict of a file. notes: see mvd.weight_keys.Tensors. spans: storage -> its place, if it is readable.
+
+    texts: strings beside the state dict: a .safetensors file's metadata, or entries of a .pth file's dictionary.
+    """
 
     tensors: dict[str, Stored]
     notes: tuple[str, ...]
     spans: dict[str, Span]
+    texts: dict[str, str]
 
     @property
     def forms(self) -> dict[str, Form]:
@@ -76,7 +80,10 @@ def read_header(path: Path) -> WeightFile:
                 content, spans = _read_zip(handle, path)
             else:
                 content, spans = _read_legacy(handle, path)
-        return WeightFile(*unwrap(content, Stored, str(path)), spans)
+        texts = (
+            {key: text for key, text in content.items() if isinstance(text, str)} if isinstance(content, dict) else {}
+        )
+        return WeightFile(*unwrap(content, Stored, str(path)), spans, texts)
     except CheckpointError:
         raise
     except Exception as error:  # malicious or damaged files can cause any exception
@@ -90,7 +97,7 @@ def _read_safetensors(handle: BinaryIO) -> tuple[Any, dict[str, Span]]:
     if length > LARGEST_HEADER:
         raise ValueError("its header is too long")
     header = json.loads(handle.read(length))
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None) or {}
     tensors, spans = {}, {}
     for name, entry in header.items():
         shape = tuple(entry["shape"])
@@ -101,7 +108,7 @@ def _read_safetensors(handle: BinaryIO) -> tuple[Any, dict[str, Span]]:
     size = handle.seek(0, 2)
     if any(span.start + span.length > size for span in spans.values()):
         raise EOFError("it is truncated")
-    return tensors, spans
+    return {**metadata, "model": tensors}, spans
 
 
 def _read_zip(handle: BinaryIO, path: Path) -> tuple[Any, dict[str, Span]]:

@@ -120,7 +120,7 @@ def again(stage: Stage, runs: Path, **execution: Any) -> Stage:
 
 def events(stage: Stage) -> dict[str, list[int]]:
     """TensorBoard's tags, and the updates of their points."""
-    accumulator = EventAccumulator(str(stage.directory / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    accumulator = EventAccumulator(str(stage.directory), size_guidance={"scalars": 0}).Reload()
     return {tag: [point.step for point in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
 
 

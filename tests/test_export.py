@@ -1,5 +1,6 @@
 """`python -m mvd.export`: weights out of a run directory, in forms that load back as they were."""
 
+import resource
 import subprocess
 from pathlib import Path
 
@@ -136,6 +137,18 @@ def test_damaged_weights_leave_no_output(tmp_path, capsys):
     output = ["--output", f"{tmp_path}/o"]
     assert "norm.weight is missing" in refused(capsys, str(stage.directory), "--to", "official", *output)
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(form, tmp_path, capsys):
+    stage, _ = finished("finetune", tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # a limit of the files' size stands for the disk
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        assert "cannot be written (" in refused(capsys, str(stage.directory), "--to", form, "--output", f"{tmp_path}/o")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == [stage.id]
 
 
 def test_help_has_examples(capsys):

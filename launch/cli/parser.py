@@ -32,8 +32,8 @@ class Request:
 
     @property
     def row_words(self) -> list[str]:
-        """The words for a command that takes rows only, such as submit.py; [] if there are none among the targets."""
-        return [word for word in self.words if word not in self.stages] if self.rows else []
+        """The words for a command that does not take names of run directories, such as submit.py."""
+        return [word for word in self.words if word not in self.stages]
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,16 +10,16 @@ SLURM and the disk may fail for some minutes without ending the job: questions a
 disk, and the requeue at the end does not depend on it.
 """
 
-import errno
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+import traceback
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from launch.job.disk import try_to, with_disk
 from launch.job.log import say
 from launch.job.ownership import is_gone
 from launch.job.record import Attempt, Record, now, read_record, write_record
@@ -34,13 +34,11 @@ from mvd.owner import Owner, give_back, read_owner, take
 from mvd.run_directory import RunDirectory
 
 FOLDERS = "folders.json"  # of the submission: the record's folder of each element of the array
+REFUSED = 3  # exit code of a start that another one would not improve; Python's own after a crash is 1
 MAX_FAILED_ATTEMPTS = 3  # in a row, with nothing new saved
 ERROR_LINES = 5
 SECONDS_FOR_RECORD = 600.0  # the launcher writes job.json when sbatch has answered
-PAUSES_FOR_DISK = (1, 2, 5, 10, 20, *[30] * 120)  # an hour
-DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EAGAIN}
 KILLED_BY_USR2, KILLED_BY_TERM = 128 + signal.SIGUSR2, 128 + signal.SIGTERM  # before a process could handle them
-Result = TypeVar("Result")
 
 
 def job_id() -> str:
@@ -63,16 +61,16 @@ def begin(files: RunDirectory) -> None:
     record = _wait_for_record(files)
     _check_requeue(record)
     owner = Owner(job_id(), restarts(), hostname(), now(), free_port(), record.directory)
-    _with_disk(lambda: take(files, owner, is_gone))
-    _with_disk(lambda: files.error.unlink(missing_ok=True))
+    with_disk(lambda: take(files, owner, is_gone))
+    with_disk(lambda: files.error.unlink(missing_ok=True))
     record.error = None  # of an attempt after which somebody else requeued the job
     record.attempts.append(Attempt(job_id(), owner.host, owner.started, files.progress()))
-    _with_disk(lambda: write_record(files, record))
+    with_disk(lambda: write_record(files, record))
 
 
 def _wait_for_record(files: RunDirectory) -> Record:
     deadline = time.monotonic() + SECONDS_FOR_RECORD
-    while (record := _with_disk(lambda: read_record(files))) is None or record.job_id != job_id():
+    while (record := with_disk(lambda: read_record(files))) is None or record.job_id != job_id():
         if time.monotonic() > deadline:
             raise ConfigError(f"{files.job} is not of job {job_id()}; run submit.py again")
         time.sleep(0.2)
@@ -88,20 +86,6 @@ def _check_requeue(record: Record) -> None:
         )
 
 
-def _with_disk(action: Callable[[], Result]) -> Result:
-    """Repeats an action while the disk is full or does not answer."""
-    for number, pause in enumerate(PAUSES_FOR_DISK):
-        try:
-            return action()
-        except OSError as error:
-            if error.errno not in DISK_TROUBLE:
-                raise
-            if number == 0:
-                say(f"=== {error.filename or 'a file'}: {error.strerror}; waiting for the disk")
-            time.sleep(pause)
-    return action()
-
-
 def end(files: RunDirectory, code: int, reason: str = "") -> int:
     """Records how the attempt ended, and requeues the job unless the stage is complete or has failed.
 
@@ -115,12 +99,12 @@ def end(files: RunDirectory, code: int, reason: str = "") -> int:
     record = _own_record(files)
     attempt = record.attempts[-1]
     attempt.ended = now()
-    complete = code == 0 and bool(_try(files.result.name, files.result.exists))
+    complete = code == 0 and bool(try_to(files.result.name, files.result.exists))
     if not complete:
         _judge(files, code, record)
         attempt.error = reason or attempt.error
     _try_to_write(files, record)  # now, since SLURM gives a requeued job a few seconds only
-    _try("owner.json", lambda: give_back(files, owner) if owner else None)
+    try_to("owner.json", lambda: give_back(files, owner) if owner else None)
     if complete:
         return 0
     say(f"=== {record.error or attempt.error}")
@@ -172,10 +156,10 @@ def _judge(files: RunDirectory, code: int, record: Record) -> None:
     """Says in the record why the attempt ended, and whether that is the end of the stage."""
     attempt, failure = record.attempts[-1], _failure(files)
     attempt.stopped = _was_stopped(code, failure)
-    crash = _try("log", lambda: blame_dead_tasks(files.whole, record.log))  # the others' errors only follow from it
+    crash = try_to("log", lambda: blame_dead_tasks(files.whole, record.log))  # the others' errors only follow from it
     said = crash or (failure["lines"] if failure else _last_fault(files, attempt.started))
     attempt.error = _reason(code, said, explain_exit(code, step_state(record.log())))
-    saved = _try("checkpoints", files.progress)
+    saved = try_to("checkpoints", files.progress)
     without_progress = [a for a in record.attempts if a.ended and not a.stopped and a.saved == saved]
     if failure and failure.get("final"):
         record.error = attempt.error
@@ -204,7 +188,7 @@ def _requeue(files: RunDirectory, record: Record, asks: bool) -> int:
     if not slurm.has("scontrol") and record.requeue_exit is not None:
         say(f"=== exiting with code {record.requeue_exit}, after which SLURM requeues the job")
         return record.requeue_exit
-    blamed = _try("faults.jsonl", lambda: blamed_hosts([files.whole.path])) or []
+    blamed = try_to("faults.jsonl", lambda: blamed_hosts([files.whole.path])) or []
     if asks:
         avoided, reason = excludable_hosts(record.script, record.exclude, blamed)
     else:
@@ -241,15 +225,7 @@ def _state() -> str | None:
 def _try_to_write(files: RunDirectory, record: Record) -> None:
     """Writes the record if the disk takes it; one that was made up for the requeue is not written."""
     if record.folder:
-        _try(files.job.name, lambda: write_record(files, record))
-
-
-def _try(name: str, action: Callable[[], Result]) -> Result | None:
-    try:
-        return action()
-    except (ConfigError, OSError) as error:
-        say(f"=== {name}: {error}; going on")
-        return None
+        try_to(files.job.name, lambda: write_record(files, record))
 
 
 def _failure(files: RunDirectory) -> dict[str, Any] | None:
@@ -263,7 +239,7 @@ def _failure(files: RunDirectory) -> dict[str, Any] | None:
 
 def _last_fault(files: RunDirectory, since: str) -> str | None:
     """What training itself recorded last in this attempt, such as which host hung."""
-    faults = _try("faults.jsonl", files.whole.read_faults)
+    faults = try_to("faults.jsonl", files.whole.read_faults)
     return faults[-1]["message"] if faults and faults[-1]["time"] >= since else None
 
 
@@ -279,7 +255,7 @@ def main(arguments: list[str]) -> int:
     """Handles the start or the end of an attempt; returns the exit code."""
     verb, submission, *rest = arguments
     slurm.pauses = PATIENT
-    folders = _with_disk(lambda: json.loads((Path(submission) / FOLDERS).read_text()))
+    folders = with_disk(lambda: json.loads((Path(submission) / FOLDERS).read_text()))
     files = RunDirectory(Path(folders[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]))
     try:
         if verb == "end":
@@ -287,9 +263,14 @@ def main(arguments: list[str]) -> int:
         begin(files)
     except ConfigError as error:
         say(f"error: {error}")
-        return 1
+        return REFUSED
     except OSError as error:
         say(f"error: {error.filename or files.path}: {error.strerror}; fix that, then run submit.py again")
+        return REFUSED
+    except Exception:
+        say(traceback.format_exc())
+        if verb == "end" and rest[0] == "0" and not files.result.exists():  # what it has trained is saved
+            say(f"=== the end of the attempt could not be recorded; requeuing it: {slurm.requeue(job_id()) or 'done'}")
         return 1
     return 0
 

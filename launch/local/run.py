@@ -2,9 +2,7 @@
 
 import dataclasses
 import os
-import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +22,7 @@ from launch.stage_state import result_text
 from mvd.config import ConfigError, Row, dataset_of
 from mvd.distributed.exit_codes import STOPPED
 from mvd.files import write_text
-from mvd.host import hostname
+from mvd.host import count_gpus, hostname
 from mvd.owner import VARIABLE, Owner, give_back, read_owner, take
 from mvd.stage import Stage
 
@@ -50,17 +48,6 @@ def this_machine(cluster: Cluster) -> Cluster:
         finetune=dataclasses.replace(cluster.finetune, nodes=None),
         test=dataclasses.replace(cluster.test, nodes=None),
     )
-
-
-def count_gpus() -> int:
-    """Number of NVIDIA GPUs visible to a process started here."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
 
 
 def run_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> int:

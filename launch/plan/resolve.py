@@ -3,16 +3,33 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
+from math import prod
 from pathlib import Path
 
 from launch.cluster import Cluster
 from launch.plan.graph import Node
 from launch.plan.weights import check_given_weights
 from mvd.batch import Batch, solve_batch
-from mvd.config import DATASETS, ConfigError, DatasetPaths, Kind, Recipe, RunSettings, Test, TrainRecipe, dataset_of
+from mvd.config import (
+    DATASETS,
+    SIZES,
+    ConfigError,
+    DatasetPaths,
+    Kind,
+    Pretrain,
+    Recipe,
+    RunSettings,
+    Test,
+    TrainRecipe,
+    dataset_of,
+)
 from mvd.data.annotations import MANIFEST, Split, class_count, load_split
 from mvd.run_directory import RunDirectory
 from mvd.stage import Execution, Stage
+from mvd.weight_check import network_shapes
+
+# Parameters of an encoder; with AdamW, each has 16 bytes of weight, gradient and optimizer state.
+LARGEST_REPLICATED = 200_000_000
 
 # Annotation lists that a stage of a kind reads; the others read the training list.
 SPLITS: dict[Kind, tuple[Split, ...]] = {"finetune": ("train", "val"), "test": ("test",)}
@@ -37,13 +54,24 @@ def build_stage(node: Node, cluster: Cluster) -> Stage:
         shards=cluster.test_shards if node.kind == "test" else 1,
         micro_batch=batch.micro_batch,
         accumulation=batch.accumulation,
-        deepspeed=resources.deepspeed,
+        deepspeed=resources.deepspeed or default_deepspeed(node.recipe),
         precision=cluster.precision or "bf16",
         runs=cluster.runs,
         data=cluster.datasets.get(node.recipe.dataset),
         **run_settings,
     )
     return Stage(kind=node.kind, id=node.id, recipe=node.recipe, inputs=inputs, digests=digests, execution=execution)
+
+
+def default_deepspeed(recipe: Recipe) -> str:
+    """zero0 if every GPU can easily hold the whole optimizer state, else zero1, which divides it among the GPUs.
+
+    An update under zero0 has about a third fewer operations: one collective per bucket, one norm and one optimizer
+    call, instead of one or more per parameter or group of parameters.
+    """
+    size = SIZES[recipe.student if isinstance(recipe, Pretrain) else recipe.size]
+    parameters = sum(map(prod, network_shapes("finetune", size).values()))
+    return "zero0" if parameters <= LARGEST_REPLICATED else "zero1"
 
 
 def missing_settings(nodes: Sequence[Node], cluster: Cluster) -> list[str]:

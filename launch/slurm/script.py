@@ -4,7 +4,7 @@ import dataclasses
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,12 @@ FIELDS = {
     "reservation": "slurm.options",
     "option": "slurm.options",
 }
+# Where not even Python starts, another start, after a pause and up to a limit, may come to another node. The code 3 is
+# launch.job.attempts.REFUSED.
+AGAIN = """again() {
+  [ "$1" != 3 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ] && sleep 60 && scontrol requeue "$SLURM_JOB_ID"
+  exit 1
+}"""
 TOO_MANY_JOBS = ("maxsubmit", "maxjob", "grpsubmit", "grpjobs")  # in the names of limits, as QOSMaxSubmitJobPerUser
 
 
@@ -52,9 +58,7 @@ def parameters(
         "dependency": dependency or None,
     }
     return {
-        **profile_parameters(
-            how, code, asked, array.layout, [f"{attempts} begin {shlex.quote(str(folder))} || exit 1"]
-        ),
+        **profile_parameters(how, code, asked, array.layout, f"{attempts} begin {shlex.quote(str(folder))}"),
         "array_parallelism": how.array_parallelism or array.size,
         # The requeue at the end makes SLURM send SIGTERM, before the nodes to avoid are set.
         "teardown": ["code=$?", "trap '' TERM", f"{attempts} end {shlex.quote(str(folder))} $code", "exit $?"],
@@ -62,11 +66,12 @@ def parameters(
 
 
 def profile_parameters(
-    how: Slurm, code: Path, asked: Mapping[str, Any], layout: Layout, begin: Sequence[str] = ()
+    how: Slurm, code: Path, asked: Mapping[str, Any], layout: Layout, begin: str = ""
 ) -> dict[str, Any]:
     """submitit's parameters of any job, one process per GPU of the layout: what it asks of sbatch, and the profile's.
 
-    code: the snapshot that it runs in. begin: last lines of the script before the processes start.
+    code: the snapshot that it runs in. begin: of a stage's job, the command before the processes start; if it cannot
+    run on this node, the job is requeued.
     """
     options: dict[str, Any] = {
         "partition": how.partition,
@@ -89,7 +94,7 @@ def profile_parameters(
         "stderr_to_stdout": True,
         # A rank that dies ends the job; srun does not take the number of CPUs from sbatch; --export overrides a NONE.
         "srun_args": ["--kill-on-bad-exit=1", "--export=ALL", *([f"--cpus-per-task={cpus}"] if cpus else [])],
-        "setup": [*_setup(how, code), *begin],
+        "setup": [AGAIN, *_setup(how, code), f"{begin} || again $?"] if begin else _setup(how, code),
         "additional_parameters": {k: v for k, v in options.items() if v is not None and v is not False},
     }
 

@@ -14,8 +14,8 @@ Sampling = Literal["dense", "segment"]
 class Dataset:
     """A data set. A row file declares one for its own data and passes it to its recipes as `own_dataset`.
 
-    media: kind of files. classes: number of classes. train_samples, val_samples: lengths of the lists (for the
-    paper's data sets, the number of samples that the paper used).
+    media: kind of files. classes: number of classes. train_samples, val_samples: lengths of the lists (for k400
+    and ssv2, the number of samples that the paper used).
 
     The remaining fields are defaults for the rows of `experiments/` and for the launcher; a recipe has its own values.
     sampling: how the frames of a clip are chosen in fine-tuning and testing. test_clips: clips per test video.
@@ -57,4 +57,11 @@ DATASETS: dict[str, Dataset] = {
     ),
     "imagenet": Dataset(media="image", classes=1000, train_samples=1_281_167, val_samples=50_000),
     "motion": Dataset(classes=8, train_samples=2400, val_samples=320, generated=True),
+    # Three official splits each. They are data sets of their own, since paths are not part of a stage's id.
+    "ucf101": Dataset(classes=101, train_samples=9537, val_samples=3783),
+    "ucf101_split2": Dataset(classes=101, train_samples=9586, val_samples=3734),
+    "ucf101_split3": Dataset(classes=101, train_samples=9624, val_samples=3696),
+    "hmdb51": Dataset(classes=51, train_samples=3570, val_samples=1530),
+    "hmdb51_split2": Dataset(classes=51, train_samples=3570, val_samples=1530),
+    "hmdb51_split3": Dataset(classes=51, train_samples=3570, val_samples=1530),
 }

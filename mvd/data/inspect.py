@@ -250,17 +250,22 @@ def _video(entries: Sequence[Entry], sample: dict[str, Any]) -> str:
 
 def draw(strips: Sequence[Strip], path: Path) -> None:
     """Write the strips of square frames below each other to an image file; its suffix is the format."""
+    sheet(strips).save(path)
+
+
+def sheet(strips: Sequence[Strip]) -> Image.Image:
+    """The strips of square frames below each other, with their titles."""
     sides = [min(strip.frames.shape[1], LARGEST) for strip in strips]
     heights = [LINE + side + GAP for side in sides]
     width = max(len(strip.frames) * (side + GAP) for strip, side in zip(strips, sides, strict=True)) + GAP
-    sheet = Image.new("RGB", (max(width, 480), sum(heights) + GAP), "white")
+    picture = Image.new("RGB", (max(width, 480), sum(heights) + GAP), "white")
     top = GAP
     for strip, side, height in zip(strips, sides, heights, strict=True):
-        ImageDraw.Draw(sheet).text((GAP, top), strip.title, fill="black")
+        ImageDraw.Draw(picture).text((GAP, top), strip.title, fill="black")
         for number, frame in enumerate(strip.frames):
-            sheet.paste(Image.fromarray(frame).resize((side, side)), (GAP + number * (side + GAP), top + LINE))
+            picture.paste(Image.fromarray(frame).resize((side, side)), (GAP + number * (side + GAP), top + LINE))
         top += height
-    sheet.save(path)
+    return picture
 
 
 if __name__ == "__main__":  # the command is one of the launcher's, which this room must not import

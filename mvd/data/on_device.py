@@ -1,5 +1,6 @@
 """Transforms of a batch on the device: normalisation, random erasing, Mixup and CutMix."""
 
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -17,9 +18,14 @@ def normalise(pixels: torch.Tensor, channel_axis: int = 1) -> torch.Tensor:
     """uint8 pixels -> float32, normalised with ImageNet's mean and standard deviation."""
     shape = [1] * pixels.ndim
     shape[channel_axis] = 3
-    mean = torch.tensor(MEAN, device=pixels.device).view(shape)
-    std = torch.tensor(STD, device=pixels.device).view(shape)
-    return pixels.float().div_(255).sub_(mean).div_(std)
+    mean, std = _imagenet(pixels.device)
+    return pixels.float().div_(255).sub_(mean.view(shape)).div_(std.view(shape))
+
+
+@lru_cache
+def _imagenet(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """ImageNet's mean and standard deviation on a device, copied there once."""
+    return torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
 
 
 def prepare(batch: dict[str, Any], recipe: TrainRecipe, device: torch.device | str) -> dict[str, torch.Tensor]:

@@ -1,12 +1,13 @@
 """The Evaluator protocol, and `build_evaluators`, which lists the evaluators of a stage."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from torch import nn
 
 from mvd.config import Finetune, Pretrain, VideoTeacher
 from mvd.distributed.process import Process
+from mvd.evaluation.pictures import Picture
 from mvd.stage import Stage
 
 
@@ -21,8 +22,10 @@ class Evaluator(Protocol):
     every_epochs: int
     metric: str
 
-    def run(self, network: nn.Module) -> dict[str, float] | None:
+    def run(self, network: nn.Module) -> Mapping[str, float | Picture] | None:
         """Name -> value for the curves, the same on every process; None if a signal has asked one of them to stop.
+
+        The first process may add pictures (mvd.evaluation.pictures), whose failure must not raise.
 
         network: DeepSpeed's engine, called like the stage's network. Under ZeRO-3 every process must make the same
         number of forward passes. The caller restores training mode.

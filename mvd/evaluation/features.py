@@ -1,8 +1,7 @@
 """Features of clips from an encoder without masking."""
 
-from typing import Any
+from typing import Any, cast
 
-import deepspeed
 import torch
 from torch import Tensor, nn
 
@@ -13,20 +12,24 @@ from mvd.models.encoder import VideoEncoder, fixed
 
 
 def encoder_features(encoder: VideoEncoder, clips: Tensor) -> Tensor:
-    """Mean over all tokens after the final norm: normalised clips (B, 3, T, S, S) -> (B, width).
+    """Mean over all tokens after the final norm: normalised clips (B, 3, T, S, S) -> (B, width)."""
+    return mean_token(encoder, encoder.features(clips))
+
+
+def mean_token(encoder: VideoEncoder, tokens: Tensor) -> Tensor:
+    """The mean of the last block's tokens (B, N, width) after the final norm: (B, width).
 
     A classifier has its norm after the mean, as in its own forward pass.
     """
     if isinstance(encoder, Classifier):
-        return encoder.pooled(clips)
-    tokens: Tensor = encoder.norm(encoder.features(clips))
-    return tokens.mean(dim=1)
+        normed: Tensor = encoder.fc_norm(tokens.mean(dim=1))
+        return normed
+    return cast(Tensor, encoder.norm(tokens)).mean(dim=1)
 
 
-def slice_features(encoder: VideoEncoder, clips: Tensor) -> Tensor:
-    """As encoder_features, but a mean for each time slice (tubelet): (B, slices, width)."""
-    tokens: Tensor = encoder.norm(encoder.features(clips))
-    means: Tensor = tokens.unflatten(1, (encoder.patch_embed.clip.slices, -1)).mean(dim=2)
+def slice_means(encoder: VideoEncoder, tokens: Tensor) -> Tensor:
+    """As mean_token, but a mean for each time slice (tubelet): (B, slices, width)."""
+    means: Tensor = encoder.norm(tokens).unflatten(1, (encoder.patch_embed.clip.slices, -1)).mean(dim=2)
     if isinstance(encoder, Classifier):
         means = encoder.fc_norm(means)
     return means
@@ -38,6 +41,8 @@ def copy_encoder(network: nn.Module, size: Size, device: torch.device) -> VideoE
     network: the module or DeepSpeed's engine. All processes call it together, because ZeRO-3 gathers each weight. The
     forward passes of a copy change neither the network's mode nor ZeRO-3's record of the order of its modules.
     """
+    import deepspeed  # slow to import, and the rest of this module does without
+
     module: Any = getattr(network, "module", network)
     source: nn.Module = module.encoder if isinstance(module, VideoAutoencoder) else module
     with torch.device("meta"):  # draws no random numbers

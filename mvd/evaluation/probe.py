@@ -22,13 +22,15 @@ from mvd.distributed.watchdog import heartbeat
 from mvd.evaluation.features import copy_encoder, encoder_features
 from mvd.evaluation.knn import knn_top1
 from mvd.evaluation.unreadable import report_unreadable
+from mvd.flops import probe_share
 from mvd.models.encoder import VideoEncoder
 from mvd.stage import Stage
 
 logger = logging.getLogger(__name__)
 
 TRAIN_VIDEOS, VAL_VIDEOS = 4096, 1024
-LARGEST_SHARE = 0.25  # of the training list, which bounds the cost on small data sets
+LARGEST_SHARE = 0.25  # of the training list, for either list: bounds the cost on small data sets
+WORTH_SAYING = 0.01  # of the training's compute
 
 
 def choose_videos(train: Sequence[Entry], val: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
@@ -37,7 +39,8 @@ def choose_videos(train: Sequence[Entry], val: Sequence[Entry]) -> tuple[list[En
     Raises:
         ConfigError: the training videos are all of one class.
     """
-    chosen = evenly(train, min(TRAIN_VIDEOS, math.ceil(LARGEST_SHARE * len(train)))), evenly(val, VAL_VIDEOS)
+    share = math.ceil(LARGEST_SHARE * len(train))
+    chosen = evenly(train, min(TRAIN_VIDEOS, share)), evenly(val, min(VAL_VIDEOS, share))
     if len({entry.label for entry in chosen[0]}) < 2:
         raise ConfigError("all training videos have the same label; use lists with labels")
     return chosen
@@ -74,6 +77,16 @@ class Probe:
         except ConfigError as error:
             if process.is_first:
                 logger.warning("%s: no k-NN probe, training continues without it: %s", stage.id, error)
+        if process.is_first and self.lists is not None:
+            self._say_cost(self.lists)
+
+    def _say_cost(self, lists: tuple[list[Entry], list[Entry]]) -> None:
+        """Logs how much the probe adds to the training if that is worth knowing."""
+        videos, samples = sum(map(len, lists)), dataset_of(self.stage.recipe).train_samples
+        share = probe_share(self.stage.recipe, videos, samples, self.every_epochs)
+        if share > WORTH_SAYING:
+            message = "%s: the k-NN probe of %d videos every %d epoch(s) adds about %.0f %% to the training's compute"
+            logger.info(message, self.stage.id, videos, self.every_epochs, 100 * share)
 
     @torch.no_grad()
     def run(self, network: nn.Module) -> dict[str, float] | None:

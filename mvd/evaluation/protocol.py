@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mvd.config import SIZES, ConfigError, Finetune, Pretrain, Sampling, Test, VideoTeacher, dataset_of
 from mvd.config.sizes import ClipShape
 from mvd.data.class_names import class_names_of
 from mvd.data.views import Views
+from mvd.evaluation.views_of_file import test_views
 from mvd.stage import Stage
 
 KEY = "protocol"
@@ -45,6 +48,14 @@ class Protocol:
     @property
     def views(self) -> Views:
         return Views(self.sampling, self.clips, self.crops, self.stride, self.clip)
+
+    def cut(self, path: str | Path) -> Tensor:
+        """The views of a video, clip by clip and crop by crop: float32 (clips x crops, 3, T, S, S), normalised.
+
+        Raises:
+            UnreadableVideo: the file cannot be decoded.
+        """
+        return test_views(path, **self.views._asdict())
 
     def name(self, number: int) -> str:
         """The name of a class, or `class <number>`."""
@@ -109,12 +120,3 @@ def protocol_of(stage: Stage) -> Protocol:
 def describe(stage: Stage) -> dict[str, str]:
     """The entry of a weights file's metadata; nothing for networks without classes."""
     return {KEY: json.dumps(protocol_of(stage).as_dict())} if isinstance(stage.recipe, Finetune) else {}
-
-
-def read_description(file: Path) -> str | None:
-    """The entry of a .safetensors file's metadata; None if it has none."""
-    from safetensors import safe_open
-
-    with safe_open(file, "pt") as content:
-        metadata: dict[str, str] = content.metadata() or {}
-    return metadata.get(KEY)

@@ -28,12 +28,12 @@ class ImageAutoencoder(ImageEncoder):
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, images: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, images: Tensor, mask: Tensor, masked: int | None = None) -> Tensor:
         """Images (B, 3, S, S), mask (B, N) bool, True = masked -> pixels (B, masked, patch_size**2 * 3).
 
-        A patch's values come row by row, channels last, in token order.
+        A patch's values come row by row, channels last, in token order. masked: as for the student.
         """
-        masked = count_masked(mask)
+        masked = count_masked(mask) if masked is None else masked
         order = visible_then_masked(mask)
         tokens = self.decoder_embed(self.norm(self.features(images, order[:, :-masked])))
         positions = self.decoder_pos_embed
@@ -61,12 +61,12 @@ class VideoAutoencoder(nn.Module):
         )
         self.apply(init_transformer)
 
-    def forward(self, video: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, video: Tensor, mask: Tensor, masked: int | None = None) -> Tensor:
         """Clips (B, 3, T, S, S), mask (B, N) bool, True = masked -> pixels (B, masked, tubelet * patch_size**2 * 3).
 
-        A tubelet's values come frame by frame, row by row, channels last, in token order.
+        A tubelet's values come frame by frame, row by row, channels last, in token order. masked: as for the student.
         """
-        masked = count_masked(mask)
+        masked = count_masked(mask) if masked is None else masked
         order = visible_then_masked(mask)
         tokens = self.encoder.norm(self.encoder.features(video, order[:, :-masked]))
         tokens = append_mask_tokens(self.encoder_to_decoder(tokens), self.mask_token, self.pos_embed, order)

@@ -40,16 +40,17 @@ class Student(VideoEncoder):
         self.decoder_vid = branch()
         self.apply(init_transformer)
 
-    def forward(self, video: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, video: Tensor, mask: Tensor, masked: int | None = None) -> tuple[Tensor, Tensor]:
         """Predicts the features of the masked tokens.
 
-        video: (B, 3, T, S, S), normalised. mask: (B, N) bool, True = masked, the same count in every row.
+        video: (B, 3, T, S, S), normalised. mask: (B, N) bool, True = masked, the same count in every row. masked: that
+        count, if it is known, which avoids waiting for the device.
         Returns (image features, video features), each (B, masked, teacher's width), in token order.
 
         Raises:
             ValueError: the clip has another shape than this network's, or the mask's rows differ in count.
         """
-        masked = count_masked(mask)
+        masked = count_masked(mask) if masked is None else masked
         order = visible_then_masked(mask)
         tokens = self.norm(self.features(video, order[:, :-masked]))
         image = append_mask_tokens(self.down_img(tokens), self.mask_token_img, self.pos_embed_img, order)

@@ -14,7 +14,11 @@ def cut_tubelets(video: Tensor, tubelet: int, patch_size: int) -> Tensor:
 
 def take(tokens: Tensor, indices: Tensor) -> Tensor:
     """The tokens (B, K, ...) at indices (B, K) of tokens (B, N, ...)."""
-    return tokens.take_along_dim(indices.view(*indices.shape, *[1] * (tokens.dim() - 2)), dim=1)
+    batch, count = tokens.shape[:2]
+    # By rows: indices as wide as the tokens, which take_along_dim builds, would need more memory than the tokens.
+    rows = indices + torch.arange(0, batch * count, count, device=indices.device)[:, None]
+    taken: Tensor = tokens.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, indices.shape)
+    return taken
 
 
 def visible_then_masked(mask: Tensor) -> Tensor:
@@ -26,7 +30,7 @@ def visible_then_masked(mask: Tensor) -> Tensor:
 
 
 def count_masked(mask: Tensor) -> int:
-    """The number of masked tokens per row of a mask (B, N); a masked forward pass's only device-to-host sync.
+    """The number of masked tokens per row of a mask (B, N). Waits for the device, unless the mask is on the CPU.
 
     Raises:
         ValueError: the rows differ in their number of masked tokens, or all or no tokens are masked.

@@ -1,5 +1,7 @@
 """A run's metrics, passed on to all of its writers (mvd.monitoring.writers)."""
 
+import dataclasses
+import json
 import logging
 import resource
 from collections.abc import Callable, Mapping, Sequence
@@ -8,8 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
+from mvd.config import TrainRecipe
 from mvd.distributed.process import Process
+from mvd.flops import throughput
 from mvd.identity import identity
 from mvd.monitoring.writers import Writer, build_writers
 from mvd.run_directory import RunDirectory
@@ -35,7 +40,11 @@ class Metrics:
     def of_stage(cls, stage: Stage, process: Process, resumed_at: int) -> "Metrics":
         """The metrics of a stage that continues after update `resumed_at`, with its settings as text and as values."""
         metrics = cls(stage.files, build_writers(stage, resumed_at) if process.is_first else [])
-        metrics.text(max(resumed_at, 0), "stage", f"```yaml\n{stage.to_yaml()}```")
+        for name, settings in (("1_recipe", stage.recipe), ("3_execution", stage.execution)):
+            yaml = OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(settings)))
+            metrics.text(max(resumed_at, 0), name, f"{stage.id}\n```yaml\n{yaml}```")
+        if rows := _rows(stage.files):
+            metrics.text(max(resumed_at, 0), "2_rows", rows)
         metrics.hyperparameters({"kind": stage.kind, **_flat(identity(stage.recipe))})
         return metrics
 
@@ -102,6 +111,23 @@ class _Tolerant:
             self.is_open, self.failing = False, True
 
 
+def _rows(files: RunDirectory) -> str:
+    """The rows of a stage with their targets, and in what they differ from the paper, as Markdown; "" if unknown."""
+    try:
+        noted = json.loads(files.rows.read_text(encoding="utf-8"))
+        lines = [
+            f"- **{name}**: target {_target(row['target'])}; {row['differs'] or 'no field differs'}"
+            for name, row in noted.items()
+        ]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return ""  # the launcher writes the file; a run started without it has none
+    return "\n".join(lines)
+
+
+def _target(target: Mapping[str, Any] | None) -> str:
+    return "none" if target is None else f"top-1 {target['top1']} % ({target['source']})"
+
+
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool]:
     """Nested settings as one level, with names such as `optimization.base_lr`."""
     values: dict[str, str | float | bool] = {}
@@ -111,6 +137,13 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str | floa
         else:
             values[f"{prefix}{name}"] = value if isinstance(value, str | float | bool) else str(value)
     return values
+
+
+def gpu_throughput(recipe: TrainRecipe, samples_per_second: float, process: Process) -> dict[str, float]:
+    """TFLOP/s per GPU and MFU (mvd.flops); {} on a CPU."""
+    if process.device.type != "cuda":
+        return {}
+    return throughput(recipe, samples_per_second, process.world_size, torch.cuda.get_device_name(process.device))
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -12,16 +12,39 @@ from torch.utils.tensorboard.summary import hparams
 
 from mvd.config import Kind
 from mvd.files import append_text, read_json_lines, write_text
+from mvd.run_directory import RunDirectory
 from mvd.stage import Stage
 
 SECTIONS = {  # of metrics without a section in their name; the rest, such as losses, has the stage's kind as section
-    "validation": ("val_top1", "val_unreadable"),
+    "validation": ("val_top1", "val_loss", "val_unreadable"),
     "speed": ("samples_per_second", "data_wait_share", "decode_ms", "loader_queue", "memory_gb"),
-    "schedule": ("epochs_done", "lr", "weight_decay"),
+    "schedule": ("epochs_done", "lr", "weight_decay", "grad_norm"),
     "faults": ("loss_spike", "failed_saves", "unreadable", "replaced"),
 }
 # TensorBoard sorts sections by name: numbers put the loss first.
 NUMBERED = {section: f"{number}_{section}" for number, section in enumerate(SECTIONS, start=2)}
+
+# The charts of TensorBoard's tab "Custom Scalars": category -> chart -> patterns of the curves that share the chart.
+LAYOUT = {
+    "losses": {
+        "pre-training: both teachers' parts": ["1_pretrain/.*loss$"],
+        "fine-tuning: training and validation": ["1_finetune/loss$", "2_validation/val_loss$"],
+    },
+    "accuracy in percent": {
+        "pre-training: k-NN probe": ["probe/knn_top1$"],
+        "fine-tuning: validation, one view": ["2_validation/val_top1$"],
+    },
+    "speed": {
+        "samples/s": ["3_speed/samples_per_second$"],
+        "seconds before waiting for the others: mean and slowest process": ["3_speed/.*rank_seconds$"],
+        "shares: waiting for data, MFU": ["3_speed/data_wait_share$", "3_speed/mfu$"],
+    },
+    "stability": {
+        "gradient norm": ["4_schedule/grad_norm$"],
+        "unreadable and replaced videos": ["5_faults/(unre|repl).*"],
+    },
+    "teachers": {"image and video teacher: loss": ["1_.*_teacher/loss$"]},
+}
 
 
 class Writer(Protocol):
@@ -52,7 +75,7 @@ class Writer(Protocol):
 
 def build_writers(stage: Stage, resumed_at: int) -> list[Writer]:
     """The writers of a run; to add one, append it here. Records after update `resumed_at` are dropped."""
-    return [JsonLines(stage.files.metrics, resumed_at), TensorBoard(stage.files.tensorboard, stage.kind, resumed_at)]
+    return [JsonLines(stage.files.metrics, resumed_at), TensorBoard(stage.files, stage.kind, resumed_at)]
 
 
 class JsonLines:
@@ -89,15 +112,19 @@ class JsonLines:
 
 
 class TensorBoard:
-    """TensorBoard events."""
+    """TensorBoard events, in the run directory itself: TensorBoard names a run after its folder."""
 
-    def __init__(self, folder: Path, kind: Kind, resumed_at: int) -> None:
-        self.folder, self.kind = folder, kind
+    def __init__(self, files: RunDirectory, kind: Kind, resumed_at: int) -> None:
+        self.files, self.kind = files, kind
         self.purge_step: int | None = resumed_at + 1
 
     def open(self) -> None:
-        self.events = SummaryWriter(str(self.folder), purge_step=self.purge_step)
+        for older in self.files.older_events():
+            older.rename(self.files.path / older.name)
+        self.events = SummaryWriter(str(self.files.path), purge_step=self.purge_step)
         self.purge_step = None  # reopened after a failure, it continues without purging
+        charts = {title: {name: ["Multiline", tags] for name, tags in part.items()} for title, part in LAYOUT.items()}
+        self.events.add_custom_scalars(charts)
 
     def scalars(self, update: int, epoch: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -111,7 +138,9 @@ class TensorBoard:
 
     def hyperparameters(self, values: Mapping[str, str | float | bool]) -> None:
         # SummaryWriter.add_hparams would open a second event file, after which TensorBoard stops reading the first.
-        for summary in hparams(dict(values), {}):
+        # Without the list of columns, TensorBoard shows the settings of all kinds of stages, and all curves as results.
+        _columns, *session = hparams(dict(values), {})
+        for summary in session:
             self.events._get_file_writer().add_summary(summary)
 
     def flush(self) -> None:

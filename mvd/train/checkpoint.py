@@ -169,7 +169,7 @@ def load_newest_checkpoint(
     """
     candidates = gather(files.complete_checkpoints())[0]
     for candidate in reversed(candidates):
-        manifest, damaged = _verify(candidate, process)
+        manifest, damaged = verify(candidate, process)
         if manifest is None or damaged:
             if process.is_first:
                 (candidate / MANIFEST).rename(candidate / DAMAGED)
@@ -227,8 +227,8 @@ def _check_safe(folder: Path, manifest: dict[str, Any], process: Process) -> Non
         raise ConfigError(refusal(unsafe[0]))
 
 
-def _verify(folder: Path, process: Process) -> tuple[dict[str, Any] | None, list[str]]:
-    """The manifest, None if it is damaged, and the names of damaged files; the same on all ranks."""
+def verify(folder: Path, process: Process) -> tuple[dict[str, Any] | None, list[str]]:
+    """The manifest of a checkpoint, None if it is damaged, and the names of damaged files; the same on all ranks."""
     manifest: dict[str, Any] | None = None
     damaged, failure = [MANIFEST], None
     try:

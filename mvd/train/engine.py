@@ -83,6 +83,7 @@ def build_engine(
         "gradient_accumulation_steps": batch.accumulation,
         "gradient_clipping": 0.0,
         "steps_per_print": 10**9,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device twice a micro-batch
         "torch_autocast": {
             "enabled": precision == "bf16",
             "dtype": "bfloat16",

@@ -36,7 +36,11 @@ class Evaluations:
             network.train()
             if values is None:
                 return False
-            self.metrics.write(update, epoch, values)
+            for name, value in values.items():
+                if not isinstance(value, float | int):
+                    self.metrics.image(update, name, value)
+            numbers = {name: value for name, value in values.items() if isinstance(value, float | int)}
+            self.metrics.write(update, epoch, numbers)
             self.metrics.flush()
             self.completed[place] = update
         return True

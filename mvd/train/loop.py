@@ -22,10 +22,11 @@ from mvd.distributed.preflight import preflight
 from mvd.distributed.process import Process, exit_together, gather, mean_across_processes
 from mvd.distributed.signals import Interrupted, stop_requested
 from mvd.distributed.watchdog import heartbeat
+from mvd.evaluation.batch_pictures import BatchPictures
 from mvd.evaluation.evaluator import build_evaluators
-from mvd.flops import throughput
-from mvd.monitoring.metrics import Metrics, peak_memory_gb
-from mvd.monitoring.progress import Progress
+from mvd.monitoring.metrics import Metrics, gpu_throughput, peak_memory_gb
+from mvd.monitoring.progress import Progress, training_text
+from mvd.monitoring.rank_times import RankTimes
 from mvd.stage import Stage
 from mvd.train.bad_updates import BadUpdates, RollBack
 from mvd.train.checkpoint_policy import CheckpointPolicy
@@ -102,7 +103,7 @@ class TrainingRun:
         )
         batch = Batch(how.micro_batch, how.accumulation, process.world_size)
         model = self.task.model.to(process.device)
-        self.seeded_layers = SampleSeededLayers(model)
+        self.seeded_layers = SampleSeededLayers(model, how.precision)
         self.bad_updates = BadUpdates(stage, process)
         self.skipped_files = SkippedFiles(stage, process, len(self.dataset))
         self.window = Window()
@@ -114,8 +115,10 @@ class TrainingRun:
             restore(self.stateful(), self.checkpoints.load(self.engine))
             self.update = self.checkpoints.newest
             self.batches: Iterator[dict[str, Any]] = iter(train_loader(stage, self.dataset, process.rank, self.update))
-        self.loading = LoaderStats()
+        self.loading, self.rank_times = LoaderStats(), RankTimes(process)
+        self.pictures = BatchPictures(stage, process, self.task.watched, self.steps_per_epoch, self.total_updates)
         self.metrics = Metrics.of_stage(stage, process, self.update)
+        self.metrics.text(self.update, "4_hosts", self.rank_times.table())
         self.evaluations = Evaluations(evaluators, self.metrics, self.steps_per_epoch, self.total_updates)
         self.progress = Progress(stage.kind, self.total_updates, self.update) if process.is_first else None
         self.stopping = self.saving = False  # the same on all processes
@@ -145,6 +148,7 @@ class TrainingRun:
             self._one_update(learning_rate)
             self.update += 1
             finished = self.update == self.total_updates
+            self.pictures.draw(self.update, self.metrics)
             if self.update % how.log_every == 0 or finished:
                 self._report(learning_rate)
             if finished:
@@ -159,6 +163,7 @@ class TrainingRun:
     def _one_update(self, learning_rate: float) -> None:
         """One optimizer step over `accumulation` micro-batches; skipped if the loss or the gradient is not finite."""
         started, self.waited = time.monotonic(), 0.0
+        self.rank_times.start()
         number, accumulation = self.update + 1, self.stage.execution.accumulation
         if self.bad_updates.skips(number):
             for _ in range(accumulation):
@@ -176,11 +181,14 @@ class TrainingRun:
                 self.engine.step()  # within an update it only counts the micro-batch
             batch = prepare(raw, self.stage.recipe, self.process.device)
             self.seeded_layers.draw(raw["layer_seeds"], self.process.device)
-            named = self.task.losses(self.engine, batch)
+            with self.pictures.watching(number, batch):
+                named = self.task.losses(self.engine, batch)
             losses.append(torch.stack([loss.detach().float() for loss in named.values()]))
             loss = named["loss"]
             if step == accumulation - 1:
+                self.rank_times.arrive()
                 means = self._agree(torch.stack(losses))
+                self.rank_times.add()
                 if not all(map(math.isfinite, means)):
                     loss = loss * math.nan  # makes every rank skip the step, at every ZeRO stage
             self.engine.backward(loss)
@@ -213,7 +221,8 @@ class TrainingRun:
         The same all-reduce tells every rank whether any was asked to stop or wants a checkpoint.
         """
         heartbeat("waiting for the others' losses", self.update + 1)
-        asked = losses.new_tensor([stop_requested(), self.checkpoints.wanted()])
+        asked = torch.tensor([stop_requested(), self.checkpoints.wanted()], dtype=losses.dtype)
+        asked = asked.to(losses.device, non_blocking=True)
         *means, stopping, saving = mean_across_processes(torch.cat([losses.mean(dim=0), asked])).tolist()
         self.stopping, self.saving = stopping > 0, saving > 0
         heartbeat("in forward and backward", self.update + 1)
@@ -226,14 +235,6 @@ class TrainingRun:
         videos = [self.dataset.entries[index].path for part in suspects for index in part]
         self.bad_updates.record_bad(number, "loss" if lossy else "gradient", videos, self.checkpoints.newest)
 
-    def _throughput(self, samples_per_second: float) -> dict[str, float]:
-        """FLOP/s and MFU; {} on a CPU."""
-        device = self.process.device
-        if device.type != "cuda":
-            return {}
-        name = torch.cuda.get_device_name(device)
-        return throughput(self.stage.recipe, samples_per_second, self.process.world_size, name)
-
     def _report(self, learning_rate: float) -> None:
         """Logs the metrics accumulated since the last report."""
         settings, epoch = self.stage.recipe.optimization, (self.update - 1) // self.steps_per_epoch + 1
@@ -241,17 +242,16 @@ class TrainingRun:
         values = {"lr": learning_rate, "weight_decay": settings.weight_decay, **replaced}
         values["epochs_done"] = self.update / self.steps_per_epoch
         values["memory_gb"] = peak_memory_gb(self.process.device)
-        trained = self.window.updates > 0
-        if trained:
+        if self.window.updates:
             values |= self.window.means(settings.global_batch) | self.loading.report()
-            values |= self._throughput(values["samples_per_second"])
+            values |= gpu_throughput(self.stage.recipe, values["samples_per_second"], self.process)
+        values |= self.rank_times.report()
         self.window.clear()
         self.metrics.write(self.update, epoch, values)
         if self.progress is not None:
-            losses = " ".join(f"{name} {value:.4f}" for name, value in values.items() if name.endswith("loss"))
             unit = "images" if self.stage.kind == "image_teacher" else "clips"
-            rate = f" {values['samples_per_second']:.1f} {unit}/s" if trained else " (updates skipped)"
-            self.progress.show(self.update, f"epoch {epoch}/{settings.epochs} {losses}{rate}")
+            text = training_text(f"{epoch}/{settings.epochs}", values, unit)
+            self.progress.show(self.update, text + self.rank_times.straggler(values))
 
     def _save(self) -> bool:
         """Saves a checkpoint, except during a series of bad updates, which the weights may cause; returns if it did."""

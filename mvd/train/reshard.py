@@ -25,11 +25,21 @@ def load_resharded(engine: Engine, folder: Path, world_size: int, zero_stage: in
 
     world_size, zero_stage: of the checkpoint, all of whose files every process reads.
     """
-    read = {0: _read_unsharded, 1: _read_flat, 2: _read_flat, 3: _read_partitioned}[zero_stage]
-    whole, step = read(folder, world_size)
+    whole, step = _read(folder, world_size, zero_stage)
     write = {0: _write_unsharded, 1: _write_flat, 2: _write_flat, 3: _write_partitioned}
     with torch.no_grad():
         write[engine.zero_optimization_stage()](engine, whole, step)
+
+
+def read_parameters(folder: Path, world_size: int, zero_stage: int) -> dict[str, Tensor]:
+    """The trained weights of a checkpoint without an engine, flat and in fp32, by the names of the parameters."""
+    whole, _ = _read(folder, world_size, zero_stage)
+    return whole[MASTER]
+
+
+def _read(folder: Path, world_size: int, zero_stage: int) -> tuple[Whole, Tensor | None]:
+    read = {0: _read_unsharded, 1: _read_flat, 2: _read_flat, 3: _read_partitioned}[zero_stage]
+    return read(folder, world_size)
 
 
 def _open(folder: Path, name: str) -> Any:

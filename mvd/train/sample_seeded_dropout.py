@@ -9,11 +9,13 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from mvd.config import Precision
+
 
 class SampleDropPath(nn.Module):
-    """timm's DropPath with draws made beforehand: `uniform`, (B,) in [0, 1)."""
+    """timm's DropPath with draws made beforehand: `factors`, (B,), which are 0 or 1 / (1 - rate)."""
 
-    uniform: Tensor
+    factors: Tensor
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -22,8 +24,7 @@ class SampleDropPath(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.training:
             return inputs
-        kept = (self.uniform >= self.rate).to(inputs.dtype) / (1 - self.rate)
-        return inputs * kept.view(-1, *[1] * (inputs.ndim - 1))
+        return inputs * self.factors.to(inputs.dtype).view(-1, *[1] * (inputs.ndim - 1))
 
 
 class SampleDropout(nn.Module):
@@ -45,9 +46,13 @@ class SampleDropout(nn.Module):
 
 
 class SampleSeededLayers:
-    """Replaces a network's drop path and dropout layers by those above, except for rates of 0."""
+    """Replaces a network's drop path and dropout layers by those above, except for rates of 0.
 
-    def __init__(self, model: nn.Module) -> None:
+    precision: that of the forward pass, in which the factors of all drop path layers are made at once.
+    """
+
+    def __init__(self, model: nn.Module, precision: Precision = "fp32") -> None:
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.paths: list[SampleDropPath] = []
         self.dropouts: list[SampleDropout] = []
         for parent in list(model.modules()):
@@ -64,7 +69,9 @@ class SampleSeededLayers:
         if self.paths:
             generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
             uniform = torch.stack([torch.rand(len(self.paths), generator=generator) for generator in generators])
-            for path, draws in zip(self.paths, uniform.to(device, non_blocking=True).unbind(dim=1), strict=True):
-                path.uniform = draws
+            rates = torch.tensor([path.rate for path in self.paths], dtype=torch.float64)
+            factors = ((uniform >= rates.float()) / (1 - rates)).to(self.dtype).to(device, non_blocking=True)
+            for path, own in zip(self.paths, factors.unbind(dim=1), strict=True):
+                path.factors = own
         for dropout in self.dropouts:
             dropout.seeds = seeds.tolist()

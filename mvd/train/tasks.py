@@ -1,13 +1,17 @@
 """The task of each kind of training stage: its network, its frozen teachers and its losses."""
 
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from timm.loss import SoftTargetCrossEntropy
+from timm.models import beit
 from torch import Tensor, nn
 
 from mvd.config import SIZES, ConfigError, Finetune, ImageTeacher, Precision, Pretrain, VideoTeacher
+from mvd.config.sizes import ClipShape
+from mvd.data.clip.masking import masked_count
 from mvd.models import (
     build_classifier,
     build_image_autoencoder,
@@ -28,7 +32,9 @@ Batch = dict[str, Tensor]
 
 
 class Task(Protocol):
-    """A network and its losses."""
+    """A network and its losses. watched: the modules whose outputs are drawn (mvd.evaluation.batch_pictures)."""
+
+    watched: tuple[nn.Module, ...]
 
     @property
     def model(self) -> nn.Module: ...
@@ -41,22 +47,30 @@ class Task(Protocol):
 class ImageAutoencoding:
     """MAE on images."""
 
+    watched: tuple[nn.Module, ...] = ()
+
     def __init__(self, recipe: ImageTeacher) -> None:
         self.model = build_image_autoencoder(recipe.size)
+        self.masked = masked_count(SIZES[recipe.size].image_training.positions, recipe.mask_ratio)
 
     def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": image_reconstruction_loss(engine, batch["images"], batch["mask"])}
+        model = partial(engine, masked=self.masked)
+        return {"loss": image_reconstruction_loss(model, batch["images"], batch["mask"])}
 
 
 class VideoAutoencoding:
     """VideoMAE on clips."""
 
+    watched: tuple[nn.Module, ...] = ()
+
     def __init__(self, recipe: VideoTeacher) -> None:
         self.model = build_video_autoencoder(recipe.size, activation_checkpointing=recipe.activation_checkpointing)
-        self.tubelet = SIZES[recipe.size].clip.tubelet
+        clip = SIZES[recipe.size].clip
+        self.tubelet, self.masked = clip.tubelet, masked_tokens(clip, recipe.mask_ratio)
 
     def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        loss = video_reconstruction_loss(engine, batch["video"], batch["mask"], tubelet=self.tubelet)
+        model = partial(engine, masked=self.masked)
+        loss = video_reconstruction_loss(model, batch["video"], batch["mask"], tubelet=self.tubelet)
         return {"loss": loss}
 
 
@@ -73,21 +87,29 @@ class Distillation:
         image_teacher, video_teacher = build_image_teacher(recipe.teacher), build_video_teacher(recipe.teacher)
         load_weights(image_teacher, inputs["image_teacher"])
         load_weights(video_teacher, inputs["video_teacher"])
-        self.tubelet = SIZES[recipe.student].clip.tubelet
+        clip = SIZES[recipe.student].clip
+        self.tubelet, self.masked = clip.tubelet, masked_tokens(clip, recipe.mask_ratio)
         self.teachers = image_teacher.to(device), video_teacher.to(device)
+        if precision == "bf16":
+            for teacher in self.teachers:
+                store_in_bf16(teacher)
+        self.watched: tuple[nn.Module, ...] = (self.model, *self.teachers)
         self.image_teacher, self.video_teacher = (autocast(teacher, precision, device) for teacher in self.teachers)
 
     def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
         video = batch["video"]
         image_video = batch.get("image_video", video)  # absent if both teachers take the same image size
+        student = partial(engine, masked=self.masked)
         total, image, clip = distillation_loss(
-            engine, self.image_teacher, self.video_teacher, video, image_video, batch["mask"], tubelet=self.tubelet
+            student, self.image_teacher, self.video_teacher, video, image_video, batch["mask"], tubelet=self.tubelet
         )
         return {"loss": total, "image_loss": image, "video_loss": clip}
 
 
 class Classification:
     """A classifier on mixed clips with soft labels."""
+
+    watched: tuple[nn.Module, ...] = ()
 
     def __init__(self, recipe: Finetune, classes: int, weights: str | None) -> None:
         self.model = build_classifier(
@@ -103,6 +125,26 @@ class Classification:
 
     def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {"loss": self.criterion(engine(batch["video"]).float(), batch["targets"])}
+
+
+def masked_tokens(clip: ClipShape, ratio: float) -> int:
+    """The masked tokens of a clip: its tubes over all slices. The networks need not count them on the device then."""
+    return masked_count(clip.positions, ratio) * clip.slices
+
+
+def store_in_bf16(network: nn.Module) -> None:
+    """Converts the weights of a frozen network that autocast would convert in every forward pass, with equal results.
+
+    Autocast keeps what it has converted only for weights that are trained. Norms and position tables stay in fp32.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+            module.to(torch.bfloat16)
+        elif isinstance(module, beit.Attention):  # joins the three parts of its bias in every forward pass
+            parts: list[Any] = [module.q_bias, module.k_bias, module.v_bias]
+            module.qkv.bias = nn.Parameter(torch.cat(parts).to(torch.bfloat16), requires_grad=False)
+            for name in ("q_bias", "k_bias", "v_bias"):
+                setattr(module, name, None)
 
 
 def build_task(stage: Stage, classes: int, device: torch.device) -> Task:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mvd.config import ConfigError
+from mvd.config import DATASETS, ConfigError
 from mvd.data.prepare.annotation_lists import read_list
 from mvd.data.prepare.class_numbers import known_classes, number_classes
 
@@ -114,6 +114,19 @@ def test_the_known_classes_are_those_of_other_programs():
     assert [*known_classes("k400")] == _KINETICS400_CATEGORIES == sorted(known_classes("k400"))
     assert len(known_classes("ssv2")) == 174 and [*known_classes("ssv2")] == sorted(known_classes("ssv2"))
     assert known_classes("a new data set") is None
+
+
+@pytest.mark.parametrize(("dataset", "classes"), [("ucf101", 101), ("hmdb51", 51)])
+def test_the_three_splits_have_the_same_classes(dataset, classes):
+    names = known_classes(dataset)
+    assert [*names] == sorted(names, key=str.casefold) and len(names) == DATASETS[dataset].classes == classes
+    assert names == known_classes(f"{dataset}_split2") == known_classes(f"{dataset}_split3")
+
+
+def test_ucf101s_own_lists_need_no_labels_file(write):
+    train = write("Archery/v_Archery_g08_c01.avi 3\r\nYoYo/v_YoYo_g08_c01.avi 101\r\n", "trainlist02.txt")
+    test = write("YoYo/v_YoYo_g01_c01.avi\r\nArchery/v_Archery_g01_c01.avi\r\n", "testlist02.txt")
+    assert indices(train, test, dataset="ucf101_split2") == [2, 100, 100, 2]
 
 
 def test_labels_files(write):

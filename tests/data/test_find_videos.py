@@ -1,6 +1,7 @@
 """Which videos a data set consists of, from lists and from class folders."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,19 @@ def test_files_that_no_list_can_hold_are_set_apart_with_the_reason(make, tmp_pat
         r"b/caf\udce9.mp4": "its path is not valid UTF-8; rename it",
     }
     assert all((item.path is None) == bool(item.reason) for item in found)
+
+
+def test_a_share_for_the_test_leaves_the_validation_videos_as_they_were(make):
+    folder = make(*(f"{('cat', 'dog')[number % 2]}/{number}.mp4" for number in range(200)), "rare/1.mp4", "rare/2.mp4")
+    videos = scan(folder, folder.parent / "output").videos
+    without, both = (find_class_folders(folder, videos, 0.1, None, share)[0] for share in (0.0, 0.2))
+    splits = {item.name: item.split for item in both}
+    assert [splits[item.name] for item in without if item.split == "val"] == ["val"] * 21
+    assert Counter(splits.values()) == {"train": 141, "val": 21, "test": 40}
+    assert {splits["rare/1.mp4"], splits["rare/2.mp4"]} == {"train", "val"}
+
+
+def test_a_folder_of_test_videos_and_a_share_contradict_each_other(make):
+    folder = make("train/cat/1.mp4", "train/dog/1.mp4", "test/cat/2.mp4", "test/dog/2.mp4")
+    with pytest.raises(ConfigError, match="has a folder of test videos already; leave --test-share out"):
+        find_class_folders(folder, scan(folder, folder.parent / "output").videos, 0.1, None, 0.2)

@@ -12,9 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from launch.plan.rows import load_rows
+from mvd.batch import solve_batch
+from mvd.config import Dataset
 from mvd.config.run_settings import DatasetPaths
 from mvd.data.annotations import load_annotations
 from mvd.data.prepare.checking import Job, is_done, target_of, work_on
+from mvd.data.prepare.row_file import recipes_for, row_text
 from mvd.data.prepare.transcode import check_video, reencode
 from mvd.data.video.errors import UnreadableVideo
 from mvd.data.video.packets import PacketVideo
@@ -124,7 +128,7 @@ def test_lists_missing_files_and_the_papers_counts(videos, tmp_path):
 def test_the_last_words_name_the_data_set(videos, tmp_path):
     printed = prepare(videos, tmp_path / "k400", "--val-share", "0").stdout
     assert f"datasets: {{my_k400: {{root: {tmp_path / 'k400'}}}}}" in printed
-    assert "Dataset(classes=2, train_samples=4, val_samples=0)" in printed
+    assert "a row needs at least two for training and one for validation" in printed
 
 
 def test_a_dry_run_writes_nothing(videos, tmp_path):
@@ -286,5 +290,90 @@ def test_ucf101s_lists(videos, tmp_path):
     lists = ("--train", tmp_path / "trainlist01.txt", "--val", tmp_path / "testlist01.txt")
     result = prepare(videos, output, *lists)
     assert result.returncode == 0 and "labels run from 1 to 2, as UCF101's do" in result.stdout, result.stderr
-    assert "Dataset(classes=2, train_samples=2, val_samples=1)" in result.stdout
+    assert "Dataset(classes=2, train_samples=2, val_samples=1)" in (output / "out.py").read_text()
     assert (output / "test.csv").read_text() == f"{videos}/b/2.mp4 1\n"
+
+
+def test_another_data_set_is_never_overwritten(videos, tmp_path):
+    output = tmp_path / "out"
+    assert prepare(videos, output).returncode == 0
+    before = (output / "train.csv").read_text()
+    shutil.copytree(videos, tmp_path / "others")
+    (tmp_path / "train.csv").write_text("a/1.mp4 0\nb/1.mp4 1\n")
+    for arguments, message in (
+        (
+            (tmp_path / "others",),
+            f"holds a data set with videos={videos}, but this command has videos={tmp_path}/others",
+        ),
+        ((videos, "--val-share", "0.5"), "with val_share=0.1, but this command has val_share=0.5; choose another"),
+        ((videos, "--train", tmp_path / "train.csv"), "with train=None, but this command has train=/"),
+    ):
+        refused = prepare(arguments[0], output, *arguments[1:])
+        assert refused.returncode == 2 and message in refused.stderr and refused.stderr.count("\n") == 1
+    assert (output / "train.csv").read_text() == before
+    (output / "manifest.json").unlink()  # as the message says
+    assert prepare(videos, output, "--val-share", "0.5").returncode == 0
+    assert (output / "train.csv").read_text() != before
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "train.csv").write_text("x.mp4 0\n")
+    refused = prepare(videos, own)
+    assert refused.returncode == 2 and f"{own}/train.csv is not from this command" in refused.stderr
+    assert [path.name for path in own.iterdir()] == ["train.csv"]
+
+
+def test_a_row_file_is_written_once(class_folders, tmp_path):
+    output = tmp_path / "my-set"
+    result = prepare(class_folders, output)
+    file = output / "my-set.py"
+    assert result.returncode == 0 and f"row file: {file}\n" in result.stdout, result.stderr
+    assert (
+        "ViT-S, 100 epochs and test, without decoding: about " in result.stdout and "-m launch.submit" in result.stdout
+    )
+    (row,) = load_rows([str(file)], [])
+    assert row.finetune.own_dataset == row.test.own_dataset == Dataset(classes=3, train_samples=21, val_samples=3)
+    settings = row.finetune.optimization
+    assert (settings.global_batch, row.finetune.mixing.group, row.finetune.stride) == (4, 4, 1)
+    assert settings.warmup_epochs < settings.epochs / 10
+    assert row.pretrain == load_rows(["vits_from_vitl_k400"], [])[0].pretrain
+    file.write_text(file.read_text() + "# mine\n")
+    again = prepare(class_folders, output)
+    assert "(there already, left as it is)" in again.stdout and file.read_text().endswith("# mine\n")
+
+
+@pytest.mark.parametrize("train", [2, 3, 21, 400, 30_000])
+@pytest.mark.parametrize("size", ["tiny", "small", "base", "large", "huge"])
+def test_row_files_fit_the_number_of_videos(size, train, tmp_path):
+    facts = Dataset(classes=2, train_samples=train, val_samples=1)
+    finetune, test = recipes_for("mine", facts, size, 300)
+    file = tmp_path / f"row_{size}_{train}.py"
+    file.write_text(row_text("mine", finetune, test, Path('/data/a "b" \\n')))
+    (row,) = load_rows([str(file)], [])
+    assert (row.finetune, row.test, row.name) == (finetune, test, "mine")
+    batch = finetune.optimization.global_batch
+    assert 2 <= batch <= max(2, train // 4) and finetune.stride == 4
+    assert str(solve_batch(finetune, 1)).endswith(f"= {batch}")
+    assert max(map(len, file.read_text().splitlines())) <= 120
+
+
+def test_hmdb51s_folder_of_lists(videos, tmp_path):
+    lists = tmp_path / "splits"
+    lists.mkdir()
+    (videos / "a").rename(videos / "brush_hair")
+    (videos / "b").rename(videos / "wave")
+    for name, numbers in (("brush_hair", "120"), ("wave", "122")):
+        lines = "".join(f"{place}.mp4 {number} \n" for place, number in enumerate(numbers, start=1))
+        (lists / f"{name}_test_split2.txt").write_text(lines)
+    words = ("--train", lists, "--dataset")
+    result = prepare(videos, tmp_path / "out", *words, "hmdb51_split2")
+    assert result.returncode == 0 and "3,570" in result.stdout and "1,530" in result.stdout, result.stderr
+    assert "mvd.data.inspect hmdb51\n" in result.stdout and not list((tmp_path / "out").glob("*.py"))
+    found = load_annotations(DatasetPaths(root=str(tmp_path / "out")), "train", 51)
+    assert found == [(str(videos / "brush_hair/1.mp4"), 0), (str(videos / "wave/1.mp4"), 50)]
+    assert [entry.label for entry in load_annotations(DatasetPaths(root=str(tmp_path / "out")), "test", 51)] == [50, 50]
+    for dataset, message in (
+        ("hmdb51", "has no file *_test_split1.txt"),
+        ("ucf101", "for HMDB51's folder of lists"),
+    ):
+        refused = prepare(videos, tmp_path / "other", *words, dataset)
+        assert refused.returncode == 2 and message in refused.stderr

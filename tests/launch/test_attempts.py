@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from launch.job import attempts
-from launch.job.attempts import FOLDERS, MAX_FAILED_ATTEMPTS, main
+from launch.job.attempts import FOLDERS, MAX_FAILED_ATTEMPTS, REFUSED, main
 from launch.job.record import Record, now, read_record, write_record
 from launch.slurm.client import PATIENT
 from mvd.host import hostname
@@ -263,7 +263,7 @@ def test_a_disk_that_refuses_for_good_is_reported(job, capsys):
         raise OSError(errno.EACCES, "Permission denied", "job.json")
 
     job.monkeypatch.setattr(attempts, "write_record", forbidden)
-    assert job.begin() == 1
+    assert job.begin() == REFUSED
     assert "error: job.json: Permission denied; fix that, then run submit.py again" in capsys.readouterr().out
 
 
@@ -310,7 +310,7 @@ def test_an_exclusion_that_slurm_refuses_does_not_end_the_job(job):
 def test_a_job_that_is_not_the_stages_own_does_not_run(job, capsys):
     job.monkeypatch.setattr(attempts, "SECONDS_FOR_RECORD", 0)
     job.monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "23")
-    assert job.begin() == 1
+    assert job.begin() == REFUSED
     assert "job.json is not of job 23_1; run submit.py again" in capsys.readouterr().out
     assert job.record.attempts == [] and read_owner(job.files) is None
 
@@ -330,7 +330,7 @@ def test_a_second_owner_stops_before_it_writes_anything(job, capsys):
     take(job.files, Owner("7", 0, "node9", "2026-01-01"), lambda _: False)
     job.files.error.touch()
     content = {path: path.read_bytes() for path in job.files.path.iterdir()}
-    assert job.begin() == 1
+    assert job.begin() == REFUSED
     assert "belongs to job 7, attempt 1, on node9 since 2026-01-01; cancel that first" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in job.files.path.iterdir()} == content
 
@@ -354,7 +354,7 @@ def test_an_attempt_that_was_replaced_neither_writes_nor_requeues(job, capsys):
 
 def test_a_node_without_scontrol_is_found_at_the_first_start(job, capsys):
     job.slurm.missing.add("scontrol")
-    assert job.begin() == 1
+    assert job.begin() == REFUSED
     assert f"there is no scontrol on {hostname()}, so the job could not go back into" in capsys.readouterr().out
     assert job.record.attempts == []
 
@@ -401,3 +401,13 @@ def test_a_log_on_a_full_disk_prevents_neither_the_start_nor_the_requeue(job):
         assert job.begin() == 0
         assert job.end(1) == 1
     assert job.requeues == ["24_1"]
+
+
+def test_an_error_of_our_own_at_the_end_of_an_attempt_does_not_end_the_stage(job, monkeypatch, capsys):
+    def fails(*_: object) -> None:
+        raise RuntimeError("a fault of the launcher")
+
+    assert job.begin() == 0
+    monkeypatch.setattr(attempts, "_judge", fails)
+    assert job.end(0) == 1 and job.requeues == ["24_1"]
+    assert "a fault of the launcher" in capsys.readouterr().out

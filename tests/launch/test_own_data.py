@@ -1,74 +1,93 @@
-"""Your own videos, as a user handles them: prepare them, declare them in a row file, fine-tune and test."""
+"""Your own videos, as a user handles them: prepare them, declare them in a row file, fine-tune, test and predict."""
 
+import csv
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from scipy.special import softmax
 
 from launch.plan.graph import build_graph
 from mvd.config import SIZES, ConfigError, Dataset, Row
+from mvd.export import export
 from mvd.stage import Stage
 from mvd.weight_check import network_shapes
 from tests.data.stages import recipe
 from tests.waiting import LIMIT
 
 README = Path(__file__).resolve().parents[2] / "README.md"
-ROW = """
-from dataclasses import replace
-from experiments import demo
-from mvd.config import Dataset, Mixing, Row
-
-MINE = {facts}
-scratch = demo.rows[1]
-own = dict(dataset="mine", own_dataset=MINE)
-batch = replace(scratch.finetune.optimization, global_batch=4, micro_batch=4, epochs=1)
-row = Row(
-    name="mine",
-    finetune=replace(scratch.finetune, mixing=Mixing(group=4), optimization=batch, **own),
-    test=replace(scratch.test, clips=2, crops=1, **own),
-)
-"""
 
 
-def test_own_videos_from_their_folders_to_an_accuracy(class_folders, launch, profile, tmp_path):
-    command = [sys.executable, "-m", "mvd.data.prepare", str(class_folders), str(tmp_path / "mine"), "--workers", "1"]
-    prepared = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+def test_own_videos_from_their_folders_to_predictions(class_folders, launch, profile, tmp_path):
+    prepare = [sys.executable, "-m", "mvd.data.prepare", str(class_folders), str(tmp_path / "mine"), "--workers", "1"]
+    prepare += ["--test-share", "0.25", "--size", "tiny"]
+    prepared = subprocess.run(prepare, capture_output=True, text=True, timeout=LIMIT)
     assert prepared.returncode == 0, prepared.stderr
     (named,) = re.findall(r"^ +(datasets: .*)$", prepared.stdout, flags=re.MULTILINE)
-    (facts,) = re.findall(r"Dataset\(.*\)", prepared.stdout)
     with profile.open("a") as handle:
         handle.write(f"{named}\n")
-    (tmp_path / "mine.py").write_text(ROW.format(facts=facts))
 
-    words = ["mine.py", "--local", "cluster.local_processes=1", "cluster.finetune.micro_batch=4"]
+    words = ["mine/mine_tiny.py", "--local", "cluster.local_processes=1"]
+    words += [f"finetune.optimization.{name}" for name in ("epochs=1", "warmup_epochs=0.5")]
     tuned = launch("submit.py", *words, "--until", "finetune")
     assert tuned.returncode == 0, tuned.stdout + tuned.stderr
-    (weights,) = (tmp_path / "runs").glob("finetune-mine-*/weights.safetensors")
-    with safe_open(weights, "pt") as file:
-        assert file.get_slice("head.weight").get_shape()[0] == 3
-    stage = Stage.from_yaml(weights.parent / "stage.yaml")
-    videos = {split: len((tmp_path / "mine" / f"{split}.csv").read_text().splitlines()) for split in ("train", "val")}
-    assert videos == {"train": 21, "val": 3}
-    assert stage.recipe.own_dataset == Dataset(classes=3, train_samples=21, val_samples=3)
+    (run,) = (tmp_path / "runs").glob("finetune-mine_tiny-*")
+    stage = Stage.from_yaml(run / "stage.yaml")
+    videos = {name: len((tmp_path / f"mine/{name}.csv").read_text().splitlines()) for name in ("train", "val", "test")}
+    assert videos == {"train": 15, "val": 3, "test": 6}
+    assert stage.recipe.own_dataset == Dataset(classes=3, train_samples=15, val_samples=3)
 
     tested = launch("submit.py", *words)
     assert tested.returncode == 0, tested.stdout + tested.stderr
     assert "complete already, skipped" in tested.stdout
-    (result,) = (tmp_path / "runs").glob("test-mine-*/result.json")
+    (result,) = (tmp_path / "runs").glob("test-mine_tiny-*/result.json")
     top1 = json.loads(result.read_text())["top1"]
-    assert min(abs(top1 - 100 * right / videos["val"]) for right in range(videos["val"] + 1)) < 1e-3
-    assert f"{top1:.1f}" in launch("report.py", "mine.py").stdout
+    assert min(abs(top1 - 100 * right / videos["test"]) for right in range(videos["test"] + 1)) < 1e-3
+    assert f"{top1:.1f}" in launch("report.py", *words[:1], *words[3:]).stdout
+
+    check_names(run, tmp_path / "timm")
+    check_predictions(result.parent, tmp_path)
 
     with (tmp_path / "mine" / "train.csv").open("a") as handle:
         handle.write(f"{class_folders}/left/more.mp4 0\n")
     refused = launch("submit.py", *words, "finetune.seed=1")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
-    assert "train.csv lists 22 samples, but the row declares train_samples=21 for mine; set it to 22" in refused.stderr
+    assert "train.csv lists 16 samples, but the row declares train_samples=15 for mine; set it to 16" in refused.stderr
+
+
+def check_names(run: Path, folder: Path) -> None:
+    """The folders' names are in a fine-tuning's run directory, in its weights, and in the folder exported for timm."""
+    names = ["left", "right", "up"]
+    assert json.loads((run / "classes.json").read_text()) == names
+    with safe_open(run / "weights.safetensors", "pt") as file:
+        assert file.get_slice("head.weight").get_shape()[0] == 3
+        protocol = json.loads(file.metadata()["protocol"])
+    described = {"size": "tiny", "sampling": "dense", "stride": 1, "frames": 16, "image_size": 48, "names": names}
+    assert described.items() <= protocol.items()
+    config = json.loads((export(run, "timm", folder) / "config.json").read_text())
+    assert config["label_names"] == names and described.items() <= config["protocol"].items()
+
+
+def check_predictions(test: Path, folder: Path) -> None:
+    """mvd.predict's probabilities are those of the logits that the test stage has written."""
+    listed = [line.rpartition(" ")[0] for line in (folder / "mine" / "test.csv").read_text().splitlines()]
+    command = [sys.executable, "-m", "mvd.predict", str(test), *listed, "--csv", str(folder / "predictions.csv")]
+    predicted = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    assert predicted.returncode == 0 and listed[0].rpartition("/")[2] in predicted.stdout, predicted.stderr
+    rows = list(csv.DictReader((folder / "predictions.csv").open()))
+    assert [row["video"] for row in rows] == listed
+    logits = np.load(test / "logits" / "rank-0000.npz")
+    order = np.argsort(logits["indices"])
+    expected = softmax(logits["logits"][order].astype(np.float64), axis=2).mean(axis=1)
+    found = [[float(row[name]) for name in ("left", "right", "up")] for row in rows]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert [row["class"] for row in rows] == [("left", "right", "up")[number] for number in expected.argmax(axis=1)]
 
 
 @pytest.fixture
@@ -146,7 +165,7 @@ def test_the_facts_decide_the_run_directory():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"dataset": "mine"}, "no video data set is called 'mine'; use one of k400, ssv2, motion, or declare your own"),
+        ({"dataset": "mine"}, "no video data set is called 'mine'; use one of k400, ssv2, .*, or declare your own"),
         ({"dataset": "k400", "own_dataset": Dataset(**FACTS)}, "k400 is a known data set; remove own_dataset"),
         ({"dataset": "my set", "own_dataset": Dataset(**FACTS)}, "use only letters, digits"),
         (

@@ -113,7 +113,7 @@ def run_script(tmp_path, setup, srun="exit 7"):
         (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
         (tmp_path / name).chmod(0o755)
     text = script(setup=[f"PATH={tmp_path}:$PATH", *setup]).replace(sys.executable, "python")
-    text = text.replace(shlex.quote(str(CODE)), str(tmp_path)).replace("|| exit 1", "|| true")
+    text = text.replace(shlex.quote(str(CODE)), str(tmp_path)).replace("|| again $?", "|| true")
     done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, cwd=tmp_path)
     return done.returncode, done.stdout.splitlines()
 
@@ -122,6 +122,20 @@ def run_script(tmp_path, setup, srun="exit 7"):
 def test_whatever_the_setup_sets_the_end_of_an_attempt_is_handled(line, tmp_path):
     code, printed = run_script(tmp_path, [line])
     assert (code, printed) == (3, ["begin ", "end 7"])
+
+
+@pytest.mark.parametrize(("code", "restarts", "asked"), [(1, 0, True), (127, 99, True), (1, 100, False), (3, 0, False)])
+def test_a_node_where_python_does_not_start_gives_the_job_back(code, restarts, asked, tmp_path, monkeypatch):
+    """Code 3 is a refusal, and after 100 restarts the fault is no node's."""
+    for name, line in {"python": f"exit {code}", "sleep": ":", "scontrol": 'echo "$@"', "srun": "echo trained"}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("SLURM_JOB_ID", "26")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+    text = script(setup=[f"PATH={tmp_path}:$PATH"]).replace(sys.executable, "python")
+    text = text.replace(shlex.quote(str(CODE)), str(tmp_path))
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "requeue 26\n" if asked else "")
 
 
 def test_relative_paths_of_the_setup_start_from_where_the_job_was_submitted(tmp_path, monkeypatch):

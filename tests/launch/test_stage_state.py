@@ -139,7 +139,24 @@ def test_without_rows_the_runs_folder_says_what_there_is(launch, tmp_path):
     printed = launch("status.py")
     assert printed.returncode == 0, printed.stderr
     assert PRETRAIN in printed.stdout and "not submitted" in printed.stdout and "3 stages" in printed.stdout
-    assert TEST not in launch("status.py", FINETUNE).stdout
+    only = launch("status.py", FINETUNE).stdout
+    assert TEST not in only
+    suggested = only.partition("next:")[2]
+    assert "report.py" in suggested and "submit.py" not in suggested and FINETUNE not in suggested
+    assert "submit.py" not in launch("cancel.py", FINETUNE).stdout  # which takes no run directories
+
+
+def test_the_suggested_log_is_that_of_a_running_stage(profile, tmp_path, capsys, monkeypatch):
+    runs = tmp_path / "runs"
+    stage = build_stage(NODES[0], Cluster(runs=str(runs)))
+    stage.directory.mkdir(parents=True)
+    stage.files.stage.write_text(stage.to_yaml())
+    me = f"local-{os.getpid()}"
+    attempt = Attempt(me, hostname(), "2026-01-01T00:00:00+00:00", 0)
+    write_record(stage.files, Record(me, "", "", 1, [ROW], [], [attempt]))
+    assert status.main([]) == 0
+    said = capsys.readouterr().out
+    assert f"logs.py {PRETRAIN} --follow" in said, said
 
 
 def test_a_damaged_run_directory_is_named_and_the_others_are_shown(launch, tmp_path):

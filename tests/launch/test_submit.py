@@ -72,10 +72,7 @@ def test_show_prints_every_setting(launch):
         (["vith_k400", "cluster.gpus_per_nod=1", "--dry-run"], "nearest: gpus_per_node"),
         (["vith_k400", "cluster.gpus=1", "--dry-run"], "did you mean gpus_per_node?"),
         (["vith_k400", "gpus_per_node=4", "--dry-run"], "write cluster.gpus_per_node=4"),
-        (
-            ["demo", "finetune.optimization.global_batch=4096", "--dry-run"],
-            "2400 training samples, fewer than one global",
-        ),
+        (["demo", "finetune.optimization.global_batch=4096", "--dry-run"], "motion has 2400 training samples, fewer"),
         (["vith_k400", "cluster.pretrain.nodes=7", "--dry-run"], "use 32 or 64 GPUs"),
         (["vith_k400", "cluster.datasets.k400.root=/nowhere", "--dry-run"], "/nowhere does not exist"),
         (["vith_k400", "cluster.teachers.mae_vith=/nowhere.pth", "--show"], "there is no file /nowhere.pth"),

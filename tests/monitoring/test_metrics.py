@@ -2,17 +2,19 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from mvd.distributed.process import Process
 from mvd.monitoring import writers
 from mvd.monitoring.metrics import Metrics, peak_memory_gb
-from mvd.monitoring.progress import Progress
+from mvd.monitoring.progress import Progress, remaining
 from mvd.run_directory import RunDirectory
 from tests.runs import small_stage
 
@@ -48,7 +50,7 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(interrupted):
     metrics.write(3, 1, {"loss": 0.3})
     metrics.close()
     assert updates(interrupted) == [1, 2, 3]
-    points = EventAccumulator(str(interrupted / "tensorboard")).Reload()
+    points = EventAccumulator(str(interrupted)).Reload()
     assert [(point.step, pytest.approx(point.value)) for point in points.Scalars("1_pretrain/loss")] == [
         (1, 1.0),
         (2, 0.5),
@@ -102,6 +104,22 @@ def test_progress_in_a_log_file_is_whole_lines(caplog):
     assert "100%" in lines[1] and "step 10/10" in lines[1]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(245, "04:05"), (3 * 3600 + 245, "3:04:05"), (47.5 * 3600, "47:30:00"), (6.15 * 86400, "6 d 03 h")],
+)
+def test_a_long_time_left_is_in_days(seconds, text):
+    assert remaining(seconds) == text
+
+
+def test_the_line_of_a_long_run_has_its_days_left():
+    progress = Progress("pretrain", 1_000_000, 0)
+    progress.bar.start_t -= 3600
+    progress.bar.update(1000)
+    assert "ETA 41 d" in str(progress.bar)
+    progress.close()
+
+
 def test_memory_is_in_gigabytes():
     assert 0.05 < peak_memory_gb(torch.device("cpu")) < 1000
 
@@ -114,13 +132,65 @@ def test_images_texts_and_settings_reach_tensorboard_beside_the_curves(tmp_path)
     metrics.hyperparameters({"seed": 3.0})
     metrics.write(2, 1, {"loss": 0.5})
     metrics.close()
-    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    found = EventAccumulator(str(tmp_path)).Reload()
     (image,) = found.Images("masks")
     assert (image.step, image.height, image.width) == (1, 8, 6)
     assert [point.step for point in found.Scalars("1_pretrain/loss")] == [1, 2]
     assert [point.step for point in found.Scalars("3_speed/mfu")] == [1]
     plugins = {name: list(found.PluginTagToContent(name)) for name in ("text", "hparams")}
-    assert plugins["text"] == ["stage/text_summary", "note/text_summary"] and plugins["hparams"]
+    assert (
+        plugins["text"] == ["1_recipe/text_summary", "3_execution/text_summary", "note/text_summary"]
+        and plugins["hparams"]
+    )
+
+
+def test_tensorboard_gets_a_layout_and_settings_without_a_list_of_columns(tmp_path):
+    """With such a list, TensorBoard would show the settings of one kind of stage only."""
+    metrics_of(tmp_path, FIRST, 0).close()
+    found = EventAccumulator(str(tmp_path)).Reload()
+    assert set(found.PluginTagToContent("hparams")) == {"_hparams_/session_start_info", "_hparams_/session_end_info"}
+    assert list(found.PluginTagToContent("custom_scalars")) == ["custom_scalars__config__"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            '{"mine": {"target": {"top1": 82.7, "source": "paper"}, "differs": "1 field differs: seed 0 -> 1"}}',
+            "- **mine**: target top-1 82.7 % (paper); 1 field differs: seed 0 -> 1",
+        ),
+        ('{"demo": {"target": null, "differs": ""}}', "- **demo**: target none; no field differs"),
+        ('{"demo": 3', None),
+        (None, None),
+    ],
+)
+def test_the_rows_and_their_differences_from_the_paper_are_a_text(tmp_path, content, expected):
+    if content is not None:
+        RunDirectory(tmp_path).rows.write_text(content)
+    metrics_of(tmp_path, FIRST, 0).close()
+    found = EventAccumulator(str(tmp_path)).Reload()
+    tag = "2_rows/text_summary"
+    texts = [found.Tensors(tag)[0].tensor_proto.string_val[0].decode()] if tag in found.Tags()["tensors"] else []
+    assert texts == ([] if expected is None else [expected])
+
+
+def test_every_chart_of_the_layout_has_a_curve():
+    names = ["loss", "image_loss", "val_loss", "val_top1", "top1", "grad_norm", "samples_per_second", "unreadable"]
+    names += ["speed/mean_rank_seconds", "speed/mfu", "data_wait_share", "replaced", "probe/knn_top1"]
+    tags = [writers.tag(name, kind) for name in names for kind in ("pretrain", "finetune", "image_teacher")]
+    patterns = [pattern for charts in writers.LAYOUT.values() for found in charts.values() for pattern in found]
+    assert [pattern for pattern in patterns if not any(re.search(pattern, tag) for tag in tags)] == []
+
+
+def test_a_run_of_an_earlier_version_keeps_its_curves(tmp_path):
+    earlier = SummaryWriter(str(tmp_path / "tensorboard"))
+    earlier.add_scalar("1_pretrain/loss", 3.0, 1)
+    earlier.close()
+    metrics = metrics_of(tmp_path, FIRST, 1)
+    metrics.write(2, 1, {"loss": 2.0})
+    metrics.close()
+    points = EventAccumulator(str(tmp_path)).Reload().Scalars("1_pretrain/loss")
+    assert sorted((point.step, point.value) for point in points) == [(1, 3.0), (2, 2.0)]
 
 
 class Flaky:

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from mvd.distributed.process import Process
 from mvd.evaluation import evaluator
+from mvd.evaluation.batch_pictures import BatchPictures
+from mvd.evaluation.validation import Validation
 from mvd.monitoring import metrics, writers
 from mvd.run import run_stage
 from mvd.run_directory import checkpoint_name
@@ -122,7 +125,12 @@ def run_extended(folder: Path) -> None:
 
 
 def run_plain_and_extended(folder: Path) -> None:
+    """The plain run has no pictures: those of its clips are not due, and those of its mistakes fail."""
+    due, mistakes = BatchPictures.due, Validation._mistakes
+    BatchPictures.due = lambda *_: False
+    Validation._mistakes = lambda *_: 1 / 0
     run_stage(Stage.from_yaml(folder / "plain" / "finetune" / "stage.yaml"))
+    BatchPictures.due, Validation._mistakes = due, mistakes
     run_extended(folder / "extended")
 
 
@@ -145,7 +153,20 @@ def test_a_second_evaluator_reports_at_its_own_interval(runs):
     assert [r["update"] for r in read_metrics(runs["extended"]) if "val_top1" in r] == [12]
 
 
-def test_more_evaluators_writers_and_parts_leave_the_weights_bit_equal(runs):
+def test_pictures_of_mixed_clips_and_mistakes_reach_tensorboard(runs):
+    found = EventAccumulator(str(runs["extended"].directory)).Reload()
+    assert [image.step for image in found.Images("pictures/augmented and mixed clips")] == [6, 12]
+    assert [image.step for image in found.Images("pictures/surest mistakes")] == [12]
+    assert curve(runs["extended"], "val_loss")[0] > 0
+
+
+def test_a_picture_that_fails_is_one_warning_and_the_run_goes_on(runs):
+    assert read_result(runs["plain"])["complete"]
+    warned = [line for line in runs["printed"][0].splitlines() if "no pictures of validation videos" in line]
+    assert len(warned) == 1 and "ZeroDivisionError" in warned[0]
+
+
+def test_more_evaluators_writers_parts_and_pictures_leave_the_weights_bit_equal(runs):
     plain, extended = (load_file(runs[name].directory / "weights.safetensors") for name in ("plain", "extended"))
     assert plain.keys() == extended.keys() and all(plain[name].equal(extended[name]) for name in plain)
     assert curve(runs["plain"], "loss") == curve(runs["extended"], "loss")
@@ -155,7 +176,11 @@ def test_a_second_writer_gets_what_the_others_get(runs):
     lines = [json.loads(line) for line in (runs["extended"].directory / "recorded").read_text().splitlines()]
     (settings,) = [content for kind, _, content in lines if kind == "hyperparameters"]
     assert settings["kind"] == "finetune" and settings["optimization.base_lr"] == 0.016
-    assert [(update, content) for kind, update, content in lines if kind == "text"] == [(0, "stage")]
+    assert [(update, content) for kind, update, content in lines if kind == "text"] == [
+        (0, "1_recipe"),
+        (0, "3_execution"),
+        (0, "4_hosts"),
+    ]
     assert [update for kind, update, content in lines if kind == "scalars" and "loss" in content] == list(
         range(1, UPDATES + 1)
     )

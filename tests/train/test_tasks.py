@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from experiments import all as all_rows
-from mvd.config import DATASETS, Finetune, Pretrain
+from mvd.config import DATASETS, SIZES, Finetune, Pretrain
+from mvd.models import build_image_teacher, build_video_teacher
 from mvd.stage import Stage
 from mvd.train import tasks
 from tests.models.test_initialisation import drop_rates
@@ -43,3 +44,21 @@ def test_drop_path_and_dropout_of_every_finetuning(name, monkeypatch):
     assert drop_rates(classifier.blocks) == pytest.approx(rates, rel=1e-5)
     assert classifier.head_dropout.p == (0.5 if large else 0.0)
     assert classifier.head.out_features == (400 if name.endswith("k400") else 174)
+
+
+@pytest.mark.parametrize("build", [build_image_teacher, build_video_teacher])
+def test_teachers_stored_in_bf16_have_the_features_of_autocast_bit_for_bit(build):
+    torch.manual_seed(0)
+    teacher = build("tiny")
+    for name, weight in teacher.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(weight, std=0.1)  # they start at zero
+    clip = SIZES["tiny"].clip
+    shape = (2, 3, 48, 48) if build is build_image_teacher else (2, 3, clip.frames, 48, 48)
+    inputs = torch.randn(shape)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected = teacher(inputs)
+        before = sum(weight.nbytes for weight in teacher.parameters())
+        tasks.store_in_bf16(teacher)
+        assert torch.equal(teacher(inputs), expected)
+    assert sum(weight.nbytes for weight in teacher.parameters()) < 0.6 * before

@@ -5,9 +5,14 @@ import numpy as np
 from mvd.config.sizes import ClipShape
 
 
+def masked_count(positions: int, ratio: float) -> int:
+    """How many of the positions of an image or a slice are masked."""
+    return int(ratio * positions)
+
+
 def random_mask(rng: np.random.Generator, positions: int, ratio: float) -> np.ndarray:
-    """Mask int(ratio x positions) random positions of an image (MAE): bool (positions,)."""
-    masked = int(ratio * positions)
+    """Mask `masked_count` random positions of an image (MAE): bool (positions,)."""
+    masked = masked_count(positions, ratio)
     mask = np.repeat([False, True], [positions - masked, masked])
     rng.shuffle(mask)
     return mask

@@ -53,9 +53,8 @@ def read_list(file: Path) -> list[Listed]:
         raise ConfigError(f"there is no list {file}; give the annotation file's path")
     if re.search(r"_test_split\d\.txt$", file.name):
         raise ConfigError(
-            f"{file} is HMDB51's list of one class (1 = train, 2 = test, 0 = unused); join those of all classes to one "
-            "list, in their folder: for f in *_test_split1.txt; do c=${f%_test_split1.txt}; "
-            "awk -v c=$c '$2==1 {print c\"/\"$1,c}' $f; done > train.txt"
+            f"{file} is HMDB51's list of one class; give the folder of all its lists: --dataset hmdb51 --train "
+            f"{file.parent}"
         )
     text = read_text(file)
     lines = numbered_lines(text)

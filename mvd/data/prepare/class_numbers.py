@@ -12,6 +12,7 @@ from mvd.data.prepare.annotation_lists import Listed
 from mvd.data.text_files import numbered_lines, read_text
 
 CLASSES = Path(__file__).parent / "classes"  # the public data sets' own class names, in the order of their indices
+COUNTS_FROM_ONE = "ucf101"  # in its own lists
 
 
 class Numbering(NamedTuple):
@@ -31,11 +32,18 @@ class LabelsFile(NamedTuple):
 
 def known_classes(dataset: str | None) -> dict[str, int] | None:
     """The data set's own class names and indices; None if they are not in `classes/`."""
-    file = CLASSES / f"{dataset}.txt"
-    if dataset is None or not file.is_file():
+    if dataset is None:
+        return None
+    file = CLASSES / f"{base_of(dataset)}.txt"
+    if not file.is_file():
         return None
     names = numbered_lines(read_text(file))
     return {name: index for index, (_, name) in enumerate(names)}
+
+
+def base_of(dataset: str) -> str:
+    """The name of a data set without `_split<number>`."""
+    return re.sub(r"_split\d$", "", dataset)
 
 
 def read_labels(file: Path) -> LabelsFile:
@@ -79,7 +87,7 @@ def number_classes(lists: Iterable[Sequence[Listed]], labels: Path | None, datas
     """
     items = [item for listed in lists for item in listed]
     known, source = known_classes(dataset), f"the data set {dataset}"
-    first = 0
+    first = int(dataset is not None and base_of(dataset) == COUNTS_FROM_ONE)
     if labels is not None:
         given = read_labels(labels)
         if known is not None:

@@ -75,12 +75,13 @@ def split_of(folder: str) -> str | None:
 
 
 def find_class_folders(
-    folder: Path, videos: Sequence[Path], val_share: float, dataset: str | None
+    folder: Path, videos: Sequence[Path], val_share: float, dataset: str | None, test_share: float = 0.0
 ) -> tuple[list[Found], Numbering, Counter[str]]:
     """The videos of a folder per class, their classes, and what is left out.
 
     Class folders are in `folder` itself or in folders of its splits (train, val and test, under the names of
-    `split_of`). Without a validation folder, a share of each class's training videos is held out for it.
+    `split_of`). Without a validation folder, a share of each class's training videos is held out for it; without a
+    test folder, another share for testing, if that is asked for.
 
     Raises:
         ConfigError: no class folders, or folders whose meaning is not clear.
@@ -88,16 +89,18 @@ def find_class_folders(
     layout = read_layout(folder, videos)
     classes = sorted({name for split in layout.splits.values() for name in split})
     _check_classes(folder, classes, layout, dataset)
+    if test_share and "test" in layout.splits:
+        raise ConfigError(f"{folder} has a folder of test videos already; leave --test-share out")
+    shares = {"val": 0.0 if "val" in layout.splits else val_share, "test": test_share}
     numbering = number_names(classes, known_classes(dataset), f"the data set {dataset}")
     found = []
     for split, by_class in layout.splits.items():
         for name, paths in by_class.items():
             names = {path.relative_to(folder).as_posix(): path for path in paths}
-            holds_out = split == "train" and "val" not in layout.splits
-            held_out = _held_out(names, val_share) if holds_out else set()
+            held_out = _held_out(names, shares) if split == "train" else {}
             for shown, path in names.items():
                 label = numbering.by_label[name]
-                found.append(_usable(Found("val" if shown in held_out else split, path, shown, label)))
+                found.append(_usable(Found(held_out.get(shown, split), path, shown, label)))
     left_out = Counter({"videos outside of class folders": layout.loose} if layout.loose else {})
     return found, numbering, left_out
 
@@ -153,8 +156,16 @@ def _check_classes(folder: Path, classes: Sequence[str], layout: Layout, dataset
         raise ConfigError(f"{folder} holds a single class folder, {classes[0]}; {hint}")
 
 
-def _held_out(names: Iterable[str], share: float) -> set[str]:
-    """A share of a class's videos: at least one of several, never all; those whose names have the lowest checksums."""
+def _held_out(names: Iterable[str], shares: Mapping[str, float]) -> dict[str, str]:
+    """Name -> split of the videos of a class that are held out; at least one stays for training.
+
+    shares: split -> share, of which each split gets at least one video if there are enough. The first split gets the
+    names with the lowest checksums, whatever the other's share.
+    """
     ordered = sorted(names, key=lambda name: zlib.crc32(os.fsencode(name)))
-    count = min(max(round(share * len(ordered)), 1), len(ordered) - 1) if share > 0 else 0
-    return set(ordered[:count])
+    held_out: dict[str, str] = {}
+    for split, share in shares.items():
+        left = len(ordered) - len(held_out) - 1
+        count = min(max(round(share * len(ordered)), 1), left) if share > 0 else 0
+        held_out |= dict.fromkeys(ordered[len(held_out) :][:count], split)
+    return held_out

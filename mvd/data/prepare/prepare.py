@@ -3,11 +3,16 @@
 Kinetics-400 and Something-Something V2, from their own annotation files:
     python -m mvd.data.prepare /raw/k400 data/k400 --dataset k400 --train train.csv --val validate.csv --short-side 320
     python -m mvd.data.prepare /raw/ssv2 data/ssv2 --dataset ssv2 --train train.json --val validation.json
-UCF101, and lists of your own (`path label` lines; tabs, commas and a header are understood as well):
-    python -m mvd.data.prepare UCF-101 data/ucf101 --train trainlist01.txt --val testlist01.txt --labels classInd.txt
+UCF101 and HMDB51 (also --dataset ucf101_split2, ...; HMDB51 has its lists in one folder):
+    python -m mvd.data.prepare UCF-101 data/ucf101 --dataset ucf101 --train trainlist01.txt --val testlist01.txt
+    python -m mvd.data.prepare hmdb51_org data/hmdb51 --dataset hmdb51 --train testTrainMulti_7030_splits
+Lists of your own (`path label` lines; tabs, commas and a header are understood as well):
+    python -m mvd.data.prepare my-videos data/mine --train train.txt --val val.txt
 Your own videos, one folder per class, in VIDEOS itself or in its folders train, val and test (without val, a tenth of
-the training videos is held out for validation):
-    python -m mvd.data.prepare my-videos data/mine
+the training videos is held out for validation; --test-share holds out others for the test):
+    python -m mvd.data.prepare my-videos data/mine --test-share 0.1
+
+For videos of your own it also writes a row file into OUTPUT, with settings that fit the number of videos.
 
 The same command continues an interrupted run. `python launch/prepare.py`, with the same arguments and `--array 32`,
 distributes the work over a SLURM cluster. Machines without SLURM can share it too: give each `--shard NUMBER/COUNT`
@@ -22,21 +27,24 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from mvd.config import DATASETS, ConfigError
 from mvd.data.annotations import class_count
-from mvd.data.prepare.annotation_lists import read_list
+from mvd.data.prepare.annotation_lists import Listed, read_list
 from mvd.data.prepare.checking import Job, check_all, read_records, target_of
 from mvd.data.prepare.class_numbers import Numbering, check_count, number_classes
 from mvd.data.prepare.find_videos import Found, find_class_folders, find_listed
+from mvd.data.prepare.hmdb51 import read_hmdb51
 from mvd.data.prepare.index_packets import write_packet_index
-from mvd.data.prepare.summary import print_next, print_summary
+from mvd.data.prepare.request import SPLITS, check_output, request_of
+from mvd.data.prepare.row_file import STUDENTS, facts_of, write_row
+from mvd.data.prepare.summary import print_next, print_summary, profile_name
 from mvd.data.prepare.video_files import MISSING, scan
 from mvd.data.prepare.write_lists import count, sort_out, write_lists, write_manifest
 
 KNOWN = [name for name, record in DATASETS.items() if record.media == "video" and not record.generated]
-SPLITS = ("train", "val", "test")
 SMALLEST = 16  # pixels of a short side: a patch of the networks
 
 
@@ -56,18 +64,31 @@ def collect(arguments: argparse.Namespace) -> Collected:
     """
     check_arguments(arguments)
     videos, output = arguments.videos, arguments.output
-    files = {split: getattr(arguments, split) for split in SPLITS if getattr(arguments, split) is not None}
-    lists = {split: read_list(file) for split, file in files.items()}
+    lists = read_lists(arguments)
     paths, left_out = scan(videos, output)
     if lists:
         numbering = number_classes(lists.values(), arguments.labels, arguments.dataset)
         found = list(find_listed(videos, paths, lists, numbering.by_label))
         left_out = Counter()  # only what is listed counts
     else:
-        found, numbering, loose = find_class_folders(videos, paths, arguments.val_share, arguments.dataset)
+        shares = arguments.val_share, arguments.test_share
+        found, numbering, loose = find_class_folders(videos, paths, shares[0], arguments.dataset, shares[1])
         left_out += loose
     check_count(numbering, arguments.dataset)
     return Collected(found, numbering, left_out)
+
+
+def read_lists(arguments: argparse.Namespace) -> dict[str, Sequence[Listed]]:
+    """Split -> its list, for the lists that are given.
+
+    Raises:
+        ConfigError: a list that is missing or has an unknown format.
+    """
+    files = {split: getattr(arguments, split) for split in SPLITS if getattr(arguments, split) is not None}
+    train = files.get("train")
+    if train is not None and train.is_dir():
+        return read_hmdb51(files.pop("train"), arguments.dataset, files)
+    return {split: read_list(file) for split, file in files.items()}
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
@@ -75,10 +96,10 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     videos, output, side = arguments.videos, arguments.output, arguments.short_side
     if arguments.workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {arguments.workers}")
-    if not 0 <= arguments.val_share < 1:
-        raise ConfigError(
-            f"--val-share must be a fraction from 0 to below 1, such as 0.1 for a tenth, got {arguments.val_share:g}"
-        )
+    for name in ("val_share", "test_share"):
+        if not 0 <= (share := getattr(arguments, name)) < 1:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} must be a fraction from 0 to below 1, such as 0.1 for a tenth, got {share:g}")
     if side is not None and side < SMALLEST:
         raise ConfigError(f"--short-side must be at least {SMALLEST} pixels, got {side}")
     if not videos.is_dir():
@@ -86,8 +107,12 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     own = (output.resolve(), output.resolve() / "videos")  # re-encoded videos are written to the second one
     if videos.resolve() in own:
         raise ConfigError(f"OUTPUT must be another folder than VIDEOS, got {output} and {videos}")
-    if arguments.labels is not None and not any(getattr(arguments, split) for split in SPLITS):
+    has_lists = any(getattr(arguments, split) for split in SPLITS)
+    if arguments.labels is not None and not has_lists:
         raise ConfigError("--labels belongs to lists; give --train LIST, or leave it out for class folders")
+    if arguments.test_share and has_lists:
+        raise ConfigError("--test-share belongs to class folders; give --test LIST, or leave the lists out")
+    check_output(output, request_of(arguments))
 
 
 def jobs_of(found: Sequence[Found], arguments: argparse.Namespace) -> list[Job]:
@@ -125,7 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"error: {error}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}; fix that and run the same command again", file=sys.stderr)
+        print(f"error: {error}; OUTPUT is {arguments.output}; fix that and run the same command again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; run the same command to continue", file=sys.stderr)
@@ -150,14 +175,19 @@ def prepare(arguments: argparse.Namespace) -> int:
     good, quarantined = sort_out(found, records)
     counts = count(good, quarantined)
     write_lists(good, quarantined, output)
-    write_manifest(output, counts, list(records.values()), numbering.names, arguments.dataset)
+    write_manifest(output, counts, list(records.values()), numbering.names, request_of(arguments))
     usable = (record.path for record in records.values() if record.path is not None)
     write_packet_index(usable, output, arguments.workers)
     print_summary(counts, quarantined, left_out, arguments.dataset, class_count(numbering.names))
     print(f"quarantined videos, with reasons: {output / 'quarantine.tsv'}")
     if not any(values["good"] for values in counts.values()):
         raise ConfigError(f"no video can be used; see {output / 'quarantine.tsv'}")
-    print_next(arguments.dataset, output, counts, class_count(numbering.names))
+    row = None
+    if arguments.dataset is None:
+        frames = [record.facts["frames"] for record in records.values() if record.facts is not None]
+        facts = facts_of(counts, class_count(numbering.names))
+        row = write_row(profile_name(None, output), facts, arguments.size, int(median(frames)), output)
+    print_next(arguments.dataset, output, row)
     return 0
 
 
@@ -178,8 +208,16 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
         type=float,
         default=0.1,
         metavar="FRACTION",
-        help="held out of the training folders (default: %(default)s)",
+        help="held out of the training folders for validation (default: %(default)s)",
     )
+    parser.add_argument(
+        "--test-share",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="held out of the training folders for the test (default: 0, test on the validation videos)",
+    )
+    parser.add_argument("--size", choices=STUDENTS, help="network of the row file (default: small, a ViT-S)")
     parser.add_argument(
         "--short-side", type=int, metavar="PIXELS", help="re-encode the videos, shrunk to this short side"
     )

@@ -1,6 +1,8 @@
 """What prepare prints at its end: counts, reasons, and the next steps."""
 
+import os
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mvd.config import DATASETS
+from mvd.data.prepare.class_numbers import base_of
+from mvd.data.prepare.row_file import Written
 from mvd.data.prepare.write_lists import Counts, Quarantined, paper_count, printable
 from mvd.host import python_command
 
@@ -67,14 +71,23 @@ def profile_name(dataset: str | None, output: Path) -> str:
     return dataset or (f"my_{own}" if own in DATASETS else own)
 
 
-def print_next(dataset: str | None, output: Path, counts: Counts, classes: int) -> None:
-    """Prints what to write into which file, and the next command."""
+def print_next(dataset: str | None, output: Path, row: Written | None) -> None:
+    """Prints what to write into the cluster profile, what the row costs, and the next commands."""
     name = profile_name(dataset, output)
+    if row is not None:
+        print(f"\nrow file: {row.file}{' (there already, left as it is)' if row.kept else ''}\n{row.cost}")
     print(f"\nnext:\n  name it in cluster.yaml:\n    datasets: {{{name}: {{root: {output}}}}}")
-    row = f"vitb_from_vitb_{name}"
-    if dataset is None:
-        row = "YOUR_ROW.py"
-        numbers = {split: counts.get(split, Counter())["good"] for split in ("train", "val")}
-        facts = f"classes={classes}, train_samples={numbers['train']}, val_samples={numbers['val']}"
-        print(f"  declare it in a row file of your own (README, Your own videos):\n    Dataset({facts})")
-    print(f"  look at what a row sees of it:\n    {python_command()} -m mvd.data.inspect {row}")
+    if dataset is None and row is None:
+        print("  add videos: a row needs at least two for training and one for validation (--val-share, or --val LIST)")
+        return
+    target = _target(name) if row is None else shlex.quote(os.path.relpath(row.file))
+    print(f"  look at what a row sees of it:\n    {python_command()} -m mvd.data.inspect {target}")
+    if row is not None:
+        submit = f"{python_command()} -m launch.submit {target}"
+        print(f"  see the plan:\n    {submit} --dry-run\n  run it on this machine:\n    {submit} --local")
+
+
+def _target(dataset: str) -> str:
+    """A row of a known data set."""
+    known = base_of(dataset)
+    return known if known in ("ucf101", "hmdb51") else f"vitb_from_vitb_{known}"

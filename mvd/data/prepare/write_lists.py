@@ -85,9 +85,17 @@ def count(good: Mapping[str, Mapping[str, int]], quarantined: Sequence[Quarantin
 
 
 def write_manifest(
-    output: Path, counts: Counts, records: Sequence[Record], classes: Mapping[str, int], dataset: str | None
+    output: Path,
+    counts: Counts,
+    records: Sequence[Record],
+    classes: Mapping[str, int],
+    request: Mapping[str, Any],
 ) -> None:
-    """manifest.json: counts beside the paper's, totals, classes, and the facts of every good file in the lists."""
+    """manifest.json: counts beside the paper's, totals, classes, and the facts of every good file in the lists.
+
+    request: what was asked for (mvd.data.prepare.request), which the next command for this folder is compared with.
+    """
+    dataset = request["dataset"]
     facts: dict[str, Any] = {
         _relative(record.path, output): record.facts for record in records if record.path is not None
     }
@@ -96,7 +104,14 @@ def write_manifest(
     in_order = dict(sorted(classes.items(), key=lambda item: item[1]))
     write_json(
         output / MANIFEST,
-        {"dataset": dataset, "splits": splits, "totals": totals, "classes": in_order, "files": facts},
+        {
+            "dataset": dataset,
+            "request": dict(request),
+            "splits": splits,
+            "totals": totals,
+            "classes": in_order,
+            "files": facts,
+        },
     )
 
 
