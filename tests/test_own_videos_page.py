@@ -21,7 +21,8 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "own_videos.md"
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "classes"), [("tiny", 3), ("small", 400)])
 def test_the_example_classifies_a_video(size, classes, tmp_path, monkeypatch, real_videos, capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    (example,) = [text for text in examples if "read_protocol" in text]
     facts = Dataset(classes=classes, train_samples=100, test_clips=1)
     stage = small_stage("finetune", "finetune-a", tmp_path, tmp_path, size=size, dataset="mine", own_dataset=facts)
     (tmp_path / "manifest.json").write_text('{"classes": {"run": 0, "sit": 1, "jump": 2}}')

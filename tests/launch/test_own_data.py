@@ -21,7 +21,7 @@ from mvd.weight_check import network_shapes
 from tests.data.stages import recipe
 from tests.waiting import LIMIT
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "own_videos.md"
 
 
 def test_own_videos_from_their_folders_to_predictions(class_folders, launch, profile, tmp_path):
@@ -100,8 +100,8 @@ def lists(tmp_path) -> Path:
 
 
 def readme_row(**facts: int) -> str:
-    """The README's row file, about another data set."""
-    (example,) = [text for text in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "row =" in text]
+    """The row file of docs/own_videos.md, about another data set."""
+    (example,) = [text for text in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "row =" in text]
     return re.sub(r"Dataset\(.*\)", repr(Dataset(**facts)), example)
 
 
