@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from mvd.config import ConfigError, Finetune, TrainRecipe
 from mvd.data.datasets import SampleKey, TrainDataset
 from mvd.data.rng import epoch_order
+from mvd.data.started_loader import StartedLoader
 from mvd.data.workers import LOADER_START_METHOD, follow_parent, keep_freed_memory
 from mvd.host import usable_cores
 from mvd.stage import Stage
@@ -146,7 +147,7 @@ def train_loader(stage: Stage, dataset: TrainDataset, rank: int, start_update: i
         ConfigError: see UpdateSampler.
     """
     workers = worker_count(stage.execution.workers)
-    return DataLoader(
+    return StartedLoader(
         dataset,
         batch_sampler=UpdateSampler(stage, len(dataset), rank, start_update),
         num_workers=workers,

@@ -15,6 +15,7 @@ from mvd.data.clip.crops import Box, cut, to_clip
 from mvd.data.clip.frame_sampling import dense_test_indices, segment_test_indices
 from mvd.data.loader import start_worker, worker_count
 from mvd.data.packed import PackedEntries
+from mvd.data.started_loader import StartedLoader
 from mvd.data.transport import Inline, SharedPixels
 from mvd.data.video.errors import Unreadable
 from mvd.data.video.packet_index import PacketIndex
@@ -153,7 +154,7 @@ def view_loader(
         done: indices to skip.
     """
     processes = worker_count(workers)
-    return DataLoader(
+    return StartedLoader(
         dataset,
         batch_size=videos,
         sampler=[index for index in range(rank, len(dataset), world_size) if index not in done],
