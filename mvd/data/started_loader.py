@@ -37,7 +37,7 @@ class StartedLoader(DataLoader[Any]):
             started = multiprocessing.RawArray(ctypes.c_bool, self.num_workers)
             self.worker_init_fn = partial(_note_start, set_up, started)
             before = set(multiprocessing.active_children())
-            batches = super().__iter__()
+            batches: Any = super().__iter__()
             self.worker_init_fn = set_up
             workers = set(multiprocessing.active_children()) - before
             deadline = time.monotonic() + START_SECONDS

@@ -87,7 +87,7 @@ def test_batches_arrive_whole_and_leave_nothing_after_the_end_an_error_and_a_kil
     """Under fork and forkserver, for training and test batches, with a /dev/shm that could not hold them."""
     program = run_privately(tmp_path, str(motion_root), "worker")
     left, errors = program.communicate(timeout=LIMIT)
-    assert program.returncode == 1 and errors.rstrip().splitlines()[-1].startswith("RuntimeError: DataLoader worker")
+    assert program.returncode == 1 and "\nRuntimeError: DataLoader worker" in errors, errors
     assert left == ""
 
 
