@@ -1,7 +1,8 @@
 """The whole method at small scale: every stage, on a generated data set of eight motions, in minutes on two CPU cores.
 
 `demo` trains both teachers, distils a student from them, fine-tunes and tests it; `demo_from_scratch` fine-tunes the
-same network with the same budget from random weights, which shows the gain from distillation.
+same network with the same budget from random weights. That is too little training for distillation to help: benchmarks/
+demo.py compares both with a student that was not trained.
 """
 
 from mvd.config import (
