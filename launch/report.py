@@ -169,7 +169,7 @@ def list_runs(request: Request) -> int:
             ]
         )
     print_table(f"runs in {short(runs)}", RUN_COLUMNS, lines)
-    print_next([("see the state of every stage", command("status.py"))])
+    print_next([("see the state of every stage", command("status.py", *request.words))])
     return _exit_code(problems)
 
 
