@@ -219,3 +219,19 @@ def test_cost_of_a_stage_counts_whole_updates_and_copies():
     assert total_tflop(row.pretrain) == pytest.approx(tflop_per_sample(row.pretrain) * 234 * 1024 * 400)
     assert total_tflop(row.finetune) == pytest.approx(tflop_per_sample(row.finetune) * 626 * 384 * 2 * 75)
     assert gpu_hours(row.pretrain, 50.0) == pytest.approx(2 * gpu_hours(row.pretrain, 100.0))
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ("vits_from_vitl_k400", "zero0"),
+        ("vitb_from_vitl_ssv2", "zero0"),
+        ("vitl_k400", "zero1"),
+        ("vith_ssv2", "zero1"),
+    ],
+)
+def test_only_large_networks_are_divided_among_the_gpus_unless_the_profile_says_so(row, expected):
+    nodes = build_graph(load_rows([row], []))[:2]
+    assert [build_stage(node, Cluster()).execution.deepspeed for node in nodes] == [expected, expected]
+    profile = Cluster(finetune=Resources(deepspeed="zero2"))
+    assert [build_stage(node, profile).execution.deepspeed for node in nodes] == [expected, "zero2"]
