@@ -30,13 +30,12 @@ from mvd.data.views import ViewDataset, Views
 from mvd.distributed.faults import HostFault
 from mvd.distributed.process import Process, start_processes
 from mvd.evaluation.probe import Probe, choose_videos, probe
+from mvd.evaluation.trained import build_encoder
 from mvd.export import build_network
 from mvd.host import usable_cores
 from mvd.models import build_classifier
 from mvd.models.checkpoints import load_official
-from mvd.models.encoder import VideoEncoder, fixed
-from mvd.models.positions import sincos_3d
-from mvd.models.teachers import video_teacher_encoder
+from mvd.models.encoder import VideoEncoder
 from mvd.models.weight_files import read_weights
 from mvd.run_directory import MANIFEST, RunDirectory, update_of
 from mvd.stage import Stage
@@ -96,7 +95,7 @@ def read_source(place: Path, process: Process) -> Source:
     raise ConfigError(f"{place} has no good checkpoint yet; wait for its first one, or give a file of weights")
 
 
-def build_encoder(weights: Mapping[str, Tensor], what: str) -> tuple[VideoEncoder, str]:
+def encoder_of(weights: Mapping[str, Tensor], what: str) -> tuple[VideoEncoder, str]:
     """The encoder that a student's, a video teacher's or a classifier's weights are of, and the name of its size.
 
     Raises:
@@ -108,14 +107,10 @@ def build_encoder(weights: Mapping[str, Tensor], what: str) -> tuple[VideoEncode
     if not sizes:
         raise ConfigError(f"{what} holds no video encoder of a size that this version has ({', '.join(SIZES)})")
     (name,) = sizes
-    size = SIZES[name]
     if "fc_norm.weight" in shapes:
         model: VideoEncoder = build_classifier(name, num_classes=shapes["head.weight"][0])
-    elif "encoder_to_decoder.weight" in shapes:
-        model = video_teacher_encoder(size)
     else:
-        table = fixed(sincos_3d(size.encoder.width, size.clip.slices, size.clip.side))
-        model = VideoEncoder(size.encoder, size.clip, table)
+        model = build_encoder(SIZES[name], of_video_teacher="encoder_to_decoder.weight" in shapes)
     load_official(model, weights)
     return model.requires_grad_(False).eval(), name
 
@@ -164,11 +159,11 @@ def measure(place: Path, folder: Path | None, process: Process) -> str:
     """Probes RUN; returns one sentence with the result. All processes call it together.
 
     Raises:
-        ConfigError: see `read_source`, `build_encoder` and `find_videos`.
+        ConfigError: see `read_source`, `encoder_of` and `find_videos`.
     """
     source = read_source(place, process)
     videos = find_videos(source.stage, folder)
-    encoder, name = build_encoder(source.weights, source.what)
+    encoder, name = encoder_of(source.weights, source.what)
     train, val = choose_videos(videos.train, videos.val)
     views = Views(videos.sampling, clips=1, crops=1, stride=videos.stride, clip=SIZES[name].clip)
     dataset = ViewDataset([*train, *val], views)

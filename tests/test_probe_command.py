@@ -10,7 +10,7 @@ from mvd.config import SIZES, ConfigError, Dataset
 from mvd.evaluation.features import copy_encoder, encoder_features
 from mvd.models import build_classifier, build_student, build_video_autoencoder
 from mvd.models.checkpoints import to_official
-from mvd.probe import build_encoder, find_videos, main
+from mvd.probe import encoder_of, find_videos, main
 from tests.runs import small_stage, write_stage
 
 CLIPS = torch.randn(2, 3, 16, 48, 48, generator=torch.Generator().manual_seed(0))
@@ -22,20 +22,20 @@ CLIPS = torch.randn(2, 3, 16, 48, 48, generator=torch.Generator().manual_seed(0)
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_the_encoder_of_a_file_gives_the_features_of_the_network(build, prefix):
     network = build()
-    encoder, size = build_encoder({prefix + name: value for name, value in to_official(network).items()}, "a file")
+    encoder, size = encoder_of({prefix + name: value for name, value in to_official(network).items()}, "a file")
     expected = encoder_features(copy_encoder(network, SIZES["tiny"], torch.device("cpu")), CLIPS)
     assert size == "tiny" and torch.equal(encoder_features(encoder, CLIPS), expected)
 
 
 def test_a_classifier_of_any_number_of_classes_is_probed_after_its_norm():
     network = build_classifier("tiny", num_classes=5).eval()
-    encoder, _ = build_encoder(to_official(network), "a file")
+    encoder, _ = encoder_of(to_official(network), "a file")
     assert torch.equal(encoder_features(encoder, CLIPS), network.pooled(CLIPS))
 
 
 def test_weights_of_another_network_are_refused():
     with pytest.raises(ConfigError, match="a file holds no video encoder of a size that this version has"):
-        build_encoder({"fc.weight": torch.zeros(3, 3)}, "a file")
+        encoder_of({"fc.weight": torch.zeros(3, 3)}, "a file")
 
 
 @pytest.fixture

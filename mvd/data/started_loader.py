@@ -49,7 +49,7 @@ class StartedLoader(DataLoader[Any]):
             batches._shutdown_workers()  # from here on, PyTorch takes no dead worker for an error
             for worker in workers:
                 worker.kill()
-        raise RuntimeError(f"DataLoader workers have not started within {START_SECONDS:g} s, {STARTS} times")
+        raise RuntimeError(f"DataLoader workers have not started within {START_SECONDS:g} s (tries: {STARTS})")
 
 
 def _note_start(set_up: Callable[[int], None] | None, started: Any, number: int) -> None:

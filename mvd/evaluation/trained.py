@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mvd.config import DATASETS, SIZES, ConfigError, Precision
+from mvd.config.sizes import Size
 from mvd.data.class_names import names_of_dataset
 from mvd.evaluation.protocol import CROPS, KEY, Protocol, protocol_of
 from mvd.models import build_classifier
@@ -50,7 +51,8 @@ def load_trained(source: str | Path) -> Trained:
     if protocol.classes:
         model: VideoEncoder = build_classifier(protocol.size, num_classes=protocol.classes)
     else:
-        model = _encoder(protocol, weights)
+        of_teacher = any(name.startswith("encoder.blocks.") for name in read_header(weights).forms)
+        model = build_encoder(SIZES[protocol.size], of_video_teacher=of_teacher)
     report = load_official(model, weights)
     if report.missing:
         raise ConfigError(f"{weights} lacks {', '.join(report.missing)}; use the weights of a fine-tuning")
@@ -146,9 +148,8 @@ def _from_shapes(shapes: Mapping[str, tuple[int, ...]], source: Path) -> Protoco
     return protocol
 
 
-def _encoder(protocol: Protocol, weights: Path) -> VideoEncoder:
-    """An encoder with the position table that the weights were trained with: VideoMAE's, or the student's."""
-    size = SIZES[protocol.size]
-    if any(name.startswith("encoder.blocks.") for name in read_header(weights).forms):
+def build_encoder(size: Size, *, of_video_teacher: bool) -> VideoEncoder:
+    """An encoder without a head, with the position table of a video teacher or of a student."""
+    if of_video_teacher:
         return video_teacher_encoder(size)
     return VideoEncoder(size.encoder, size.clip, fixed(sincos_3d(size.encoder.width, size.clip.slices, size.clip.side)))

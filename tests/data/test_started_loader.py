@@ -51,7 +51,7 @@ def test_a_worker_that_hangs_at_its_start_is_replaced(hanging, tmp_path, monkeyp
 def test_workers_that_never_start_end_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(started_loader, "START_SECONDS", 0.5)
     monkeypatch.setattr(started_loader, "STARTS", 1)
-    with pytest.raises(RuntimeError, match=r"DataLoader workers have not started within 0.5 s, 1 times"):
+    with pytest.raises(RuntimeError, match=r"DataLoader workers have not started within 0.5 s \(tries: 1\)"):
         iter(loader(tmp_path, 10))
 
 

@@ -18,7 +18,7 @@ from mvd.distributed.process import Process
 from mvd.evaluation import probe
 from mvd.evaluation.batch_pictures import BatchPictures
 from mvd.models.encoder import VideoEncoder
-from mvd.probe import build_encoder, measure, read_source
+from mvd.probe import encoder_of, measure, read_source
 from mvd.run import run_stage
 from mvd.run_directory import checkpoint_name
 from mvd.stage import Stage
@@ -48,7 +48,7 @@ def run_in_turn(folder: Path) -> None:
             for name, place in places.items():
                 path.with_name(name).write_text(measure(place, None, process))
             last = read_source(stage.files.checkpoints / checkpoint_name(UPDATES), process)
-            torch.save(build_encoder(last.weights, last.what)[0].state_dict(), path.with_name(f"read-{rank}.pt"))
+            torch.save(encoder_of(last.weights, last.what)[0].state_dict(), path.with_name(f"read-{rank}.pt"))
 
 
 def _copy_and_save(copy: Callable[..., VideoEncoder], prefix: Path, *given: Any) -> VideoEncoder:
