@@ -62,9 +62,8 @@ def top1(row: Row, runs: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0 (default: %(default)s)")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "demo-seeds", help="folder of the runs")
     options = parser.parse_args()
-    runs = options.runs.absolute()
+    runs = ROOT / "runs" / "demo-seeds"
     runs.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[float]] = {"distilled": [], "untrained student": [], "from scratch": []}
     for seed in range(options.seeds):
