@@ -6,6 +6,7 @@ mixing groups and each group into mirrored pairs (the j-th video from the front 
 those two are mixed with each other: any whole number of pairs can then be mixed separately, with the group's one draw.
 """
 
+import gc
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -173,3 +174,7 @@ def start_worker(_: int) -> None:
     cv2.setNumThreads(0)
     follow_parent()
     keep_freed_memory()
+    # The 400,000 objects of the training process would be collected with the worker's own: seldom, for they are many,
+    # and each time with a copy of their memory.
+    gc.freeze()
+    gc.collect()
