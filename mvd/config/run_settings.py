@@ -60,6 +60,7 @@ class Faults:
 class RunSettings:
     """Settings of all runs in the cluster profile; each becomes a field of a stage's execution too.
 
+    compile: whether transformer blocks are compiled in training; null for on GPUs only.
     reader: video decoder. workers: loader processes per training process; 0 loads in the training process.
     checkpoint_every: updates between checkpoints; checkpoint_minutes: minutes between them; null turns either off.
     keep_checkpoints: number of newest checkpoints to keep; keep_every_epochs: interval of those kept permanently, null
@@ -67,6 +68,7 @@ class RunSettings:
     0 for never. log_every: updates between reports.
     """
 
+    compile: bool | None = None
     reader: Reader = "pyav"
     workers: int = 16
     checkpoint_every: int | None = None

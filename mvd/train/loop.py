@@ -5,6 +5,7 @@ import gc
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from mvd.monitoring.rank_times import RankTimes
 from mvd.stage import Stage
 from mvd.train.bad_updates import BadUpdates, RollBack
 from mvd.train.checkpoint_policy import CheckpointPolicy
+from mvd.train.compilation import Compilation
 from mvd.train.engine import build_engine, take_step
 from mvd.train.evaluations import Evaluations
 from mvd.train.optimizer import build_optimizer
@@ -105,13 +107,13 @@ class TrainingRun:
         batch = Batch(how.micro_batch, how.accumulation, process.world_size)
         model = self.task.model.to(process.device)
         self.seeded_layers = SampleSeededLayers(model, how.precision)
-        self.bad_updates = BadUpdates(stage, process)
+        self.bad_updates, self.window = BadUpdates(stage, process), Window()
         self.skipped_files = SkippedFiles(stage, process, len(self.dataset))
-        self.window = Window()
         made_by = {"precision": how.precision, "training list": fingerprint(self.dataset.entries)}
         self.checkpoints = CheckpointPolicy(stage, process, self.steps_per_epoch, made_by)
         with exit_together():
             self.engine = build_engine(model, build_optimizer(model, settings), how.deepspeed, batch, how.precision)
+            self.compilation = Compilation(stage, process, self.engine, self.task.watched)
             torch.manual_seed(recipe.seed * 1_000_003 + process.rank + 1)
             restore(self.stateful(), self.checkpoints.load(self.engine))
             self.update = self.checkpoints.newest
@@ -183,7 +185,7 @@ class TrainingRun:
             batch = prepare(raw, self.stage.recipe, self.process.device)
             self.seeded_layers.draw(raw["layer_seeds"], self.process.device)
             with self.pictures.watching(number, batch):
-                named = self.task.losses(self.engine, batch)
+                named = self.compilation.run(partial(self.task.losses, self.engine, batch))
             losses.append(torch.stack([loss.detach().float() for loss in named.values()]))
             loss = named["loss"]
             if step == accumulation - 1:
@@ -196,6 +198,7 @@ class TrainingRun:
         self.batches.read_ahead()
         heartbeat("updating weights", number)
         norm = take_step(self.engine)
+        self.compilation.keep()
         self.rank_times.add()
         *means, self.stopping, self.saving = agreed.read()
         values = dict(zip(named, means, strict=True)) | {"grad_norm": norm}
@@ -224,8 +227,7 @@ class TrainingRun:
         """
         heartbeat("waiting for the others' losses", self.update + 1)
         asked = torch.tensor([stop_requested(), self.checkpoints.wanted()], dtype=losses.dtype)
-        asked = asked.to(losses.device, non_blocking=True)
-        pending = PendingMean(torch.cat([losses.mean(dim=0), asked]))
+        pending = PendingMean(torch.cat([losses.mean(dim=0), asked.to(losses.device, non_blocking=True)]))
         heartbeat("in forward and backward", self.update + 1)
         return pending
 
@@ -239,10 +241,8 @@ class TrainingRun:
     def _report(self, learning_rate: float) -> None:
         """Logs the metrics accumulated since the last report."""
         settings, epoch = self.stage.recipe.optimization, (self.update - 1) // self.steps_per_epoch + 1
-        replaced = self.skipped_files.share(epoch)
-        values = {"lr": learning_rate, "weight_decay": settings.weight_decay, **replaced}
-        values["epochs_done"] = self.update / self.steps_per_epoch
-        values["memory_gb"] = peak_memory_gb(self.process.device)
+        values = {"lr": learning_rate, "weight_decay": settings.weight_decay, **self.skipped_files.share(epoch)}
+        values |= {"epochs_done": self.update / self.steps_per_epoch, "memory_gb": peak_memory_gb(self.process.device)}
         if self.window.updates:
             values |= self.window.means(settings.global_batch) | self.loading.report()
             values |= gpu_throughput(self.stage.recipe, values["samples_per_second"], self.process)
@@ -283,8 +283,9 @@ class TrainingRun:
         )
 
     def _evaluate_if_due(self) -> None:
-        if self.evaluations.run_due(self.engine, self.update):
-            return
+        with self.compilation.paused():
+            if self.evaluations.run_due(self.engine, self.update):
+                return
         if self.checkpoints.newest < self.update:
             self._save()
         raise self._interrupted()
