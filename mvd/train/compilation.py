@@ -84,7 +84,7 @@ class Compilation:
         return torch.compiler.set_stance("force_eager") if self.is_on else contextlib.nullcontext()
 
     def keep(self) -> None:
-        """Writes what was compiled to the run directory; call it after the first update."""
+        """Writes what was compiled to the run directory; call it after an update."""
         if not self.is_on or not self.writes_cache:
             return
         self.writes_cache = False

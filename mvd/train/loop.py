@@ -198,7 +198,6 @@ class TrainingRun:
         self.batches.read_ahead()
         heartbeat("updating weights", number)
         norm = take_step(self.engine)
-        self.compilation.keep()
         self.rank_times.add()
         *means, self.stopping, self.saving = agreed.read()
         values = dict(zip(named, means, strict=True)) | {"grad_norm": norm}
@@ -247,6 +246,7 @@ class TrainingRun:
             values |= self.window.means(settings.global_batch) | self.loading.report()
             values |= gpu_throughput(self.stage.recipe, values["samples_per_second"], self.process)
         values |= self.rank_times.report()
+        self.compilation.keep()
         self.window.clear()
         self.metrics.write(self.update, epoch, values)
         if self.progress is not None:
