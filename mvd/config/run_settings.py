@@ -34,15 +34,16 @@ class Faults:
     rendezvous_minutes: float = 5.0
     video_seconds: float = 120.0
     unreadable_share: float = 0.02
+    slow_factor: float | None = 1.3
+    avoid_slow: bool = False
 
     def __post_init__(self) -> None:
         positive = ("save_failures", "save_again_seconds", "bad_updates", "hang_minutes", "rendezvous_minutes")
         for name in (*positive, "video_seconds"):
             check_positive(f"faults.{name}", getattr(self, name))
-        check(
-            self.spike_factor is None or self.spike_factor > 1,
-            f"faults.spike_factor must be above 1, or null, got {self.spike_factor}",
-        )
+        for name in ("spike_factor", "slow_factor"):
+            factor = getattr(self, name)
+            check(factor is None or factor > 1, f"faults.{name} must be above 1, or null, got {factor}")
         check(
             0 <= self.unreadable_share <= 1,
             f"faults.unreadable_share must be between 0 and 1, got {self.unreadable_share}",

@@ -119,7 +119,7 @@ class TrainingRun:
             self.update = self.checkpoints.newest
             loader = train_loader(stage, self.dataset, process.rank, self.update)
         self.batches = DeviceBatches(iter(loader), process.device)
-        self.loading, self.rank_times = LoaderStats(), RankTimes(process)
+        self.loading, self.rank_times = LoaderStats(), RankTimes(stage, process)
         self.pictures = BatchPictures(stage, process, self.task.watched, self.steps_per_epoch, self.total_updates)
         self.metrics = Metrics.of_stage(stage, process, self.update)
         self.metrics.text(self.update, "4_hosts", self.rank_times.table())
@@ -198,7 +198,7 @@ class TrainingRun:
         self.batches.read_ahead()
         heartbeat("updating weights", number)
         norm = take_step(self.engine)
-        self.rank_times.add()
+        self.rank_times.add(self.batches.waited)
         *means, self.stopping, self.saving = agreed.read()
         values = dict(zip(named, means, strict=True)) | {"grad_norm": norm}
         if math.isfinite(norm):
@@ -245,7 +245,7 @@ class TrainingRun:
         if self.window.updates:
             values |= self.window.means(settings.global_batch) | self.loading.report()
             values |= gpu_throughput(self.stage.recipe, values["samples_per_second"], self.process)
-        values |= self.rank_times.report()
+        values |= self.rank_times.report(self.update)
         self.compilation.keep()
         self.window.clear()
         self.metrics.write(self.update, epoch, values)
