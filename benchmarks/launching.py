@@ -3,11 +3,11 @@
 A GPU computes what the CPU launches; where launching takes longer than computing, as for ViT-S and ViT-B, it decides
 the speed of an update. Networks have the depth of the rows' but few channels and tokens, so that nearly all of the time
 is that of Python, DeepSpeed and PyTorch's dispatcher: two clips, bf16, one process, the ZeRO configuration that the
-launcher of each version chooses, no activation checkpointing. Each round measures the baseline, this version and this
-version with compiled blocks, each in a process of its own, and counts CPU time, so that other processes disturb little.
-Compiling for the CPU takes some minutes in the first round.
+launcher of each version chooses, no activation checkpointing. Each round measures the baseline and this version, each
+in a process of its own, and counts CPU time, so that other processes disturb little.
 
 python -m benchmarks.launching --baseline a46b06c --rounds 5
+python -m benchmarks.launching --only "base from base" --compile    # blocks compiled, which takes minutes on a CPU
 """
 
 import argparse
@@ -32,19 +32,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--baseline", default=BASELINE, metavar="COMMIT", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="paired measurements (default: %(default)s)")
-    parser.add_argument("--measure", choices=("eager", "compiled"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", default="", metavar="TEXT", help="updates with this text in their name")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks of this version")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(arguments.measure == "compiled")))
+        print(json.dumps(measure(arguments.only, arguments.compile)))
         return
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "baseline"
         git("worktree", "add", "--detach", str(tree), arguments.baseline)
         try:
-            rounds = [
-                (of_tree(tree, "eager"), of_tree(ROOT, "eager"), of_tree(ROOT, "compiled"))
-                for _ in range(arguments.rounds)
-            ]
+            only, compiled = ["--only", arguments.only], ["--compile"] * arguments.compile
+            rounds = [(of_tree(tree, *only), of_tree(ROOT, *only, *compiled)) for _ in range(arguments.rounds)]
         finally:
             git("worktree", "remove", "--force", str(tree))
     print_table(rounds)
@@ -54,32 +54,34 @@ def git(*arguments: str) -> None:
     subprocess.run(["git", "-C", str(ROOT), *arguments], check=True, capture_output=True)
 
 
-def of_tree(tree: Path, how: str) -> dict[str, float]:
+def of_tree(tree: Path, *options: str) -> dict[str, float]:
     """Update -> milliseconds, measured with the code of a checkout."""
-    command = [sys.executable, "-P", str(Path(__file__)), "--measure", how]
+    command = [sys.executable, "-P", str(Path(__file__)), "--measure", *options]
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=tree, env=environment).stdout
     found: dict[str, float] = json.loads(output.splitlines()[-1])
     return found
 
 
-def print_table(rounds: list[tuple[dict[str, float], ...]]) -> None:
+def print_table(rounds: list[tuple[dict[str, float], dict[str, float]]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("update", "baseline ms", "now ms", "ratio", "compiled ms", "ratio")
+    table = Table("update", "baseline ms", "now ms", "ratio", "lowest - highest")
     for name in rounds[0][0]:
-        before, now, compiled = ([one[name] for one in side] for side in zip(*rounds, strict=True))
-        cells = [f"{statistics.median(before):.0f}"]
-        for after in (now, compiled):
-            ratios = [old / new for old, new in zip(before, after, strict=True)]
-            spread = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} - {max(ratios):.2f})"
-            cells += [f"{statistics.median(after):.0f}", spread]
-        table.add_row(name, *cells)
+        before, after = ([one[name] for one in side] for side in zip(*rounds, strict=True))
+        ratios = [old / new for old, new in zip(before, after, strict=True)]
+        table.add_row(
+            name,
+            f"{statistics.median(before):.0f}",
+            f"{statistics.median(after):.0f}",
+            f"{statistics.median(ratios):.2f}x",
+            f"{min(ratios):.2f} - {max(ratios):.2f}",
+        )
     Console(width=110).print(table)
 
 
-def measure(compiled: bool) -> dict[str, float]:
+def measure(only: str, compiled: bool) -> dict[str, float]:
     """Update -> CPU milliseconds of its launches, the median; imports the code of whichever tree is on the path."""
     import torch
 
@@ -97,7 +99,9 @@ def measure(compiled: bool) -> dict[str, float]:
         recipes.setdefault(f"finetune {row.finetune.size}", row.finetune)
     configurations = {name: zero(recipe) for name, recipe in recipes.items()}
     thin_sizes()
-    return {name: milliseconds(recipe, configurations[name], compiled) for name, recipe in recipes.items()}
+    return {
+        name: milliseconds(recipe, configurations[name], compiled) for name, recipe in recipes.items() if only in name
+    }
 
 
 def thin_sizes() -> None:
