@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -85,8 +85,7 @@ class TrainingRun:
             check_start(stage, process, self.dataset)
         with exit_together():
             torch.manual_seed(recipe.seed)  # the same first weights on every process
-            teachers = None if shared is None else shared.teachers
-            self.task: Task = build_task(stage, dataset_of(recipe).classes, process.device, teachers)
+            self.task: Task = build_task(stage, dataset_of(recipe).classes, process.device, shared and shared.teachers)
         self.total_updates: int = self.steps_per_epoch * settings.epochs
         self.learning_rates = cosine_schedule(
             settings.peak_lr, settings.floor_lr, settings.laid_out_epochs, settings.warmup_epochs, self.steps_per_epoch
@@ -137,8 +136,7 @@ class TrainingRun:
         """
         self.begin()
         while not self.is_finished:
-            learning_rate = float(self.learning_rates[self.update])
-            self._one_update(learning_rate)
+            self._one_update(learning_rate := float(self.learning_rates[self.update]))
             self.complete_update(learning_rate)
         self.write_weights()
 
@@ -220,14 +218,13 @@ class TrainingRun:
 
     def result(self) -> dict[str, Any]:
         """The content of result.json after the last update, without the stage's name and its duration."""
-        latest = self.metrics.latest()
         return {
             "epochs": self.stage.recipe.optimization.epochs,
             "updates": self.total_updates,
             "weights": self.stage.files.weights.name,
             "unreadable": sorted(self.skipped_files.named),
             "skipped_updates": self.bad_updates.skipped,
-            **{name: latest[name] for name in ("loss", "val_top1") if name in latest},
+            **{name: value for name, value in self.metrics.latest().items() if name in ("loss", "val_top1")},
         }
 
     def next_batch(self) -> dict[str, Any]:
@@ -285,8 +282,11 @@ class TrainingRun:
         )
 
     def _evaluate_if_due(self) -> None:
-        if self.evaluations.run_due(self.engine, self.update):
-            return
+        if not self.evaluations.run_due(self.engine, self.update):
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Saves what is not saved yet, and raises Interrupted; an update in progress is lost."""
         if self.checkpoints.newest < self.update:
             self._save()
         raise self._interrupted()
