@@ -14,8 +14,8 @@ from launch.plan.arrays import build_arrays
 from launch.plan.differences import describe, target_text
 from launch.plan.graph import Node
 from launch.plan.weights import notes_on_weights
-from mvd.config import KINDS, Row, Test
-from mvd.flops import gpu_hours
+from mvd.config import KINDS, Pretrain, Row, Test
+from mvd.flops import gpu_hours, saved_gpu_hours
 from mvd.identity import sizes_of
 from mvd.stage import Stage
 
@@ -36,8 +36,17 @@ def print_settings(request: Request, nodes: Sequence[Node], needed: Sequence[str
     print_next([("see the plan", command("submit.py", *request.words, "--dry-run"))])
 
 
-def print_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage], needed: Sequence[str]) -> None:
-    """Prints the stages with their batches, estimated cost and dependencies, and the sbatch calls."""
+def print_plan(
+    request: Request,
+    nodes: Sequence[Node],
+    stages: Sequence[Stage],
+    needed: Sequence[str],
+    groups: Sequence[Sequence[str]] = (),
+) -> None:
+    """Prints the stages with their batches, estimated cost and dependencies, and the sbatch calls.
+
+    groups: ids of the stages that run together (launch.plan.together).
+    """
     rate = request.cluster.sustained_tflops
     hours = [gpu_hours(node.recipe, rate) for node in nodes]
     _print_stages(f"plan of {counted(len(request.rows), 'row')}", nodes, stages, hours)
@@ -48,6 +57,7 @@ def print_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage],
         f"about {sum(hours):,.0f} GPU-hours at {rate:g} TFLOP/s sustained per GPU (cluster.sustained_tflops), "
         "without decoding, validation and recomputed activations"
     )
+    _print_groups(nodes, groups, rate)
     if not request.options.local:
         _print_arrays(request, nodes, stages)
     _print_needed(needed)
@@ -95,6 +105,20 @@ def _print_stages(title: str, nodes: Sequence[Node], stages: Sequence[Stage], ho
         for node, stage, cost in zip(nodes, stages, hours, strict=True)
     ]
     print_table(title, columns, lines)
+
+
+def _print_groups(nodes: Sequence[Node], groups: Sequence[Sequence[str]], rate: float) -> None:
+    """Prints which stages run together, and what that saves of the GPU-hours above."""
+    number = {node.id: place for place, node in enumerate(nodes, start=1)}
+    for group in groups:
+        recipes = [nodes[number[name] - 1].recipe for name in group]
+        members = [recipe for recipe in recipes if isinstance(recipe, Pretrain)]
+        alone, saved = sum(gpu_hours(recipe, rate) for recipe in members), saved_gpu_hours(members, rate)
+        numbers = ", ".join(str(number[name]) for name in group)
+        print(
+            f"stages {numbers} run together with one pass of their teachers: {alone - saved:,.0f} instead of "
+            f"{alone:,.0f} GPU-hours, {saved:,.0f} saved; pretrain.share_teachers=false in the profile runs them apart"
+        )
 
 
 def _print_arrays(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> None:

@@ -8,15 +8,14 @@ Time runs in units of the smallest global batch (mvd.sharing). A student that is
 another one went back to its own, waits until the loader comes to its next unit.
 """
 
-import dataclasses
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from mvd.config import ConfigError
 from mvd.data.datasets import build_dataset
 from mvd.data.device_batches import DeviceBatches
 from mvd.data.on_device import prepare
@@ -25,12 +24,19 @@ from mvd.distributed.faults import RunFailed
 from mvd.distributed.process import Process, exit_together
 from mvd.distributed.signals import Interrupted
 from mvd.distributed.watchdog import heartbeat
-from mvd.sharing import Alignment, Student, smallest_batch, why_not
+from mvd.sharing import Alignment, smallest_batch
 from mvd.stage import Stage
 from mvd.train.bad_updates import RollBack
 from mvd.train.loop import TrainingRun
 from mvd.train.random_state import random_state, restore_random_state
-from mvd.train.shared import Shared, check_start, free_memory, start_batches
+from mvd.train.shared import (
+    Shared,
+    check_planned_together,
+    check_start,
+    free_memory,
+    loaded_stage,
+    start_batches,
+)
 from mvd.train.tasks import Teachers
 
 logger = logging.getLogger(__name__)
@@ -62,32 +68,6 @@ def train_together(stages: Sequence[Stage], process: Process, complete: Complete
         raise RunFailed("; ".join(failures))
 
 
-def check_planned_together(stages: Sequence[Stage]) -> None:
-    """Rejects stages that cannot share their teachers, or were not planned to.
-
-    Raises:
-        ConfigError: says which stages, and why.
-    """
-    smallest = min(stages, key=lambda stage: stage.recipe.optimization.global_batch)
-    for stage in stages:
-        reason = why_not(as_student(smallest), as_student(stage))
-        if reason:
-            raise ConfigError(f"{smallest.id} and {stage.id} cannot share their teachers: {reason}; run them apart")
-        how, other = stage.execution, smallest.execution
-        parts = stage.recipe.optimization.global_batch // smallest.recipe.optimization.global_batch
-        if (how.micro_batch, how.precision, how.batch_parts) != (other.micro_batch, other.precision, parts):
-            raise ConfigError(
-                f"{stage.id} must have micro_batch={other.micro_batch}, precision={other.precision} and "
-                f"batch_parts={parts} to share its teachers with {smallest.id}, got {how.micro_batch}, "
-                f"{how.precision} and {how.batch_parts}; submit them together"
-            )
-
-
-def as_student(stage: Stage) -> Student:
-    """A pre-training with the files of its teachers."""
-    return Student(stage.id, stage.recipe, stage.inputs)
-
-
 class Member:
     """A student of the group.
 
@@ -102,6 +82,7 @@ class Member:
         self.is_through = False
         self.ending: Exception | None = None
         self._random: dict[str, Any] | None = None
+        self._before: tuple[dict[str, Any] | None, Counter[str]] = (None, Counter())
 
     @property
     def alignment(self) -> Alignment:
@@ -137,6 +118,20 @@ class Member:
         self._random, self.units = None, 0
         self.run = TrainingRun(self.stage, process, shared)
         self.run.begin()
+
+    def begin_update(self) -> None:
+        """Begins the next update, and notes what it will change."""
+        run = self.training
+        self._before = self._random, run.skipped_files.found.copy()
+        run.begin_update(float(run.learning_rates[run.update]))
+
+    def stop(self) -> None:
+        """Saves and raises Interrupted; an update that has had only some of its units will be made again."""
+        if self.units:
+            random, self.training.skipped_files.found = self._before
+            if random is not None:
+                restore_random_state(random)
+        self.training.stop()
 
     def close(self) -> None:
         """Ends the run and frees its memory."""
@@ -209,8 +204,7 @@ class Group:
         """Passes the micro-batches of a unit on to the students whose updates need it; nobody may."""
         for member in members:
             if member.units == 0:
-                run = member.training
-                run.begin_update(float(run.learning_rates[run.update]))
+                member.begin_update()
         for _ in range(self.source.execution.accumulation):
             if not members:
                 next(self.shared.batches)  # left over at the end of an epoch
@@ -272,16 +266,5 @@ class Group:
                 if member.run is None:
                     member.is_through = True  # it was to start again from a checkpoint, and will
                 else:
-                    self._turn(member, member.run.stop)
+                    self._turn(member, member.stop)
         return self.is_stopping
-
-
-def loaded_stage(stages: Sequence[Stage]) -> Stage:
-    """The stage whose updates the loader reads, unit by unit: the smallest batch, for as long as the longest student.
-
-    Its run directory is that of the student with the smallest batch.
-    """
-    smallest = min(stages, key=lambda stage: stage.recipe.optimization.global_batch)
-    epochs = max(stage.recipe.optimization.epochs for stage in stages)
-    settings = dataclasses.replace(smallest.recipe.optimization, epochs=epochs, schedule_epochs=None, warmup_epochs=0)
-    return dataclasses.replace(smallest, recipe=dataclasses.replace(smallest.recipe, optimization=settings))
