@@ -170,7 +170,7 @@ class Group:
         while self.left:
             for member in [member for member in self.left if member.run is None]:
                 free_memory()  # of the run before a rollback
-                self._turn(member, partial(self._start, member))
+                self._turn(member, partial(self.start, member))
             if not self._stop_if_asked():
                 self._train()
 
@@ -180,11 +180,17 @@ class Group:
             member.close()
         self._end_loader()
 
+    def start_loader(self, first: int) -> None:
+        """Reads the micro-batches from a unit on."""
+        self._end_loader()
+        self.shared.batches.source = start_batches(self.source, self.shared.dataset, self.process, first).source
+
     def _end_loader(self) -> None:
         self.shared.batches.source, self.shared.batches.ahead = iter(()), None
         kill_workers()
 
-    def _start(self, member: Member) -> None:
+    def start(self, member: Member) -> None:
+        """Builds the run of a student, which may lack only its weights or its result."""
         member.start(self.process, self.shared)
         self._complete_if_finished(member)
 
@@ -193,14 +199,13 @@ class Group:
         first = min((member.next_unit for member in self.left if member.run is not None), default=None)
         if first is None:
             return
-        self._end_loader()
-        self.shared.batches.source = start_batches(self.source, self.shared.dataset, self.process, first).source
+        self.start_loader(first)
         unit = first
         while self.left and all(member.run is not None for member in self.left) and not self._stop_if_asked():
-            self._one_unit([member for member in self.left if member.next_unit == unit])
+            self.one_unit([member for member in self.left if member.next_unit == unit])
             unit += 1
 
-    def _one_unit(self, members: Sequence[Member]) -> None:
+    def one_unit(self, members: Sequence[Member]) -> None:
         """Passes the micro-batches of a unit on to the students whose updates need it; nobody may."""
         for member in members:
             if member.units == 0:
