@@ -211,3 +211,9 @@ def test_stages_that_were_not_planned_together_are_refused(runs):
     other = dataclasses.replace(small, id="other", recipe=dataclasses.replace(small.recipe, seed=1))
     with pytest.raises(ConfigError, match="small and other cannot share their teachers: pretrain.seed differs"):
         check_planned_together([small, other])
+
+
+def solo_only(folder: Path) -> None:
+    break_runs(start_processes().rank)
+    for path in sorted(folder.glob("*/stage.yaml")):
+        run_stage(Stage.from_yaml(path))
