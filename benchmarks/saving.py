@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from mvd.train.checkpoint import save_checkpoint
 from torch import nn
 
 from launch.cluster import ROOT, Cluster
@@ -22,7 +23,6 @@ from mvd.config import Optimization
 from mvd.distributed.process import start_processes
 from mvd.models import build_student
 from mvd.run_directory import RunDirectory
-from mvd.train.checkpoint import save_checkpoint
 from mvd.train.engine import build_engine
 from mvd.train.optimizer import build_optimizer
 

@@ -108,7 +108,7 @@ class TrainingRun:
         self.skipped_files = SkippedFiles(stage, process, len(self.dataset))
         self.window = Window()
         made_by = {"precision": how.precision, "training list": fingerprint(self.dataset.entries)}
-        self.checkpoints = CheckpointPolicy(stage, process, self.steps_per_epoch, made_by)
+        self.checkpoints = CheckpointPolicy(stage, process, self.steps_per_epoch, made_by, self._note_failed_save)
         with exit_together():
             self.engine = build_engine(model, build_optimizer(model, settings), how.deepspeed, batch, how.precision)
             torch.manual_seed(recipe.seed * 1_000_003 + process.rank + 1)
@@ -147,12 +147,14 @@ class TrainingRun:
             learning_rate = float(self.learning_rates[self.update])
             self._one_update(learning_rate)
             self.update += 1
+            if self.checkpoints.in_progress is not None and all(gather(self.checkpoints.written())):
+                self.checkpoints.finish()
             finished = self.update == self.total_updates
             self.pictures.draw(self.update, self.metrics)
             if self.update % how.log_every == 0 or finished:
                 self._report(learning_rate)
             if finished:
-                self._save_at_the_end(self._save)
+                self._save_at_the_end(lambda: self._save() and self.checkpoints.finish())
             elif self.stopping or self.saving or self.checkpoints.due(self.update):
                 self._save()
             if self.stopping and not finished:
@@ -196,7 +198,7 @@ class TrainingRun:
         norm = take_step(self.engine)
         values = dict(zip(named, means, strict=True)) | {"grad_norm": norm}
         if all(map(math.isfinite, values.values())):
-            spike = self.bad_updates.record_good(number, means[0], self.checkpoints.newest)
+            spike = self.bad_updates.record_good(number, means[0], self.checkpoints.newest_finished)
             self.window.add(values, time.monotonic() - started, self.waited)
             if spike:
                 self.metrics.write(number, self.epoch + 1, spike)
@@ -233,7 +235,7 @@ class TrainingRun:
         finite = losses.isfinite().all(dim=1).tolist()
         suspects = [part for part, fine in zip(samples, finite, strict=True) if not (lossy and fine)]
         videos = [self.dataset.entries[index].path for part in suspects for index in part]
-        self.bad_updates.record_bad(number, "loss" if lossy else "gradient", videos, self.checkpoints.newest)
+        self.bad_updates.record_bad(number, "loss" if lossy else "gradient", videos, self.checkpoints.newest_finished)
 
     def _report(self, learning_rate: float) -> None:
         """Logs the metrics accumulated since the last report."""
@@ -254,16 +256,16 @@ class TrainingRun:
             self.progress.show(self.update, text + self.rank_times.straggler(values))
 
     def _save(self) -> bool:
-        """Saves a checkpoint, except during a series of bad updates, which the weights may cause; returns if it did."""
+        """Starts to save, except during a series of bad updates, which the weights may cause; returns if it did."""
         if self.bad_updates.in_a_row and self.update < self.total_updates:
             return False
         heartbeat("saving", self.update)
         self.skipped_files.share((self.update - 1) // self.steps_per_epoch + 1)
         self.metrics.flush()
-        saved = self.checkpoints.save(self.engine, self.update, collect(self.stateful()))
-        if not saved:
-            self.metrics.write(self.update, self.epoch + 1, {"failed_saves": self.checkpoints.failures})
-        return saved
+        return self.checkpoints.save(self.engine, self.update, collect(self.stateful()))
+
+    def _note_failed_save(self, update: int, failures: int) -> None:
+        self.metrics.write(update, (update - 1) // self.steps_per_epoch + 1, {"failed_saves": failures})
 
     def _save_at_the_end(self, save: Callable[[], bool]) -> None:
         """Retries the save until the disk accepts it."""
@@ -275,13 +277,16 @@ class TrainingRun:
                     raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:
+        newest = self.checkpoints.newest_finished()
         return Interrupted(
             f"{self.stage.id}: stopped by a signal after update {self.update} of {self.total_updates}; "
-            f"update {self.checkpoints.newest} is saved; start it again to go on from there",
-            self.checkpoints.newest,
+            f"update {newest} is saved; start it again to go on from there",
+            newest,
         )
 
     def _evaluate_if_due(self) -> None:
+        if self.evaluations.due(self.update):
+            self.checkpoints.finish()  # an evaluation may take long
         if self.evaluations.run_due(self.engine, self.update):
             return
         if self.checkpoints.newest < self.update:
@@ -291,6 +296,7 @@ class TrainingRun:
     def close(self) -> None:
         """Ends the loader processes, the progress line, the writers and the engine."""
         self.batches = iter(())
+        self.checkpoints.abandon()
         kill_workers()
         if self.progress is not None:
             self.progress.close()

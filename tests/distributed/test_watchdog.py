@@ -16,7 +16,7 @@ from mvd.distributed.process import start_processes
 from mvd.distributed.watchdog import STEPS, Seen, diagnose
 from mvd.run import run_stage
 from mvd.stage import Stage
-from mvd.train import checkpoint
+from mvd.train import checkpoint_writer
 from mvd.train.loop import TrainingRun
 from tests.runs import Finished, call, small_stage, write_stage
 
@@ -62,7 +62,7 @@ def test_the_rank_that_a_save_waits_for_is_blamed(behind):
 def hang(folder: Path) -> None:
     """Rank 1 hangs in update 3, in a wait that never ends or because it is stopped, or else in the save before it."""
     process = start_processes()
-    train_once, write = TrainingRun._one_update, checkpoint.write_atomically
+    train_once, write = TrainingRun._one_update, checkpoint_writer.write_atomically
 
     def hang_in_a_save(path: Path, *arguments) -> None:
         if process.rank == 1:
@@ -76,7 +76,7 @@ def hang(folder: Path) -> None:
     def hang_at_3(run: TrainingRun, *arguments) -> None:
         if run.update + 1 == 2 and (folder / "saves").exists():
             limit()
-            checkpoint.write_atomically = hang_in_a_save
+            checkpoint_writer.write_atomically = hang_in_a_save
         if run.update + 1 == 3:
             limit()
             if process.rank == 1:
