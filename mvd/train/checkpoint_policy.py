@@ -1,5 +1,6 @@
 """When checkpoints are saved, which are kept, and how failed saves are handled."""
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -8,8 +9,9 @@ from typing import Any
 
 from mvd.distributed.faults import RunFailed, record_fault
 from mvd.distributed.ownership import check_owner
-from mvd.distributed.process import Process
-from mvd.distributed.signals import take_save_request
+from mvd.distributed.process import Process, gather
+from mvd.distributed.signals import stop_requested, take_save_request
+from mvd.distributed.watchdog import heartbeat
 from mvd.evaluation.protocol import describe
 from mvd.run_directory import CHECKPOINTS, update_of
 from mvd.stage import Stage
@@ -21,7 +23,7 @@ from mvd.train.stateful import States
 
 
 class CheckpointPolicy:
-    """A run's checkpoints. All processes call its methods together, except for `wanted`, `written` and `abandon`.
+    """A run's checkpoints. All processes call its methods together, except for `wanted`, `flags` and `abandon`.
 
     A checkpoint is written in the background, one at a time, and counts from its `finish` on.
     """
@@ -57,14 +59,14 @@ class CheckpointPolicy:
         late = minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
         return take_save_request() or (late and self.process.is_first)
 
+    def flags(self) -> tuple[bool, bool]:
+        """Whether this process wants a save now, and whether it has written its part of the one in progress."""
+        return self.wanted(), self.in_progress is not None and self.in_progress.is_written
+
     def due(self, update: int) -> bool:
         """Whether the settings require a save after this update."""
         every = [n for n in (self.stage.execution.checkpoint_every, self.kept_every) if n is not None]
         return any(update % n == 0 for n in every)
-
-    def written(self) -> bool:
-        """Whether this process has written its part of the checkpoint in progress."""
-        return self.in_progress is not None and self.in_progress.is_written
 
     def save(self, engine: Engine, update: int, state: States) -> bool:
         """Finishes the checkpoint in progress, copies the run's state and starts to write the next.
@@ -107,6 +109,16 @@ class CheckpointPolicy:
         """Stops writing the checkpoint in progress; only what is complete counts."""
         if self.in_progress is not None:
             self.in_progress.abandon()
+
+    def retry(self, save: Callable[[], bool], update: int) -> bool:
+        """Repeats a save of the last update until the disk accepts it; returns False if a signal asks to stop first."""
+        while not save():
+            for _ in range(math.ceil(self.stage.execution.faults.save_again_seconds)):
+                heartbeat("waiting for disk space", update)
+                time.sleep(1)
+                if any(gather(stop_requested())):
+                    return False
+        return True
 
     def save_weights(self, engine: Engine, path: Path, update: int) -> bool:
         """Writes the final weights to a file; returns and raises as `finish` does."""
