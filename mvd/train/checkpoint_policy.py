@@ -1,7 +1,6 @@
 """When checkpoints are saved, which are kept, and how failed saves are handled."""
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from mvd.stage import Stage
 from mvd.train.checkpoint_reader import load_newest_checkpoint
 from mvd.train.checkpoint_writer import CheckpointWrite, SaveError, save_weights, start_checkpoint
 from mvd.train.engine import Engine
+from mvd.train.manifest import remove_checkpoint
 from mvd.train.snapshot import HostBuffers
 from mvd.train.stateful import States
 
@@ -91,10 +91,12 @@ class CheckpointPolicy:
 
         Returns False if writing failed. Raises as `save` does.
         """
-        write, self.in_progress = self.in_progress, None
+        write = self.in_progress
         if write is None:
             return True
-        if not self._try(write.update, write.finish):
+        saved = self._try(write.update, write.finish)
+        self.in_progress = None
+        if not saved:
             return False
         self.failures, self.newest = 0, write.update
         self._prune()
@@ -153,7 +155,7 @@ class CheckpointPolicy:
         complete = {update_of(path): path for path in self.files.complete_checkpoints()}
         kept = kept_updates(complete, self.stage.execution.keep_checkpoints, self.kept_every)
         for folder in set(self.files.checkpoints.glob(CHECKPOINTS)) - {complete[update] for update in kept}:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_checkpoint(folder)
 
 
 def kept_updates(updates: Iterable[int], last: int, every: int | None) -> set[int]:

@@ -10,7 +10,6 @@ is no loss scale.
 import copy
 import hashlib
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from mvd.files import write_atomically
 from mvd.host import hostname
 from mvd.run_directory import RunDirectory, checkpoint_name
 from mvd.train.engine import Engine, full_state_dict
-from mvd.train.manifest import STATE, write_manifest
+from mvd.train.manifest import STATE, remove_checkpoint, write_manifest
 from mvd.train.random_state import random_state
 from mvd.train.snapshot import HostBuffers
 from mvd.train.stateful import States, split_tensors
@@ -234,7 +233,7 @@ class _HashedFile:
 
 
 def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted save
+    remove_checkpoint(folder)  # left by an interrupted save
     folder.mkdir(parents=True)
 
 
@@ -261,5 +260,5 @@ def _give_up_if_any_failed(failures: list[str | None], target: Path, process: Pr
     reasons = sorted({failure for failure in failures if failure is not None})
     if reasons:
         if process.is_first:
-            shutil.rmtree(target, ignore_errors=True)
+            remove_checkpoint(target)
         raise SaveError(f"{target} cannot be written ({'; '.join(reasons)})")

@@ -1,7 +1,9 @@
 """A checkpoint's manifest: what the checkpoint is of, and the size and SHA-256 of each of its files and of itself."""
 
+import contextlib
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
     return manifest if intact else None
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Deletes a checkpoint, its manifest first, so that a kill leaves none that is not whole; ignores errors."""
+    with contextlib.suppress(OSError):
+        (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _own_digest(manifest: dict[str, Any]) -> str:
