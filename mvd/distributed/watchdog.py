@@ -58,6 +58,12 @@ def heartbeat(step: str, update: int | None = None, minutes: float | None = None
         _current.heartbeat(step, update, minutes)
 
 
+def background_heartbeat(step: str | None, update: int = 0) -> None:
+    """As `heartbeat`, for a thread that works beside the training; None: it has ended."""
+    if _current is not None:
+        _current.background = None if step is None else (step, update, time.monotonic())
+
+
 class Seen(NamedTuple):
     """What a rank last published, and for how long it has published nothing new."""
 
@@ -83,6 +89,7 @@ class Watchdog:
         self.files, self.process = files, process
         self.usual_limit = self.limit = 60 * minutes  # in seconds
         self.step, self.update, self.since = "starting", 0, time.monotonic()
+        self.background: tuple[str, int, float] | None = None  # step, update and time of a thread beside it
         self.poll = min(POLL_SECONDS, self.usual_limit / 10)
         self.store = PrefixStore(f"watchdog-{next(_runs)}", _get_default_store().clone())
         self.published: dict[int, tuple[bytes, float]] = {}  # rank -> last heartbeat, first seen at
@@ -113,9 +120,10 @@ class Watchdog:
             if turn and self.leaving.wait(self.poll):  # the first heartbeat is published at once
                 return
             faulthandler.dump_traceback_later(2 * self.usual_limit + 60, exit=True)  # if Python itself is blocked
-            stuck = time.monotonic() - self.since > self.limit
+            step, update, since = self._longest()
+            stuck = time.monotonic() - self.since > self.limit or time.monotonic() - since > self.usual_limit
             try:
-                self._publish(turn)
+                self._publish(turn, step, update, since)
                 everyone = self._read()
                 if stuck or self._silent(everyone) or self.store.check(["fired"]):
                     self._end(everyone)
@@ -123,8 +131,13 @@ class Watchdog:
                 if stuck:
                     self._leave_alone(str(error))
 
-    def _publish(self, turn: int) -> None:
-        value = [hostname(), self.step, self.update, time.monotonic() - self.since, turn]
+    def _longest(self) -> tuple[str, int, float]:
+        """Step, update and start of what goes on for longer: the training or the thread beside it."""
+        training = (self.step, self.update, self.since)
+        return min(training, self.background or training, key=lambda activity: activity[2])
+
+    def _publish(self, turn: int, step: str, update: int, since: float) -> None:
+        value = [hostname(), step, update, time.monotonic() - since, turn]
         self.store.set(str(self.process.rank), json.dumps(value))
 
     def _read(self) -> list[Seen]:

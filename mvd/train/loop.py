@@ -16,7 +16,7 @@ from mvd.data.device_batches import DeviceBatches
 from mvd.data.loader import LoaderStats, steps_per_epoch
 from mvd.data.on_device import prepare
 from mvd.data.workers import kill_workers
-from mvd.distributed.process import Process, exit_together, gather
+from mvd.distributed.process import Process, exit_together
 from mvd.distributed.signals import Interrupted, stop_requested
 from mvd.distributed.watchdog import heartbeat
 from mvd.evaluation.batch_pictures import BatchPictures
@@ -97,7 +97,7 @@ class TrainingRun:
         self.skipped_files = SkippedFiles(stage, process, len(self.dataset))
         self.window = Window()
         made_by = {"precision": how.precision, "training list": fingerprint(self.dataset.entries)}
-        self.checkpoints = CheckpointPolicy(stage, process, self.steps_per_epoch, made_by)
+        self.checkpoints = CheckpointPolicy(stage, process, self.steps_per_epoch, made_by, self._note_failed_save)
         with exit_together():
             self.engine = build_engine(model, build_optimizer(model, settings), how.deepspeed, batch, how.precision)
             torch.manual_seed(recipe.seed * 1_000_003 + process.rank + 1)
@@ -110,7 +110,7 @@ class TrainingRun:
         self.metrics.text(self.update, "4_hosts", self.rank_times.table())
         self.evaluations = Evaluations(evaluators, self.metrics, self.steps_per_epoch, self.total_updates)
         self.progress = Progress(stage.kind, self.total_updates, self.update) if process.is_first else None
-        self.stopping = self.saving = 0.0  # above 0 if a process asked for it; the same on all processes
+        self.stopping = self.saving = self.written = 0.0  # of which share of the processes it is true
         self.running: Update | None = None
 
     @property
@@ -174,26 +174,26 @@ class TrainingRun:
         self.skipped_files.found.update(raw["unreadable"])
         if self.running is not None:
             self.seeded_layers.draw(raw["layer_seeds"], self.process.device)
-            self.running.learn(raw, batch, self._wanted)
+            self.running.learn(raw, batch, self._flags)
 
-    def _wanted(self) -> tuple[bool, bool]:
-        """Whether this process was asked to stop, or wants a checkpoint, when its own part of the update is over."""
+    def _flags(self) -> tuple[bool, ...]:
+        """Whether this process was asked to stop; and of checkpoints wanted and written. Its part is over by then."""
         self.rank_times.arrive()
-        return stop_requested(), self.checkpoints.wanted()
+        return stop_requested(), *self.checkpoints.flags()
 
     def finish_update(self) -> None:
         """Makes the optimizer step of the update that runs, and records its losses."""
         running, self.running = self.running, None
         if running is None:
             return
-        values, (self.stopping, self.saving) = running.step()
+        values, (self.stopping, self.saving, self.written) = running.step()
         self.rank_times.add()
         if not math.isfinite(values["grad_norm"]):
             what, samples = running.suspects(values)
             videos = [self.dataset.entries[index].path for index in samples]
-            self.bad_updates.record_bad(running.number, what, videos, self.checkpoints.newest)
+            self.bad_updates.record_bad(running.number, what, videos, self.checkpoints.newest_finished)
             return
-        spike = self.bad_updates.record_good(running.number, values["loss"], self.checkpoints.newest)
+        spike = self.bad_updates.record_good(running.number, values["loss"], self.checkpoints.newest_finished)
         self.window.add(values, time.monotonic() - running.started, running.waited)
         if spike:
             self.metrics.write(running.number, self.epoch + 1, spike)
@@ -201,11 +201,13 @@ class TrainingRun:
     def complete_update(self, learning_rate: float) -> None:
         """Counts the update; draws, reports, saves and evaluates as far as that is due. Raises as `to_the_end`."""
         self.update += 1
+        if self.written == 1:
+            self.checkpoints.finish()
         self.pictures.draw(self.update, self.metrics)
         if self.update % self.stage.execution.log_every == 0 or self.is_finished:
             self._report(learning_rate)
         if self.is_finished:
-            self._save_at_the_end(self._save)
+            self._save_at_the_end(lambda: self._save() and self.checkpoints.finish())
         elif self.stopping or self.saving or self.checkpoints.due(self.update):
             self._save()
         if self.stopping and not self.is_finished:
@@ -254,46 +256,45 @@ class TrainingRun:
             self.progress.show(self.update, text + self.rank_times.straggler(values))
 
     def _save(self) -> bool:
-        """Saves a checkpoint, except during a series of bad updates, which the weights may cause; returns if it did."""
+        """Starts to save, except during a series of bad updates, which the weights may cause; returns if it did."""
         if self.bad_updates.in_a_row and self.update < self.total_updates:
             return False
         heartbeat("saving", self.update)
         self.skipped_files.share((self.update - 1) // self.steps_per_epoch + 1)
         self.metrics.flush()
-        saved = self.checkpoints.save(self.engine, self.update, collect(self.stateful()))
-        if not saved:
-            self.metrics.write(self.update, self.epoch + 1, {"failed_saves": self.checkpoints.failures})
-        return saved
+        return self.checkpoints.save(self.engine, self.update, collect(self.stateful()))
+
+    def _note_failed_save(self, update: int, failures: int) -> None:
+        self.metrics.write(update, (update - 1) // self.steps_per_epoch + 1, {"failed_saves": failures})
 
     def _save_at_the_end(self, save: Callable[[], bool]) -> None:
-        """Retries the save until the disk accepts it."""
-        while not save():
-            for _ in range(math.ceil(self.stage.execution.faults.save_again_seconds)):
-                heartbeat("waiting for disk space", self.update)
-                time.sleep(1)
-                if any(gather(stop_requested())):
-                    raise self._interrupted()
+        if not self.checkpoints.retry(save, self.update):
+            raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:
+        newest = self.checkpoints.newest_finished()
         return Interrupted(
             f"{self.stage.id}: stopped by a signal after update {self.update} of {self.total_updates}; "
-            f"update {self.checkpoints.newest} is saved; start it again to go on from there",
-            self.checkpoints.newest,
+            f"update {newest} is saved; start it again to go on from there",
+            newest,
         )
 
     def _evaluate_if_due(self) -> None:
+        if self.evaluations.due(self.update):
+            self.checkpoints.finish()  # an evaluation may take long
         if not self.evaluations.run_due(self.engine, self.update):
             self.stop()
 
     def stop(self) -> NoReturn:
         """Saves what is not saved yet, and raises Interrupted; an update in progress is lost."""
-        if self.checkpoints.newest < self.update:
+        if self.checkpoints.newest_finished() < self.update:
             self._save()
         raise self._interrupted()
 
     def close(self) -> None:
         """Ends the progress line, the writers and the engine."""
         self.batches = DeviceBatches(iter(()), self.process.device)
+        self.checkpoints.abandon()
         if self.progress is not None:
             self.progress.close()
         self.metrics.close()

@@ -32,11 +32,11 @@ class Update:
         """Seconds that the update has waited for data."""
         return self.batches.waited - self.waited_before
 
-    def learn(self, raw: dict[str, Any], batch: dict[str, Tensor], wanted: Callable[[], tuple[bool, bool]]) -> None:
+    def learn(self, raw: dict[str, Any], batch: dict[str, Tensor], flags: Callable[[], tuple[bool, ...]]) -> None:
         """Adds the gradient of one micro-batch.
 
-        raw: as the loader gives it. batch: prepared, on the device. wanted: asked after the last forward pass, whether
-        this process wants to stop, or to save; the other ranks learn it with the losses.
+        raw: as the loader gives it. batch: prepared, on the device. flags: of this process, asked for after the last
+        forward pass; the other ranks learn them with the losses.
         """
         self.samples.append(raw["indices"].tolist())
         heartbeat("in forward and backward", self.number)
@@ -47,20 +47,20 @@ class Update:
         self.names, loss = list(named), named["loss"]
         if len(self.losses) == self.micro_batches:
             losses = torch.stack(self.losses)
-            self.agreed = self._agree(losses, wanted())
+            self.agreed = self._agree(losses, flags())
             loss = loss * (1 + 0 * losses.sum())  # NaN on one rank: all gradients are, all skip it
         self.engine.backward(loss)
 
-    def _agree(self, losses: Tensor, wanted: tuple[bool, bool]) -> PendingMean:
-        """Starts the mean over all ranks: of the losses, (micro-batches, names), and of what the processes want."""
+    def _agree(self, losses: Tensor, flags: tuple[bool, ...]) -> PendingMean:
+        """Starts the mean over all ranks: of the losses, (micro-batches, names), and of the flags."""
         heartbeat("waiting for the others' losses", self.number)
-        asked = torch.tensor(wanted, dtype=losses.dtype).to(losses.device, non_blocking=True)
+        asked = torch.tensor(flags, dtype=losses.dtype).to(losses.device, non_blocking=True)
         pending = PendingMean(torch.cat([losses.mean(dim=0), asked]))
         heartbeat("in forward and backward", self.number)
         return pending
 
     def step(self) -> tuple[dict[str, float], list[float]]:
-        """Makes the optimizer step; returns the means of the losses with grad_norm, and of what the processes want."""
+        """Makes the optimizer step; returns the means of the losses with grad_norm, and of the flags."""
         if self.agreed is None:
             raise RuntimeError(f"update {self.number} needs {self.micro_batches} micro-batches, got {len(self.losses)}")
         self.agreed.start_copy()
