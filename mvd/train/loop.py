@@ -113,11 +113,6 @@ class TrainingRun:
         self.stopping = self.saving = self.written = 0.0  # of which share of the processes it is true
         self.running: Update | None = None
 
-    @property
-    def epoch(self) -> int:
-        """The epoch in progress, counted from 0."""
-        return self.update // self.steps_per_epoch
-
     def stateful(self) -> dict[str, Stateful]:
         """The parts of the run that a checkpoint includes; to add one, create it in `__init__` and list it here."""
         return {"bad_updates": self.bad_updates, "skipped_files": self.skipped_files, "window": self.window}
@@ -196,7 +191,7 @@ class TrainingRun:
         spike = self.bad_updates.record_good(running.number, values["loss"], self.checkpoints.newest_finished)
         self.window.add(values, time.monotonic() - running.started, running.waited)
         if spike:
-            self.metrics.write(running.number, self.epoch + 1, spike)
+            self.metrics.write(running.number, self.update // self.steps_per_epoch + 1, spike)
 
     def complete_update(self, learning_rate: float) -> None:
         """Counts the update; draws, reports, saves and evaluates as far as that is due. Raises as `to_the_end`."""
