@@ -4,7 +4,8 @@ python -m benchmarks.together [FROM ...] [--updates N] [--clips N]
 
 FROM: the size of the teachers, of which S and B learn: base, large, or both if left out. On the CPU in fp32, with the
 loader's reading of H.264 videos counted. An update alone and an update in company alternate in one process and read
-from one loader, so that what else the machine does falls on both.
+from one loader, so that what else the machine does falls on both. The ratio of the
+CPU times does not depend on that.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.clips import write_clips
 from benchmarks.real_size import random_teachers, with_batch
@@ -37,19 +39,27 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=1, help="of an update")
     arguments = parser.parse_args()
     process = start_processes()
-    print(f"{'students':24} {'one after the other':>20} {'together':>10} {'faster':>8} {'memory':>9}")
+    print(f"{'students':24} {'one after the other':>20} {'together':>10} {'faster':>8} {'CPU time':>9} {'memory':>9}")
     for size in arguments.sizes or STUDENTS:
         with tempfile.TemporaryDirectory() as folder:
             alone, together = compare(size, arguments.clips, arguments.updates, Path(folder), process)
+            ratio, ratio_of_work = (before / after for before, after in zip(alone, together, strict=True))
         students = " and ".join(recipe.student for recipe in STUDENTS[size])
-        figures = f"{alone:18.1f} s {together:8.1f} s {alone / together:7.2f}x"
-        print(f"{f'{students} from {size}':24} {figures} {peak_memory_gb(process.device):6.1f} GB")
+        figures = f"{alone[0]:18.1f} s {together[0]:8.1f} s {ratio:7.2f}x {ratio_of_work:8.2f}x"
+        print(f"{f'{students} from {size}':24} {figures} {peak_memory_gb(process.device):6.1f} GB", flush=True)
         gc.collect()
     return 0
 
 
-def compare(size: str, clips: int, updates: int, folder: Path, process: Process) -> tuple[float, float]:
-    """Median seconds of one update of both students, one after the other and together."""
+class Times(NamedTuple):
+    """Seconds on the clock, and of all the process's cores together."""
+
+    wall: float
+    cpu: float
+
+
+def compare(size: str, clips: int, updates: int, folder: Path, process: Process) -> tuple[Times, Times]:
+    """Median times of one update of both students, one after the other and together."""
     videos = _write_list(folder)
     teachers = random_teachers(size, folder)
     stages = [_stage(recipe, clips, videos, teachers, folder) for recipe in STUDENTS[size]]
@@ -60,12 +70,16 @@ def compare(size: str, clips: int, updates: int, folder: Path, process: Process)
         group.start_loader(0)
         alone, together = [], []
         for number in range(updates + 1):
-            alone.append(sum(_seconds(lambda member=member: _update_alone(member)) for member in group.members))
-            together.append(_seconds(lambda: group.one_unit(group.members)))
-            print(f"  {number}: {alone[-1]:.1f} s, {together[-1]:.1f} s", file=sys.stderr)
+            alone.append(_times(lambda: [_update_alone(member) for member in group.members]))
+            together.append(_times(lambda: group.one_unit(group.members)))
+            print(f"  {number}: {alone[-1]}, {together[-1]}", file=sys.stderr)
     finally:
         group.close()
-    return statistics.median(alone[1:]), statistics.median(together[1:])
+    return _median(alone[1:]), _median(together[1:])
+
+
+def _median(times: list[Times]) -> Times:
+    return Times(*(statistics.median(values) for values in zip(*times, strict=True)))
 
 
 def _update_alone(member: Member) -> None:
@@ -76,10 +90,10 @@ def _update_alone(member: Member) -> None:
     run.complete_update(learning_rate)
 
 
-def _seconds(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
+def _times(work: Callable[[], object]) -> Times:
+    started = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - started
+    return Times(time.perf_counter() - started[0], time.process_time() - started[1])
 
 
 def _write_list(folder: Path) -> DatasetPaths:
