@@ -83,12 +83,13 @@ def run_group(stages: Sequence[Stage]) -> None:
             run_stage(stage)
         return
     limits = stages[0].execution.faults
-    with signal_handlers(), explain_errors(stages[0]):
-        process = start_processes(stages[0].files, limits)
-        with Watchdog(stages[0].files, process, limits.hang_minutes):
+    first, *others = (stage.files for stage in stages)
+    with signal_handlers(), explain_errors(*stages):
+        process = start_processes(first, limits)
+        with Watchdog(first, process, limits.hang_minutes, others):
             with exit_together():
                 fitted = fit_group_to_processes(stages, process)
-            with explain_errors(fitted[0]):
+            with explain_errors(*fitted):
                 for stage in fitted:
                     _record_start(stage, process)
                 train_together(fitted, process, partial(_write_result, process=process))

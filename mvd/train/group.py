@@ -23,7 +23,7 @@ from mvd.data.workers import kill_workers
 from mvd.distributed.faults import RunFailed
 from mvd.distributed.process import Process, exit_together
 from mvd.distributed.signals import Interrupted
-from mvd.distributed.watchdog import heartbeat
+from mvd.distributed.watchdog import heartbeat, next_turn
 from mvd.sharing import Alignment, smallest_batch
 from mvd.stage import Stage
 from mvd.train.bad_updates import RollBack
@@ -192,6 +192,9 @@ class Group:
     def start(self, member: Member) -> None:
         """Builds the run of a student, which may lack only its weights or its result."""
         member.start(self.process, self.shared)
+        minutes = member.stage.execution.checkpoint_minutes or 0.0
+        place = self.members.index(member) / len(self.members)
+        member.training.checkpoints.saved_at -= 60 * minutes * place  # so that not all save after the same update
         self._complete_if_finished(member)
 
     def _train(self) -> None:
@@ -231,6 +234,7 @@ class Group:
                     pictures.enter_context(run.pictures.watching(run.update + 1, batch))
                 batch |= self.shared.teachers.targets(batch)
             for member in members:
+                next_turn()
                 with member.own_random_state():
                     member.training.learn(raw, batch)
 
@@ -252,6 +256,7 @@ class Group:
 
     def _turn(self, member: Member, action: Callable[[], None]) -> None:
         """Lets one student act with its own random state; what ends it, or sends it back, does not end the others."""
+        next_turn()
         try:
             with member.own_random_state():
                 action()
