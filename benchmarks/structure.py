@@ -31,6 +31,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("mvd.config",),
     ("mvd.run_directory", "mvd.batch", "mvd.flops", "mvd.identity", "mvd.sharing"),
     ("mvd.weight_keys", "mvd.weight_shapes", "mvd.weight_check"),
+    ("mvd.memory",),
     ("mvd.stage", "mvd.owner"),
     ("mvd.provenance",),
     ("mvd.distributed",),

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 if __name__ == "__main__":
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project, not launch/
 
+from launch.cli.layouts import print_layouts
 from launch.cli.parser import Parser, Request, run_command
 from launch.cli.plan_output import print_plan, print_scripts, print_settings
 from launch.cluster import EXAMPLE
@@ -30,6 +31,7 @@ EXAMPLES = """examples:
   python launch/submit.py experiments/demo --local                 the whole method at small scale, on this machine
   python launch/submit.py experiments/all --dry-run                the plan of all fourteen rows
   python launch/submit.py experiments/vith_k400 --dry-run --script the sbatch scripts that an administrator may ask for
+  python launch/submit.py experiments/vith_k400 --layouts          micro-batch, memory and days on 1, 2, 4, 8 nodes
   python launch/submit.py experiments/vith_k400 --show             all settings of a row
   python launch/submit.py vitb_from_vitb_k400 teachers=train --dry-run
   python launch/submit.py demo finetune.seed=1 --local --until pretrain
@@ -46,6 +48,9 @@ def main(argv: Sequence[str]) -> int:
 
         request = dataclasses.replace(request, cluster=this_machine(request.cluster))
     nodes = build_graph(request.rows, options.until)
+    if options.layouts:
+        print_layouts(request, nodes)
+        return 0
     if not nodes:
         raise ConfigError(
             f"the given weights replace all stages up to {options.until}, so nothing is left to run; omit --until"
@@ -53,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     needed = missing_settings(nodes, request.cluster)
     stages = [build_stage(node, request.cluster) for node in nodes]
     groups = form_groups(nodes, request.cluster, options.together) if options.local else []
-    stages = with_shared_batches(stages, groups)
+    stages = with_shared_batches(stages, groups, request.cluster)
     if options.force and (options.show or options.dry_run):
         raise ConfigError("--force changes the runs folder, so it cannot be combined with --show or --dry-run; omit it")
     if options.together and not options.local:
@@ -111,6 +116,9 @@ def build_parser() -> Parser:
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--show", action="store_true", help="print all settings of the rows and exit")
     instead.add_argument("--dry-run", action="store_true", help="print the plan and exit")
+    instead.add_argument(
+        "--layouts", action="store_true", help="print micro-batch, memory and days on 1, 2, 4 and 8 nodes and exit"
+    )
     parser.add_argument("--script", action="store_true", help="with --dry-run: print the sbatch scripts of the plan")
     return parser
 

@@ -24,7 +24,7 @@ class Batch:
 
 def working_world_sizes(recipe: TrainRecipe) -> list[int]:
     """The numbers of processes that divide the recipe's global batch, ascending."""
-    units = recipe.optimization.global_batch // _unit(recipe)
+    units = recipe.optimization.global_batch // smallest_micro_batch(recipe)
     return [count for count in range(1, units + 1) if units % count == 0]
 
 
@@ -37,7 +37,7 @@ def solve_batch(recipe: TrainRecipe, world_size: int, micro_batch: int | None = 
     Raises:
         ConfigError: there is none; the message has the nearest numbers of processes that work.
     """
-    total, unit = recipe.optimization.global_batch, _unit(recipe)
+    total, unit = recipe.optimization.global_batch, smallest_micro_batch(recipe)
     ceiling = micro_batch or recipe.optimization.micro_batch
     working = working_world_sizes(recipe)
     if world_size not in working:
@@ -66,6 +66,6 @@ def solve_shared(recipes: Sequence[Pretrain], world_size: int, micro_batch: int 
     return [Batch(unit.micro_batch, unit.accumulation * count, world_size) for count in parts]
 
 
-def _unit(recipe: TrainRecipe) -> int:
-    """Number of samples that must be on the same process."""
+def smallest_micro_batch(recipe: TrainRecipe) -> int:
+    """Number of samples that must be on the same process; a micro-batch is a multiple of it."""
     return 2 if isinstance(recipe, Finetune) else 1

@@ -22,7 +22,7 @@ from launch.stage_state import result_text
 from mvd.config import ConfigError, Row, dataset_of
 from mvd.distributed.exit_codes import STOPPED
 from mvd.files import write_text
-from mvd.host import count_gpus, hostname
+from mvd.host import count_gpus, gpu_memory_gb, hostname
 from mvd.owner import VARIABLE, Owner, give_back, read_owner, take
 from mvd.stage import Stage
 
@@ -39,6 +39,7 @@ def this_machine(cluster: Cluster) -> Cluster:
         cluster,
         nodes=1,
         gpus_per_node=processes,
+        gpu_memory_gb=(cluster.gpu_memory_gb or gpu_memory_gb()) if gpus else None,
         test_shards=1,
         precision=cluster.precision or ("bf16" if gpus else "fp32"),
         workers=min(cluster.workers, max(1, CORES // processes)),

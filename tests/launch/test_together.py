@@ -35,7 +35,7 @@ def nodes():
 
 def planned(nodes, cluster, *asked):
     groups = form_groups(nodes, cluster, asked)
-    return groups, with_shared_batches([build_stage(node, cluster) for node in nodes], groups)
+    return groups, with_shared_batches([build_stage(node, cluster) for node in nodes], groups, cluster)
 
 
 def test_all_that_can_share_run_together_unless_the_profile_says_otherwise(nodes):
@@ -114,7 +114,7 @@ def two_students(nodes, tmp_path):
     (tmp_path / "teacher").touch()
     inputs = dict.fromkeys(("image_teacher", "video_teacher"), str(tmp_path / "teacher"))
     groups = form_groups(members, cluster, ())
-    stages = with_shared_batches([build_stage(node, cluster) for node in members], groups)
+    stages = with_shared_batches([build_stage(node, cluster) for node in members], groups, cluster)
     return [(node, dataclasses.replace(stage, inputs=inputs)) for node, stage in zip(members, stages, strict=True)]
 
 
