@@ -4,11 +4,12 @@ Counts the multiply-adds (x 2) of linear layers and attention. A training step c
 fourth of activation checkpointing is not counted, so the numbers are those of model FLOPs utilisation (MFU).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from mvd.config import Finetune, ImageTeacher, Pretrain, Recipe, Test, TrainRecipe, VideoTeacher, dataset_of
 from mvd.config.sizes import SIZES, ClipShape, ImageShape, Transformer
+from mvd.sharing import teacher_samples
 
 
 def tflop_per_sample(recipe: Recipe) -> float:
@@ -41,6 +42,20 @@ def total_tflop(recipe: Recipe) -> float:
 def gpu_hours(recipe: Recipe, sustained_tflops: float) -> float:
     """GPU hours of a whole stage at this many TFLOP/s per GPU."""
     return total_tflop(recipe) / sustained_tflops / 3600
+
+
+def shared_gpu_hours(recipes: Sequence[Pretrain], sustained_tflops: float) -> float:
+    """GPU hours of pre-trainings that share one pass of their teachers (mvd.sharing), at this many TFLOP/s per GPU."""
+    return sum(gpu_hours(recipe, sustained_tflops) for recipe in recipes) - saved_gpu_hours(recipes, sustained_tflops)
+
+
+def saved_gpu_hours(recipes: Sequence[Pretrain], sustained_tflops: float) -> float:
+    """GPU hours that pre-trainings save if they share one pass of their teachers instead of running alone."""
+    samples = dataset_of(recipes[0]).train_samples
+    optimizations = [recipe.optimization for recipe in recipes]
+    alone = sum(samples // how.global_batch * how.global_batch * how.epochs for how in optimizations)
+    saved = alone - teacher_samples(recipes)
+    return saved * _teaching(recipes[0].teacher) / 1e12 / sustained_tflops / 3600
 
 
 def probe_share(recipe: Pretrain | VideoTeacher, videos: int, samples: int, every_epochs: int) -> float:

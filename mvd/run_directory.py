@@ -35,7 +35,7 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """One folder per checkpoint (mvd.train.checkpoint)."""
+        """One folder per checkpoint (mvd.train.checkpoint_writer)."""
         return self.path / "checkpoints"
 
     @property
