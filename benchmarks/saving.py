@@ -1,7 +1,11 @@
-"""Time that training is blocked while a checkpoint is saved: `make bench-saving`.
+"""How long training waits for a checkpoint, and how much memory loading one by other processes takes.
+
+    make bench-saving
 
 The engine of a student under ZeRO-1, after one update, is saved several times by the processes of this machine, as in
-a run: files, sync to disk, checksums, manifest. The share of run time assumes the profile's default interval.
+a run: a copy, for which the training waits; files, synced to disk, and their checksums in the background; the manifest,
+for which it waits again. The share of run time assumes the profile's default interval. Then another number of processes
+loads the checkpoint; their state is weights, master weights and Adam's moments.
 """
 
 import argparse
@@ -9,6 +13,7 @@ import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -19,12 +24,15 @@ from launch.cluster import ROOT, Cluster
 from launch.local.processes import run_processes
 from mvd.batch import Batch
 from mvd.config import Optimization
-from mvd.distributed.process import start_processes
+from mvd.distributed.process import Process, gather, start_processes
 from mvd.models import build_student
 from mvd.run_directory import RunDirectory
-from mvd.train.checkpoint import save_checkpoint
-from mvd.train.engine import build_engine
+from mvd.train.checkpoint_writer import start_checkpoint
+from mvd.train.engine import Engine, build_engine
+from mvd.train.manifest import read_manifest, remove_checkpoint
 from mvd.train.optimizer import build_optimizer
+from mvd.train.reshard import load_resharded
+from mvd.train.snapshot import HostBuffers
 
 OPTIMIZATION = Optimization(
     global_batch=2, epochs=1, warmup_epochs=0, base_lr=1e-4, min_lr=0.0, betas=(0.9, 0.95), micro_batch=1
@@ -42,44 +50,105 @@ class Sum(nn.Module):
         return torch.stack([weight.sum() for weight in self.network.parameters() if weight.requires_grad]).sum()
 
 
-def measure(size: str, rounds: int, folder: Path) -> None:
-    process = start_processes()
+def build(size: str, process: Process) -> Engine:
     model = Sum(build_student(size, teacher=size)).to(process.device)
     batch = Batch(1, 1, process.world_size)
-    engine = build_engine(model, build_optimizer(model, OPTIMIZATION), "zero1", batch, "fp32")
+    return build_engine(model, build_optimizer(model, OPTIMIZATION), "zero1", batch, "fp32")
+
+
+def measure_saves(size: str, rounds: int, folder: Path) -> None:
+    process = start_processes()
+    engine = build(size, process)
     engine.backward(engine())
     engine.step()
-    files = RunDirectory(folder)
-    seconds = []
+    files, buffers = RunDirectory(folder), HostBuffers()
+    waits, writes, total = [], [], 0
     for update in range(1, rounds + 2):
         started = time.monotonic()
-        save_checkpoint(engine, files, update, process, {}, {})
-        seconds.append(time.monotonic() - started)
+        write = start_checkpoint(engine, files, update, process, {}, {}, buffers)
+        copied = time.monotonic()
+        while not all(gather(write.is_written)):
+            time.sleep(0.1)
+        written = time.monotonic()
+        write.finish()
+        waits.append(copied - started + time.monotonic() - written)
+        writes.append(written - copied)
+        total = sum(entry["bytes"] for entries in gather(write.entries) for entry in entries.values())
+        if process.is_first and update > 1:
+            remove_checkpoint(files.checkpoints / f"step-{update - 1:08d}")
     if process.is_first:
-        saved = sum(path.stat().st_size for path in files.checkpoints.glob("step-00000001/*")) / 1e9
-        median, minutes = statistics.median(seconds[1:]), Cluster().checkpoint_minutes
-        share = 100 * median / (60 * minutes)
+        minutes = Cluster().checkpoint_minutes
+        shares = [100 * wait / (60 * minutes) for wait in waits[1:]]
         print(
-            f"{size}: {saved:.2f} GB saved by {process.world_size} processes in {median:.2f} s "
-            f"({min(seconds[1:]):.2f} to {max(seconds[1:]):.2f}), {share:.2f} % of the time, one in {minutes:g} min",
+            f"{size}, {process.world_size} processes, {total / 1e9:.2f} GB: training waits {_spread(waits[1:], 2)} s, "
+            f"{_spread(shares, 3)} % of the time (one in {minutes:g} min); the first time {waits[0]:.2f} s; "
+            f"written in {_spread(writes, 1)} s",
             flush=True,
         )
+
+
+def measure_reshard(size: str, folder: Path) -> None:
+    process = start_processes()
+    engine = build(size, process)
+    (checkpoint,) = RunDirectory(folder).complete_checkpoints()
+    manifest = read_manifest(checkpoint) or {}
+    before = peak = _anonymous_bytes()
+    loaded = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not loaded.wait(0.005):
+            peak = max(peak, _anonymous_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.monotonic()
+    load_resharded(engine, checkpoint, manifest["world_size"], manifest["zero_stage"])
+    seconds = time.monotonic() - started
+    loaded.set()
+    watcher.join()
+    weights = sum(weight.nbytes for weight in engine.module.parameters())
+    masters = sum(master.nbytes for master in engine.optimizer.single_partition_of_fp32_groups)
+    state = weights + 3 * masters
+    ratios = gather((weights + masters + peak - before) / state)
+    if process.is_first:
+        print(
+            f"{size}, saved by {manifest['world_size']} processes, loaded by {process.world_size} in {seconds:.1f} s: "
+            f"at most {max(ratios):.2f} times a rank's own state of {state / 1e9:.2f} GB in memory",
+            flush=True,
+        )
+
+
+def _spread(values: list[float], digits: int) -> str:
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def _anonymous_bytes() -> int:
+    """Memory of this process without the files that are mapped into it."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:")]
+    return 1024 * int(line.split()[1])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["tiny", "base"])
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--load-processes", type=int, default=4, help="how many load the checkpoint (4)")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     if "RANK" in os.environ:
-        measure(arguments.sizes[0], arguments.rounds, Path(os.environ["FOLDER"]))
+        folder = Path(os.environ["FOLDER"])
+        if any(folder.glob("checkpoints/*/manifest.json")):
+            measure_reshard(arguments.sizes[0], folder)
+        else:
+            measure_saves(arguments.sizes[0], arguments.rounds, folder)
         return 0
     for size in arguments.sizes:
-        with tempfile.TemporaryDirectory(dir=ROOT) as folder:  # the disk of the project, not one in memory
+        with tempfile.TemporaryDirectory(dir=ROOT) as name:  # the disk of the project, not one in memory
             command = [sys.executable, "-m", "benchmarks.saving", "--sizes", size, "--rounds", str(arguments.rounds)]
-            if run_processes(command, arguments.processes, {"FOLDER": folder}):
-                return 1
+            for count in (arguments.processes, arguments.load_processes):
+                if run_processes(command, count, {"FOLDER": name}):
+                    return 1
     return 0
 
 

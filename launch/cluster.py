@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from mvd.batch import working_world_sizes
-from mvd.config import DATASETS, SIZES, ConfigError, DatasetPaths, Kind, Precision, Recipe, RunSettings, Test
+from mvd.config import DATASETS, KINDS, SIZES, ConfigError, DatasetPaths, Kind, Precision, Recipe, RunSettings, Test
 from mvd.config.errors import check, check_positive
 from mvd.config.typed import Override, apply_overrides, nearest
 
@@ -34,11 +34,13 @@ class Resources:
     deepspeed: a file of ds_configs/, without .json; null for zero0 or, for large networks, zero1. micro_batch: upper
     limit of the samples (videos in fine-tuning, views in a test) per GPU and forward pass; null for the recipe's, or
     with gpu_memory_gb for the most that fit.
+    share_teachers: of pre-trainings only: whether those that can run in one job and share one pass of their teachers.
     """
 
     nodes: int | None = None
     deepspeed: str | None = None
     micro_batch: int | None = None
+    share_teachers: bool = True
 
     def __post_init__(self) -> None:
         if self.nodes is not None and self.nodes < 1:
@@ -142,6 +144,11 @@ class Cluster(RunSettings):
             check_positive(name, getattr(self, name))
         if self.gpu_memory_gb is not None:
             check_positive("gpu_memory_gb", self.gpu_memory_gb)
+        for kind in KINDS:
+            check(
+                kind == "pretrain" or self.resources(kind).share_teachers,
+                f"{kind}.share_teachers must be left out, since only pre-trainings share teachers; set it in pretrain",
+            )
         for name in self.teachers:
             if name not in TEACHERS:
                 known = ", ".join(TEACHERS)

@@ -128,12 +128,15 @@ def print_report(results: Sequence[RowResult]) -> None:
 
 
 def print_notes(results: Sequence[RowResult]) -> None:
-    """Prints the spread over seeds, differences from the paper, unreadable videos and files, one line each."""
+    """Prints the spread over seeds, speed, differences from the paper, unreadable videos and files, one line each."""
     for result in results:
         name, seeds = result.row.name, result.seeds
         if len(seeds) > 1:
             top1, top5 = spread(seeds, "top1"), spread(seeds, "top5")
             print(f"\n{name}: {len(seeds)} seeds ({seeds_text(seeds)}): top-1 {top1} %, top-5 {top5} %")
+        speeds = [f"{stage.node.kind} {stage.speed}" for stage in result.stages if stage.speed]
+        if speeds:
+            print(f"\n{name}: {', '.join(speeds)}")
         if result.differs:
             print(f"\n{name}: {result.differs}")
         unreadable = result.result["unreadable"] if result.result else []

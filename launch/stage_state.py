@@ -15,6 +15,7 @@ from launch.job.record import Record, jobs_in_history, jobs_in_queue, read_recor
 from launch.plan.graph import Node
 from launch.slurm.client import EndedJob, QueuedJob, slurm
 from mvd.config import KINDS, ConfigError, Kind, Test
+from mvd.flops import throughput_text
 from mvd.run_directory import RunDirectory
 
 TAIL_BYTES = 16_384
@@ -207,7 +208,8 @@ def _progress(stage: StageInfo, files: RunDirectory) -> str:
     if done:
         updates = metrics["update"] / done * (stage.epochs - done)
         left = f", {duration(updates * stage.batch / rate)} left"
-    return f"{text}, {rate:.1f} {unit}/s{left}"
+    speed = ", ".join(filter(None, [f"{rate:.1f} {unit}/s", throughput_text(metrics)]))
+    return f"{text}, {speed}{left}"
 
 
 def last_metrics(files: RunDirectory) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from launch.cli.plan_output import print_plan, print_scripts, print_settings
 from launch.cluster import EXAMPLE
 from launch.plan.graph import Node, build_graph
 from launch.plan.resolve import build_stage, missing_settings
+from launch.plan.together import form_groups, with_shared_batches
 from mvd.config import KINDS, ConfigError
 from mvd.stage import Stage
 
@@ -34,6 +35,7 @@ EXAMPLES = """examples:
   python launch/submit.py experiments/vith_k400 --show             all settings of a row
   python launch/submit.py vitb_from_vitb_k400 teachers=train --dry-run
   python launch/submit.py demo finetune.seed=1 --local --until pretrain
+  python launch/submit.py vits_from_vitb_k400 vitb_from_vitb_k400 --local --dry-run    two students, teachers shared
 """
 
 
@@ -55,8 +57,12 @@ def main(argv: Sequence[str]) -> int:
         )
     needed = missing_settings(nodes, request.cluster)
     stages = [build_stage(node, request.cluster) for node in nodes]
+    groups = form_groups(nodes, request.cluster, options.together) if options.local else []
+    stages = with_shared_batches(stages, groups, request.cluster)
     if options.force and (options.show or options.dry_run):
         raise ConfigError("--force changes the runs folder, so it cannot be combined with --show or --dry-run; omit it")
+    if options.together and not options.local:
+        raise ConfigError("--together runs several students in one job, which SLURM jobs do not; add --local")
     if options.script and not options.dry_run:
         raise ConfigError("--script prints what --dry-run would submit; add --dry-run")
     if options.show:
@@ -64,15 +70,17 @@ def main(argv: Sequence[str]) -> int:
     elif options.script:
         print_scripts(request.cluster, nodes, stages)
     elif options.dry_run:
-        print_plan(request, nodes, stages, needed)
+        print_plan(request, nodes, stages, needed, groups)
     elif needed:
         raise ConfigError(f"the cluster profile does not set {needed[0]}; add it there (see {EXAMPLE})")
     else:
-        return start(request, nodes, stages)
+        return start(request, nodes, stages, groups)
     return 0
 
 
-def start(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> int:
+def start(
+    request: Request, nodes: Sequence[Node], stages: Sequence[Stage], groups: Sequence[Sequence[str]] = ()
+) -> int:
     """Runs the stages on this machine, or submits them; returns the exit code."""
     if request.options.force:
         from launch.cli.force import move_aside
@@ -81,7 +89,7 @@ def start(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> i
     if request.options.local:
         from launch.local.run import run_plan
 
-        return run_plan(request, nodes, stages)
+        return run_plan(request, nodes, stages, groups)
     from launch.slurm.submit import submit_plan
 
     return submit_plan(request, nodes, stages)
@@ -96,6 +104,14 @@ def build_parser() -> Parser:
     parser.add_argument("--local", action="store_true", help="run on this machine's GPUs, or on its CPU")
     parser.add_argument(
         "--force", metavar="STAGE", help="start this stage (a kind, or a name from the plan) from scratch"
+    )
+    parser.add_argument(
+        "--together",
+        action="append",
+        default=[],
+        metavar="ROW,ROW",
+        help="with --local: pre-trainings to run in one job with one pass of their teachers, instead of all that can; "
+        "may be repeated",
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--show", action="store_true", help="print all settings of the rows and exit")

@@ -1,8 +1,9 @@
 """Solves micro-batch x accumulation x processes = global batch. Must not import torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mvd.config import ConfigError, Finetune, TrainRecipe
+from mvd.config import ConfigError, Finetune, Pretrain, TrainRecipe
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,19 @@ def solve_batch(recipe: TrainRecipe, world_size: int, micro_batch: int | None = 
     share = total // world_size
     micro = max(m for m in range(unit, share + 1, unit) if share % m == 0 and m <= max(ceiling, unit))
     return Batch(micro, share // micro, world_size)
+
+
+def solve_shared(recipes: Sequence[Pretrain], world_size: int, micro_batch: int | None = None) -> list[Batch]:
+    """The batches of students that share their teachers (mvd.sharing): all have the micro-batch of the smallest one.
+
+    Raises:
+        ConfigError: see solve_batch.
+    """
+    smallest = min(recipes, key=lambda recipe: recipe.optimization.global_batch)
+    ceiling = micro_batch or min(recipe.optimization.micro_batch for recipe in recipes)
+    unit = solve_batch(smallest, world_size, ceiling)
+    parts = [recipe.optimization.global_batch // unit.total for recipe in recipes]
+    return [Batch(unit.micro_batch, unit.accumulation * count, world_size) for count in parts]
 
 
 def smallest_micro_batch(recipe: TrainRecipe) -> int:

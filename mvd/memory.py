@@ -6,7 +6,7 @@ mvd/flops.py, a change of a network needs a change here; tests compare both with
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,19 @@ def memory_of(recipe: TrainRecipe, world_size: int, deepspeed: str, precision: P
     copies = recipe.augmentation.samples if isinstance(recipe, Finetune) else 1
     sample = copies * (input_bytes(recipe) + peak_bytes(recipe, item))
     return Memory(CONTEXT + states + teacher_bytes(recipe, item), sample)
+
+
+def memory_of_group(
+    recipes: Sequence[Pretrain], world_size: int, deepspeed: Sequence[str], precision: Precision
+) -> Memory:
+    """The memory of students that share their teachers in one job: all of their states, and one's activations.
+
+    deepspeed: the configuration of each. The targets of a clip are few beside the activations.
+    """
+    alone = [memory_of(recipe, world_size, name, precision) for recipe, name in zip(recipes, deepspeed, strict=True)]
+    common = CONTEXT + teacher_bytes(recipes[0], 2 if precision == "bf16" else FP32)
+    states = sum(memory.fixed - common for memory in alone)
+    return Memory(common + states, max(memory.sample for memory in alone))
 
 
 def _states(parameters: int, ranks: int, zero: Mapping[str, Any], item: int) -> float:

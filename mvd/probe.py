@@ -39,7 +39,7 @@ from mvd.models.encoder import VideoEncoder
 from mvd.models.weight_files import read_weights
 from mvd.run_directory import MANIFEST, RunDirectory, update_of
 from mvd.stage import Stage
-from mvd.train.checkpoint import verify
+from mvd.train.checkpoint_reader import verify
 from mvd.train.reshard import read_parameters
 from mvd.weight_keys import plain_key
 

@@ -35,7 +35,7 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """One folder per checkpoint (mvd.train.checkpoint)."""
+        """One folder per checkpoint (mvd.train.checkpoint_writer)."""
         return self.path / "checkpoints"
 
     @property
@@ -52,6 +52,11 @@ class RunDirectory:
     def flight_recorder(self) -> Path:
         """What each rank's last collectives were when the run hung (mvd.distributed.watchdog)."""
         return self.path / "flight_recorder"
+
+    @property
+    def compile_cache(self) -> Path:
+        """What torch.compile has compiled (mvd.train.compilation)."""
+        return self.path / "compile_cache.bin"
 
     @property
     def metrics(self) -> Path:

@@ -13,9 +13,10 @@ from launch.cluster import EXAMPLE, ROOT, Cluster
 from launch.plan.arrays import build_arrays
 from launch.plan.differences import describe, target_text
 from launch.plan.graph import Node
+from launch.plan.together import memory_of_stages
 from launch.plan.weights import notes_on_weights
 from mvd.config import KINDS, Row, Test
-from mvd.flops import gpu_hours
+from mvd.flops import gpu_hours, saved_gpu_hours
 from mvd.identity import sizes_of
 from mvd.memory import GB, memory_of
 from mvd.stage import Stage
@@ -37,8 +38,17 @@ def print_settings(request: Request, nodes: Sequence[Node], needed: Sequence[str
     print_next([("see the plan", command("submit.py", *request.words, "--dry-run"))])
 
 
-def print_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage], needed: Sequence[str]) -> None:
-    """Prints the stages with their batches, estimated cost and dependencies, and the sbatch calls."""
+def print_plan(
+    request: Request,
+    nodes: Sequence[Node],
+    stages: Sequence[Stage],
+    needed: Sequence[str],
+    groups: Sequence[Sequence[str]] = (),
+) -> None:
+    """Prints the stages with their batches, estimated cost and dependencies, and the sbatch calls.
+
+    groups: ids of the stages that run together (launch.plan.together).
+    """
     rate = request.cluster.sustained_tflops
     hours = [gpu_hours(node.recipe, rate) for node in nodes]
     _print_stages(f"plan of {counted(len(request.rows), 'row')}", nodes, stages, hours)
@@ -52,6 +62,7 @@ def print_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage],
         f"{sum(days.values()):,.1f} days one after the other, {_longest_chain(nodes, days):,.1f} if all stages that "
         "can run at the same time do"
     )
+    _print_groups(stages, groups, rate)
     if not request.options.local:
         _print_arrays(request, nodes, stages)
     _print_needed(needed)
@@ -101,6 +112,22 @@ def _print_stages(title: str, nodes: Sequence[Node], stages: Sequence[Stage], ho
         for node, stage, cost in zip(nodes, stages, hours, strict=True)
     ]
     print_table(title, columns, lines)
+
+
+def _print_groups(stages: Sequence[Stage], groups: Sequence[Sequence[str]], rate: float) -> None:
+    """Prints which stages run together, what that saves of the GPU-hours above, and what memory it takes."""
+    number = {stage.id: place for place, stage in enumerate(stages, start=1)}
+    for group in groups:
+        members = [stages[number[name] - 1] for name in group]
+        recipes = [stage.recipe for stage in members]
+        alone, saved = sum(gpu_hours(recipe, rate) for recipe in recipes), saved_gpu_hours(recipes, rate)
+        memory = memory_of_stages(members).total(members[0].execution.micro_batch) / GB
+        numbers = ", ".join(str(number[name]) for name in group)
+        print(
+            f"stages {numbers} run together with one pass of their teachers: {alone - saved:,.0f} instead of "
+            f"{alone:,.0f} GPU-hours, {saved:,.0f} saved; {memory:,.1f} GB per GPU; pretrain.share_teachers=false in "
+            "the profile runs them apart"
+        )
 
 
 def gpus_of(stage: Stage) -> int:

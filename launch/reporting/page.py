@@ -118,14 +118,14 @@ def _curves(result: RowResult, problems: list[str]) -> str:
 
 
 def _cost(result: RowResult) -> str:
-    columns = ["stage#", "wall time>", "ran on", "GPU-hours>", "finished"]
+    columns = ["stage#", "wall time>", "ran on", "speed", "GPU-hours>", "finished"]
     lines = []
     for stage in result.stages:
         facts = stage.facts
         wall = duration(round(stage.result["wall_seconds"])) if stage.result and "wall_seconds" in stage.result else "-"
         hours = f"{facts['gpu_hours']:,.2f}" if "gpu_hours" in facts else "-"
         date = facts.get("date") or ("yes" if stage.result else "no")
-        lines.append([stage.node.id, wall, html.escape(_devices(stage)), hours, date])
+        lines.append([stage.node.id, wall, html.escape(_devices(stage)), stage.speed or "-", hours, date])
     total = (
         ""
         if result.gpu_hours is None

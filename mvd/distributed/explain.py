@@ -21,10 +21,11 @@ _OTHER_PROCESS = re.compile(r"Process (\d+) has ([\d.]+ [KMG]iB) memory in use")
 
 
 @contextmanager
-def explain_errors(stage: Stage) -> Iterator[None]:
+def explain_errors(stage: Stage, *others: Stage) -> Iterator[None]:
     """Turns errors of CUDA, NCCL, gloo and the data loader into HostFault, PeerLost or ConfigError with one sentence.
 
-    A hardware fault is recorded in faults.jsonl with this host. Anything else is raised as it is.
+    A hardware fault is recorded in faults.jsonl with this host. Anything else is raised as it is. others: further
+    stages in the same job.
 
     Raises:
         HostFault: this host is at fault.
@@ -40,7 +41,8 @@ def explain_errors(stage: Stage) -> Iterator[None]:
         fault = _shared_gpu(error) or hardware_fault(error)
         if fault is not None:
             message = f"{_this_rank()}: {fault} ({reason})"
-            record_fault(stage.files, "hardware", message, hosts=[hostname()])
+            for damaged in (stage, *others):
+                record_fault(damaged.files, "hardware", message, hosts=[hostname()])
             raise HostFault(f"{message}; start the stage again on another host") from error
         if _is_out_of_memory(error):
             raise ConfigError(f"{stage.id}: {_this_rank()}: {_advice_on_memory(stage)} ({reason})") from error

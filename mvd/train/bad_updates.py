@@ -8,7 +8,7 @@ import json
 import math
 import statistics
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mvd.distributed.faults import RunFailed, record_fault
@@ -55,11 +55,11 @@ class BadUpdates:
             self.skipped.append(update)
         return skipped
 
-    def record_bad(self, update: int, what: str, videos: list[str], checkpoint: int) -> None:
+    def record_bad(self, update: int, what: str, videos: list[str], newest: Callable[[], int]) -> None:
         """Records a skipped update.
 
-        what: "loss" or "gradient". videos: those of this process that may be the cause. checkpoint: the update of
-        the newest good checkpoint.
+        what: "loss" or "gradient". videos: those of this process that may be the cause. newest: waits for the
+        checkpoint in progress, if there is one, and returns the update of the newest.
 
         Raises:
             RollBack: faults.bad_updates in a row.
@@ -74,10 +74,12 @@ class BadUpdates:
         self.skipped.append(update)
         if len(self.in_a_row) >= self.stage.execution.faults.bad_updates:
             reason = f"the {what} was not finite at {len(self.in_a_row)} updates in a row"
-            self._roll_back(self.in_a_row, reason, checkpoint)
+            self._roll_back(self.in_a_row, reason, newest())
 
-    def record_good(self, update: int, loss: float, checkpoint: int) -> dict[str, float]:
+    def record_good(self, update: int, loss: float, newest: Callable[[], int]) -> dict[str, float]:
         """Records the loss of an update; returns {"loss_spike": loss / median} if it is a spike, else {}.
+
+        newest: see `record_bad`.
 
         Raises:
             RollBack: it is a spike, and faults.spike_rollback is set.
@@ -91,7 +93,7 @@ class BadUpdates:
         if self.process.is_first:
             message = f"the loss of update {update}, {loss:.4g}, is {loss / median:.1f} times the median of the last"
             record_fault(self.stage.files, "spike", f"{message} {len(self.losses) - 1}", update)
-        if faults.spike_rollback and checkpoint not in self._returned_to():
+        if faults.spike_rollback and (checkpoint := newest()) not in self._returned_to():
             self._roll_back([update], "the loss spiked", checkpoint)
         return {"loss_spike": loss / median}
 

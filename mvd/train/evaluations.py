@@ -22,17 +22,25 @@ class Evaluations:
         self.steps_per_epoch, self.total_updates = steps_per_epoch, total_updates
         self.completed = [gather(metrics.newest(evaluator.metric))[0] for evaluator in evaluators]
 
+    def due(self, update: int) -> list[int]:
+        """The places of the evaluators that are due after this update."""
+        epoch, rest = divmod(update, self.steps_per_epoch)
+        return [
+            place
+            for place, evaluator in enumerate(self.evaluators)
+            if not rest
+            and (epoch % evaluator.every_epochs == 0 or update == self.total_updates)
+            and update > self.completed[place]
+        ]
+
     def run_due(self, network: nn.Module, update: int) -> bool:
         """Runs the evaluators that are due after this update and leaves the network in training mode.
 
         Returns False if a signal has asked the run to stop; the next attempt then runs what is left.
         """
-        epoch, rest = divmod(update, self.steps_per_epoch)
-        for place, evaluator in enumerate(self.evaluators):
-            due = epoch % evaluator.every_epochs == 0 or update == self.total_updates
-            if rest or not due or update <= self.completed[place]:
-                continue
-            values = evaluator.run(network)
+        epoch = update // self.steps_per_epoch
+        for place in self.due(update):
+            values = self.evaluators[place].run(network)
             network.train()
             if values is None:
                 return False

@@ -29,8 +29,8 @@ from mvd.config.run_settings import DatasetPaths, Faults
 from mvd.data.synthetic_motion import generate_motion
 from mvd.distributed.exit_codes import RETRYABLE, STOPPED
 from mvd.files import write_json
+from mvd.run_directory import MANIFEST
 from mvd.stage import Stage
-from mvd.train.checkpoint import MANIFEST
 from tests.chaos.damage import DAMAGES, damage
 from tests.chaos.victim import NAN_AT, Plan, be
 from tests.runs import small_stage, write_stage

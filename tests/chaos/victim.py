@@ -79,6 +79,7 @@ def _fill(ballast: Path) -> None:
 
 
 def _break_save(plan: Plan) -> None:
+    """Ends the process in a flush to the disk, most of which come from the thread that writes a checkpoint."""
     save, flush, flushes = TrainingRun._save, os.fsync, []
 
     def flush_or_die(descriptor: int) -> None:
@@ -90,9 +91,7 @@ def _break_save(plan: Plan) -> None:
     def save_or_die(run: TrainingRun) -> bool:
         if run.update >= plan.update:
             os.fsync = flush_or_die
-        saved = save(run)
-        os.fsync = flush
-        return saved
+        return save(run)
 
     TrainingRun._save = save_or_die
 

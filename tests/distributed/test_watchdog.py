@@ -16,7 +16,7 @@ from mvd.distributed.process import start_processes
 from mvd.distributed.watchdog import STEPS, Seen, diagnose
 from mvd.run import run_stage
 from mvd.stage import Stage
-from mvd.train import checkpoint
+from mvd.train import checkpoint_writer
 from mvd.train.loop import TrainingRun
 from tests.runs import Finished, call, small_stage, write_stage
 
@@ -60,9 +60,12 @@ def test_the_rank_that_a_save_waits_for_is_blamed(behind):
 
 
 def hang(folder: Path) -> None:
-    """Rank 1 hangs in update 3, in a wait that never ends or because it is stopped, or else in the save before it."""
+    """Rank 1 hangs in update 3, in a wait that never ends or because it is stopped, or else in the save before it.
+
+    A save hangs in its thread, while the training goes on until the next save is due.
+    """
     process = start_processes()
-    train_once, write = TrainingRun._one_update, checkpoint.write_atomically
+    train_once, write = TrainingRun._one_update, checkpoint_writer.write_atomically
 
     def hang_in_a_save(path: Path, *arguments) -> None:
         if process.rank == 1:
@@ -74,10 +77,11 @@ def hang(folder: Path) -> None:
         guard.usual_limit = guard.limit = 2.0
 
     def hang_at_3(run: TrainingRun, *arguments) -> None:
-        if run.update + 1 == 2 and (folder / "saves").exists():
+        saves = (folder / "saves").exists()
+        if run.update + 1 == 2 and saves:
             limit()
-            checkpoint.write_atomically = hang_in_a_save
-        if run.update + 1 == 3:
+            checkpoint_writer.write_atomically = hang_in_a_save
+        if run.update + 1 == 3 and not saves:
             limit()
             if process.rank == 1:
                 wait_for_ever() if (folder / "waits").exists() else os.kill(os.getpid(), signal.SIGSTOP)
@@ -120,7 +124,8 @@ def test_a_hang_in_a_save_blames_the_rank_that_is_missing(tmp_path, motion_root)
     finished, fault = run_hanging(tmp_path, motion_root)
     assert finished.code == RETRYABLE
     assert fault["message"].startswith("rank 1 on ") and f" has been {WRITING} for " in fault["message"]
-    assert "rank 0" not in fault["message"] and fault["update"] == 2
+    assert "rank 0" not in fault["message"] and "at update 2" in fault["message"]
+    assert "thread checkpoint writer:" in finished.output[1] and "hang_in_a_save" in finished.output[1]
 
 
 def test_a_rank_whose_heartbeat_stops_ends_the_run(tmp_path, motion_root):

@@ -16,8 +16,10 @@ from mvd.config.run_settings import DatasetPaths, Faults
 from mvd.distributed.faults import HostFault
 from mvd.files import write_json
 from mvd.run import run_stage
+from mvd.run_directory import MANIFEST
 from mvd.stage import Stage
-from mvd.train import checkpoint
+from mvd.train import manifest as manifest_module
+from mvd.train.checkpoint_writer import write_hashed
 from tests.runs import (
     UPDATES,
     again,
@@ -51,14 +53,14 @@ def run_those_without_result(folder: Path) -> None:
 
 def run_killed(folder: Path) -> None:
     """Runs the stage until the first process is killed: its last checkpoint has all files except the manifest."""
-    write = checkpoint.write_json
+    write = manifest_module.write_json
 
     def write_or_die(path: Path, manifest: dict) -> None:
-        if path.name == checkpoint.MANIFEST and manifest["update"] == KILLED_AT:
+        if path.name == MANIFEST and manifest["update"] == KILLED_AT:
             os.kill(os.getpid(), signal.SIGKILL)
         write(path, manifest)
 
-    checkpoint.write_json = write_or_die
+    manifest_module.write_json = write_or_die
     (path,) = folder.glob("killed/*/stage.yaml")
     run_stage(Stage.from_yaml(path))
 
@@ -121,7 +123,7 @@ def damage(stage: Stage, how: str) -> None:
         content[len(content) // 2] ^= 1
         optimizer.write_bytes(content)
     if how == "manifest":
-        os.truncate(newest / checkpoint.MANIFEST, 100)
+        os.truncate(newest / MANIFEST, 100)
     if how == "two":
         (newest / "rng-0.pt").unlink()
         (before / "rng-1.pt").write_bytes(b"")
@@ -144,11 +146,10 @@ def plant(stage: Stage, name: str) -> None:
     """Puts code into a file of the newest checkpoint, with a manifest to match."""
     folder = step(stage, UPDATES)
     content = torch.load(folder / name, weights_only=False)
-    torch.save({**content, "planted": Planted(stage.directory / "it-ran")}, folder / name)
-    manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
-    manifest.pop("sha256")
-    manifest["files"] |= checkpoint._describe(folder, [folder / name])
-    write_json(folder / checkpoint.MANIFEST, {**manifest, "sha256": checkpoint._own_digest(manifest)})
+    manifest = manifest_module.read_manifest(folder)
+    planted = {**content, "planted": Planted(stage.directory / "it-ran")}
+    manifest["files"][name] = write_hashed(folder / name, planted)
+    manifest_module.write_manifest(folder, manifest)
 
 
 @pytest.fixture(scope="module")
@@ -185,14 +186,14 @@ def test_the_newest_checkpoints_are_kept(undisturbed, killed):
 
 def test_a_kill_leaves_a_checkpoint_without_manifest(killed):
     cut_off = [Path(name).name for name in killed[1] if f"step-{KILLED_AT:08d}" in name]
-    assert {"rng-0.pt", "rng-1.pt"} < set(cut_off) and checkpoint.MANIFEST not in cut_off
+    assert {"rng-0.pt", "rng-1.pt"} < set(cut_off) and MANIFEST not in cut_off
 
 
 def test_a_manifest_names_every_file_of_its_checkpoint(undisturbed):
     folder = step(undisturbed, UPDATES)
-    manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
+    manifest = json.loads((folder / MANIFEST).read_text())
     assert (manifest["update"], manifest["world_size"], manifest["zero_stage"]) == (UPDATES, 2, 1)
-    assert {*manifest["files"], checkpoint.MANIFEST} == {path.name for path in folder.iterdir()}
+    assert {*manifest["files"], MANIFEST} == {path.name for path in folder.iterdir()}
     assert all(entry["bytes"] == (folder / name).stat().st_size for name, entry in manifest["files"].items())
 
 
@@ -247,7 +248,7 @@ def test_the_newest_good_checkpoint_is_used_and_the_damaged_are_named(resumed, n
 def test_a_disk_that_does_not_answer_condemns_no_checkpoint(resumed):
     stage = resumed[0]["unread"]
     assert "step-00000012 cannot be read (" in json.loads((stage.directory / "refused.json").read_text())
-    assert (step(stage, UPDATES) / checkpoint.MANIFEST).exists() and not (stage.directory / "result.json").exists()
+    assert (step(stage, UPDATES) / MANIFEST).exists() and not (stage.directory / "result.json").exists()
 
 
 def test_what_a_cut_off_save_left_is_removed(resumed):

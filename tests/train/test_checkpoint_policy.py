@@ -4,9 +4,9 @@ import json
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -19,11 +19,12 @@ from mvd.files import write_json
 from mvd.run import run_stage
 from mvd.stage import Stage
 from mvd.train.checkpoint_policy import CheckpointPolicy, kept_updates
+from mvd.train.checkpoint_writer import CheckpointWrite
 from mvd.train.engine import Engine
 from mvd.train.loop import TrainingRun
 from tests.runs import UPDATES, curve, events, read_metrics, read_result, small_stage, succeed, write_stage
 
-# After which updates the second process has no room for a file; it is looked at anew for each save.
+# At the saves of which updates the second process has no room for a file; it is looked at anew for each save.
 FULL = {"full": [4, 6], "broken": [4, 6, 8], "full at the end": [UPDATES, UPDATES], "stopped": [UPDATES] * 100}
 NO_ROOM_FOR_WEIGHTS = {"full at the end": [UPDATES]}  # in the first process
 ASKED = 3  # the update after which the second process is asked for a checkpoint
@@ -32,24 +33,30 @@ ASKED = 3  # the update after which the second process is asked for a checkpoint
 def run_all(folder: Path) -> None:
     process = start_processes()
     train_once = TrainingRun._one_update
+    write, save_weights = CheckpointWrite._write, CheckpointPolicy.save_weights
 
-    def without_room(save: Callable[..., bool], full: dict[str, list[int]], rank: int) -> Callable[..., bool]:
-        def save_or_fail(checkpoints: CheckpointPolicy, engine: Engine, place: int | Path, *rest: Any) -> bool:
-            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-            updates = full.get(checkpoints.stage.id, [])
-            update = place if isinstance(place, int) else rest[0]
-            if updates[:1] == [update]:
-                updates.pop(0)
-                if process.rank == rank:  # as on a full disk, a write fails half way
-                    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-                if checkpoints.stage.id == "stopped":
-                    os.kill(os.getpid(), signal.SIGUSR2)
-            try:
-                return save(checkpoints, engine, place, *rest)
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    @contextmanager
+    def without_room(stage: str, update: int, full: dict[str, list[int]], rank: int) -> Iterator[None]:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        updates = full.get(stage, [])
+        if updates[:1] == [update]:
+            updates.pop(0)
+            if process.rank == rank:  # as on a full disk, a write fails half way
+                resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+            if stage == "stopped":
+                os.kill(os.getpid(), signal.SIGUSR2)
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-        return save_or_fail
+    def write_or_fail(checkpoint: CheckpointWrite) -> None:
+        with without_room(checkpoint.target.parents[1].name, checkpoint.update, FULL, rank=1):
+            write(checkpoint)
+
+    def save_weights_or_fail(checkpoints: CheckpointPolicy, engine: Engine, path: Path, update: int) -> bool:
+        with without_room(checkpoints.stage.id, update, NO_ROOM_FOR_WEIGHTS, rank=0):
+            return save_weights(checkpoints, engine, path, update)
 
     def ask(run: TrainingRun, *arguments) -> None:
         if (run.stage.id, run.update + 1, process.rank) == ("asked", ASKED, 1):
@@ -57,8 +64,7 @@ def run_all(folder: Path) -> None:
         train_once(run, *arguments)
 
     TrainingRun._one_update = ask
-    CheckpointPolicy.save = without_room(CheckpointPolicy.save, FULL, rank=1)
-    CheckpointPolicy.save_weights = without_room(CheckpointPolicy.save_weights, NO_ROOM_FOR_WEIGHTS, rank=0)
+    CheckpointWrite._write, CheckpointPolicy.save_weights = write_or_fail, save_weights_or_fail
     for path in sorted(folder.glob("*/stage.yaml")):
         stage = Stage.from_yaml(path)
         try:
@@ -112,7 +118,8 @@ def test_a_disk_that_stays_full_ends_the_run(runs):
     messages = [json.loads((runs / "broken" / f"ended-{rank}.json").read_text()) for rank in range(2)]
     assert messages[0] == messages[1] and "failure 3 of 3 in a row" in messages[0]
     assert saved(runs, "broken") == [2]
-    assert read_metrics(Stage.from_yaml(runs / "broken" / "stage.yaml"))[-1]["update"] == 8
+    newest = read_metrics(Stage.from_yaml(runs / "broken" / "stage.yaml"))[-2:]
+    assert newest[-1]["failed_saves"] == 3 and newest[-1]["update"] == 8 <= newest[-2]["update"] <= 10
 
 
 def test_a_run_that_ends_while_the_disk_is_full_waits_for_room(runs):

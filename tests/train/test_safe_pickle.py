@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mvd.config import ConfigError
-from mvd.train.checkpoint import _random_state
+from mvd.train.random_state import random_state
 from mvd.train.safe_pickle import is_safe, load_pickle
 
 
@@ -22,7 +22,7 @@ class Planted:
 
 
 def test_a_random_state_comes_back_as_it_was(tmp_path):
-    state = _random_state()
+    state = random_state()
     torch.save(state, tmp_path / "rng.pt")
     assert is_safe(tmp_path / "rng.pt")
     loaded = load_pickle(tmp_path / "rng.pt")

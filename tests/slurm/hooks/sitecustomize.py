@@ -2,8 +2,9 @@
 
 MVD_TEST_BRAKE=FILE: while the file exists, an attempt pauses after two updates until it is told to stop, so that a test
 can rely on the stage being unfinished. The file may hold {"updates": 5} to pause after that many, and {"flush": 3,
-"rank": 1} to pause in the save that follows, when that rank flushes its third file to disk. FILE.reached then holds the
-update of the run at which it pauses. While there is a FILE.error, that rank raises a RuntimeError with its text.
+"rank": 1} to pause in the save that follows, when that rank flushes its third file to disk, as a rule in the thread
+that writes checkpoints; the training of that rank then pauses too. FILE.reached then holds the update of the run at
+which it pauses. While there is a FILE.error, that rank raises a RuntimeError with its text.
 MVD_TEST_FAULT=FILE: while the file exists, no stage starts. MVD_TEST_BAD=FILE: the node whose name is in the file
 cannot write to run directories; if the file is empty, the second rank's node.
 """
@@ -43,7 +44,8 @@ def brake(loop: ModuleType) -> None:
     def braked_update(run, *arguments):
         nonlocal updates
         fail()  # a save may have survived it, but a CUDA error comes back
-        if updates >= plan["updates"] and not plan["flush"]:
+        reached = is_the_one and flushes >= plan["flush"]
+        if updates >= plan["updates"] and (reached or not plan["flush"]):
             wait(run)
         updates += 1
         update_once(run, *arguments)
@@ -58,10 +60,7 @@ def brake(loop: ModuleType) -> None:
 
         if updates >= plan["updates"]:
             os.fsync = braked_flush
-        try:
-            return save(run)
-        finally:
-            os.fsync = flush
+        return save(run)
 
     loop.TrainingRun._one_update, loop.TrainingRun._save = braked_update, braked_save
 
