@@ -37,7 +37,7 @@ def orientation_of(frame: VideoFrame) -> Orientation:
         ValueError: turned by an angle that is no multiple of 90 degrees, or sheared.
     """
     # frame.side_data would keep the container, and each the other: pictures stayed in memory until a full collection.
-    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
+    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]  # missing in its hints
     return AS_STORED if matrix is None else _from_matrix(bytes(cast(SideData, matrix)))
 
 
