@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from launch.job.record import Record, jobs_in_history, jobs_in_queue, read_record
 from launch.plan.graph import Node
-from launch.slurm.client import EndedJob, QueuedJob, slurm
+from launch.slurm.client import slurm
+from launch.slurm.jobs import EndedJob, QueuedJob
 from mvd.config import KINDS, ConfigError, Kind, Test
 from mvd.run_directory import RunDirectory
 
@@ -142,6 +143,7 @@ def _job_state(
     if record is None:
         return State("stopped", f"not in the queue; {_progress(stage, files)}")
     again = f"; requeued {record.requeued} times" if record.requeued else ""
+    again += f"; restarted in place {record.restarted} times" if record.restarted else ""
     again += f"; avoids {', '.join(record.avoided)}" if record.avoided else ""
     if files.result.exists():
         return State("done", "done", record)

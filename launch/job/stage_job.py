@@ -13,7 +13,7 @@ from pathlib import Path
 from submitit import JobEnvironment
 from submitit.helpers import TorchDistributedEnvironment
 
-from launch.job.attempts import ERROR_LINES, end_without_batch_script, job_id, restarts
+from launch.job.attempts import end_without_batch_script, job_id, restarts, start
 from launch.job.log import say
 from launch.job.record import now
 from launch.slurm.client import PATIENT, slurm
@@ -24,6 +24,7 @@ from mvd.owner import VARIABLE, Owner, lost_to, read_owner
 from mvd.run_directory import RunDirectory
 from mvd.stage import Stage
 
+ERROR_LINES = 5
 SECONDS_FOR_OWNER = 120.0  # a network disk may show the record of the first node late
 
 
@@ -42,8 +43,9 @@ class StageJob:
             signal.signal(number, note.leave)
         say(f"=== job {job_id()}, rank {note.rank} on {hostname()}, {now()}")
         try:
-            os.environ[VARIABLE] = f"{job_id()}.{restarts()}"
+            os.environ[VARIABLE] = f"{job_id()}.{restarts()}.{start()}"
             os.environ["MASTER_PORT"] = str(wait_for_owner(stage.job_files).port)
+            use_nodes_of_step()
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
             export_job()
             run(stage, note)
@@ -93,8 +95,14 @@ def wait_for_owner(files: RunDirectory) -> Owner:
     return owner
 
 
+def use_nodes_of_step() -> None:
+    """Shows submitit the nodes that the processes run on as those of the job, which may have spare ones too."""
+    for name in ("NODELIST", "NUM_NODES"):
+        os.environ[f"SLURM_JOB_{name}"] = os.environ[f"SLURM_STEP_{name}"]
+
+
 def export_job() -> None:
-    """Tells training which hosts the job has, and that it asked for GPUs unless the profile's environment says "0"."""
+    """Tells training which hosts it has, and that it asked for GPUs unless the profile's environment says "0"."""
     os.environ["MVD_HOSTS"] = ",".join(JobEnvironment().hostnames)
     os.environ.setdefault("MVD_EXPECT_GPU", "1")
 
