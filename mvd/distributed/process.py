@@ -116,9 +116,23 @@ def exit_together() -> Iterator[None]:
         raise SystemExit(INVALID)
 
 
-def mean_across_processes(values: torch.Tensor) -> torch.Tensor:
-    """The mean of a tensor over all ranks, in place."""
-    if dist.get_world_size() > 1:
-        dist.all_reduce(values)
-        values /= dist.get_world_size()
-    return values
+class PendingMean:
+    """The mean of a tensor over all ranks. On a GPU, neither the host nor the other work of the GPU waits for it.
+
+    values: are overwritten.
+    """
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+        self.work = dist.all_reduce(values, async_op=values.is_cuda) if dist.get_world_size() > 1 else None
+
+    def start_copy(self) -> None:
+        """Queues the copy to the host; the work that is queued afterwards waits for the other ranks."""
+        if self.work is not None:
+            self.work.wait()
+        self.values = self.values.to("cpu", non_blocking=True)
+
+    def read(self) -> list[float]:
+        """The mean; on a GPU, the host must have read a result that was queued after `start_copy`."""
+        means: list[float] = (self.values / dist.get_world_size()).tolist()
+        return means

@@ -4,7 +4,7 @@ import contextlib
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from mvd.batch import Batch
 from mvd.config import ConfigError, dataset_of
 from mvd.data.annotations import fingerprint
 from mvd.data.datasets import build_dataset
+from mvd.data.device_batches import DeviceBatches
 from mvd.data.loader import LoaderStats, steps_per_epoch, train_loader
 from mvd.data.on_device import prepare
 from mvd.data.sample_check import check_samples
 from mvd.data.video.read_timeout import ReadTimeout
 from mvd.data.workers import kill_workers
 from mvd.distributed.preflight import preflight
-from mvd.distributed.process import Process, exit_together, gather, mean_across_processes
+from mvd.distributed.process import PendingMean, Process, exit_together, gather
 from mvd.distributed.signals import Interrupted, stop_requested
 from mvd.distributed.watchdog import heartbeat
 from mvd.evaluation.batch_pictures import BatchPictures
@@ -114,15 +115,15 @@ class TrainingRun:
             torch.manual_seed(recipe.seed * 1_000_003 + process.rank + 1)
             restore(self.stateful(), self.checkpoints.load(self.engine))
             self.update = self.checkpoints.newest
-            self.batches: Iterator[dict[str, Any]] = iter(train_loader(stage, self.dataset, process.rank, self.update))
+            loader = train_loader(stage, self.dataset, process.rank, self.update)
+        self.batches = DeviceBatches(iter(loader), process.device)
         self.loading, self.rank_times = LoaderStats(), RankTimes(process)
         self.pictures = BatchPictures(stage, process, self.task.watched, self.steps_per_epoch, self.total_updates)
         self.metrics = Metrics.of_stage(stage, process, self.update)
         self.metrics.text(self.update, "4_hosts", self.rank_times.table())
         self.evaluations = Evaluations(evaluators, self.metrics, self.steps_per_epoch, self.total_updates)
         self.progress = Progress(stage.kind, self.total_updates, self.update) if process.is_first else None
-        self.stopping = self.saving = False  # the same on all processes
-        self.waited = 0.0  # seconds that the update in progress has waited for data
+        self.stopping = self.saving = 0.0  # above 0 if a process asked for it; the same on all processes
 
     @property
     def epoch(self) -> int:
@@ -162,7 +163,7 @@ class TrainingRun:
 
     def _one_update(self, learning_rate: float) -> None:
         """One optimizer step over `accumulation` micro-batches; skipped if the loss or the gradient is not finite."""
-        started, self.waited = time.monotonic(), 0.0
+        started, self.batches.waited = time.monotonic(), 0.0
         self.rank_times.start()
         number, accumulation = self.update + 1, self.stage.execution.accumulation
         if self.bad_updates.skips(number):
@@ -187,17 +188,20 @@ class TrainingRun:
             loss = named["loss"]
             if step == accumulation - 1:
                 self.rank_times.arrive()
-                means = self._agree(torch.stack(losses))
-                self.rank_times.add()
-                if not all(map(math.isfinite, means)):
-                    loss = loss * math.nan  # makes every rank skip the step, at every ZeRO stage
+                agreed = self._agree(torch.stack(losses))
+                loss = loss * (1 + 0 * torch.stack(losses).sum())  # NaN on one rank: all gradients are, all skip it
             self.engine.backward(loss)
+        agreed.start_copy()
+        heartbeat("reading videos", number)
+        self.batches.read_ahead()
         heartbeat("updating weights", number)
         norm = take_step(self.engine)
+        self.rank_times.add()
+        *means, self.stopping, self.saving = agreed.read()
         values = dict(zip(named, means, strict=True)) | {"grad_norm": norm}
-        if all(map(math.isfinite, values.values())):
+        if math.isfinite(norm):
             spike = self.bad_updates.record_good(number, means[0], self.checkpoints.newest)
-            self.window.add(values, time.monotonic() - started, self.waited)
+            self.window.add(values, time.monotonic() - started, self.batches.waited)
             if spike:
                 self.metrics.write(number, self.epoch + 1, spike)
         else:
@@ -206,16 +210,14 @@ class TrainingRun:
     def _next_batch(self) -> dict[str, Any]:
         """The loader's next micro-batch; records the time it took and the files that could not be read."""
         heartbeat("reading videos", self.update + 1)
-        asked = time.monotonic()
-        raw: dict[str, Any] = next(self.batches)
-        self.waited += time.monotonic() - asked
+        raw = next(self.batches)
         if "failed" in raw:
             raise ConfigError(f"{self.stage.id}: {raw['failed']}; check the data set's root")
-        self.loading.note(raw, self.batches)
+        self.loading.note(raw, self.batches.source)
         self.skipped_files.found.update(raw["unreadable"])
         return raw
 
-    def _agree(self, losses: torch.Tensor) -> list[float]:
+    def _agree(self, losses: torch.Tensor) -> PendingMean:
         """Means over the micro-batches of all ranks; losses: (micro-batches, names).
 
         The same all-reduce tells every rank whether any was asked to stop or wants a checkpoint.
@@ -223,10 +225,9 @@ class TrainingRun:
         heartbeat("waiting for the others' losses", self.update + 1)
         asked = torch.tensor([stop_requested(), self.checkpoints.wanted()], dtype=losses.dtype)
         asked = asked.to(losses.device, non_blocking=True)
-        *means, stopping, saving = mean_across_processes(torch.cat([losses.mean(dim=0), asked])).tolist()
-        self.stopping, self.saving = stopping > 0, saving > 0
+        pending = PendingMean(torch.cat([losses.mean(dim=0), asked]))
         heartbeat("in forward and backward", self.update + 1)
-        return means
+        return pending
 
     def _note_bad(self, number: int, losses: torch.Tensor, samples: list[list[int]], lossy: bool) -> None:
         """Records a skipped update with the videos of its non-finite losses, or all if the gradient is at fault."""
@@ -290,7 +291,7 @@ class TrainingRun:
 
     def close(self) -> None:
         """Ends the loader processes, the progress line, the writers and the engine."""
-        self.batches = iter(())
+        self.batches = DeviceBatches(iter(()), self.process.device)
         kill_workers()
         if self.progress is not None:
             self.progress.close()
