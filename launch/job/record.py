@@ -41,6 +41,11 @@ class Attempt:
     requeue: int = 0
     start: int = 0
 
+    @property
+    def name(self) -> str:
+        """The attempt's name in owner.json and provenance.json (mvd.owner)."""
+        return f"{self.job_id}.{self.requeue}.{self.start}"
+
 
 @dataclass
 class Record:

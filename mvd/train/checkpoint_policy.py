@@ -29,13 +29,18 @@ class CheckpointPolicy:
         self.newest = 0
         self.failures = 0  # in a row
         self.saved_at = time.monotonic()
-        self.seconds = 0.0  # of all saves of this attempt
+        self.seconds = 0.0  # of the saves since the last report
 
     def load(self, engine: Engine) -> Mapping[str, Any]:
         """Restores the newest good checkpoint; returns the states saved with it, {} if there is none."""
         loaded = load_newest_checkpoint(engine, self.files, self.process, self.made_by)
         self.newest = loaded.update
         return loaded.state
+
+    def take_seconds(self) -> float:
+        """How long the saves since the last call have held up training."""
+        taken, self.seconds = self.seconds, 0.0
+        return taken
 
     def wanted(self) -> bool:
         """Whether this process wants a save now: by a signal, or because checkpoint_minutes are over."""

@@ -1,5 +1,6 @@
 """When the evaluators of a training run are due."""
 
+import time
 from collections.abc import Sequence
 
 from torch import nn
@@ -32,6 +33,7 @@ class Evaluations:
             due = epoch % evaluator.every_epochs == 0 or update == self.total_updates
             if rest or not due or update <= self.completed[place]:
                 continue
+            started = time.monotonic()
             values = evaluator.run(network)
             network.train()
             if values is None:
@@ -40,6 +42,7 @@ class Evaluations:
                 if not isinstance(value, float | int):
                     self.metrics.image(update, name, value)
             numbers = {name: value for name, value in values.items() if isinstance(value, float | int)}
+            numbers["speed/evaluation_seconds"] = time.monotonic() - started
             self.metrics.write(update, epoch, numbers)
             self.metrics.flush()
             self.completed[place] = update

@@ -28,6 +28,7 @@ from mvd.evaluation.evaluator import build_evaluators
 from mvd.monitoring.metrics import Metrics, gpu_throughput, peak_memory_gb
 from mvd.monitoring.progress import Progress, training_text
 from mvd.monitoring.rank_times import RankTimes
+from mvd.provenance import record_training
 from mvd.stage import Stage
 from mvd.train.bad_updates import BadUpdates, RollBack
 from mvd.train.checkpoint_policy import CheckpointPolicy
@@ -141,7 +142,7 @@ class TrainingRun:
             RunFailed, Interrupted: see `train`.
             RollBack: the run must start again from its newest checkpoint.
         """
-        how = self.stage.execution
+        record_training(self.stage, self.process.is_first)
         self._evaluate_if_due()  # the last attempt may have ended during an evaluation
         self.engine.train()
         while self.update < self.total_updates:
@@ -150,7 +151,7 @@ class TrainingRun:
             self.update += 1
             finished = self.update == self.total_updates
             self.pictures.draw(self.update, self.metrics)
-            if self.update % how.log_every == 0 or finished:
+            if self.update % self.stage.execution.log_every == 0 or finished:
                 self._report(learning_rate)
             if finished:
                 self._save_at_the_end(self._save)
@@ -242,7 +243,8 @@ class TrainingRun:
         replaced = self.skipped_files.share(epoch)
         values = {"lr": learning_rate, "weight_decay": settings.weight_decay, **replaced}
         values["epochs_done"] = self.update / self.steps_per_epoch
-        values["memory_gb"] = peak_memory_gb(self.process.device)
+        memory = peak_memory_gb(self.process.device)
+        values |= {"memory_gb": memory, "speed/save_seconds": self.checkpoints.take_seconds()}
         if self.window.updates:
             values |= self.window.means(settings.global_batch) | self.loading.report()
             values |= gpu_throughput(self.stage.recipe, values["samples_per_second"], self.process)

@@ -130,8 +130,8 @@ def test_the_processes_start_again_where_begin_says_until_end_says_no_more(tmp_p
     python = """echo "$4 $MVD_START" >&2
     case "$4$MVD_START" in begin*) echo "--overlap --nodelist=node$MVD_START" ;; end[01]) echo again ;; *) exit 9 ;; esac"""
     code, printed = run_script(tmp_path, [], 'echo "$1 $2 $3"; exit 7', python)
-    starts = [[f"begin {n}", f"--overlap --nodelist=node{n} --unbuffered", f"end {n}"] for n in range(3)]
-    assert (code, printed) == (9, sum(starts, []))
+    starts = [(f"begin {n}", f"--overlap --nodelist=node{n} --unbuffered", f"end {n}") for n in range(3)]
+    assert (code, printed) == (9, [line for start in starts for line in start])
 
 
 @pytest.mark.parametrize(("code", "restarts", "asked"), [(1, 0, True), (127, 99, True), (1, 100, False), (3, 0, False)])

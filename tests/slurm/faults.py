@@ -40,6 +40,11 @@ class Victim:
     rank: int
 
     @property
+    def hosts(self) -> set[str]:
+        """The nodes of the processes."""
+        return {processes.environment_of(pid)["SLURMD_NODENAME"] for pid in self.tasks.values()}
+
+    @property
     def host(self) -> str:
         """The node of the rank."""
         return processes.environment_of(self.tasks[self.rank])["SLURMD_NODENAME"]
