@@ -60,9 +60,9 @@ class Slurm:
     """How jobs are submitted; null leaves a field to the cluster's own default.
 
     memory_gb: per node. array_parallelism: stages of one array that run at the same time; null for all.
-    warning_seconds: how long before the time limit a job is told to save and requeue. spare_nodes: how many more nodes a
-    job of a training stage asks for than it uses, to replace lost and blamed ones. setup: shell lines at the start of
-    the job. environment: variables of the job. options: further sbatch options, which override the fields here.
+    warning_seconds: how long before the time limit a job is told to save and requeue. spare_nodes: by how many a job of
+    a training stage asks for more nodes than it uses, to replace lost and blamed ones. setup: shell lines at the start
+    of the job. environment: variables of the job. options: further sbatch options, which override the fields here.
     """
 
     partition: str | None = None

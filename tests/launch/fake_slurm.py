@@ -13,9 +13,9 @@ BUSY = "slurm_load_jobs error: Socket timed out on send/recv operation"
 class FakeSlurm:
     """Answers commands as SLURM's clients do, from what a test has set; the fixture `fake_slurm` installs it.
 
-    queue: job id -> (state, reason, elapsed time, time left, nodes, working directory). history: job id -> (state, working directory).
-    missing: commands that this machine lacks. steps: those of a running job. calls: the commands so far. pauses: how long the client waited between
-    its tries, in seconds.
+    queue: job id -> (state, reason, elapsed time, time left, nodes, working directory). history: job id -> (state,
+    working directory). missing: commands that this machine lacks. steps: those of a running job. calls: the commands so
+    far. pauses: how long the client waited between its tries, in seconds.
     """
 
     def __init__(self) -> None:

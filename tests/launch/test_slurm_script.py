@@ -128,7 +128,11 @@ def test_whatever_the_setup_sets_the_end_of_an_attempt_is_handled(line, tmp_path
 
 def test_the_processes_start_again_where_begin_says_until_end_says_no_more(tmp_path):
     python = """echo "$4 $MVD_START" >&2
-    case "$4$MVD_START" in begin*) echo "--overlap --nodelist=node$MVD_START" ;; end[01]) echo again ;; *) exit 9 ;; esac"""
+    case "$4$MVD_START" in
+      begin*) echo "--overlap --nodelist=node$MVD_START" ;;
+      end[01]) echo again ;;
+      *) exit 9 ;;
+    esac"""
     code, printed = run_script(tmp_path, [], 'echo "$1 $2 $3"; exit 7', python)
     starts = [(f"begin {n}", f"--overlap --nodelist=node{n} --unbuffered", f"end {n}") for n in range(3)]
     assert (code, printed) == (9, [line for start in starts for line in start])
