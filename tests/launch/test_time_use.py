@@ -28,7 +28,8 @@ def stage(tmp_path):
     """
     attempts = [attempt(0, 300), attempt(310, 600, start=1), attempt(900, 1200, requeue=1)]
     entries = [
-        {"owner": a.name, "started": at(n + 20), "training": at(n + 50)} for a, n in zip(attempts, (0, 310, 900))
+        {"owner": a.name, "started": at(n + 20), "training": at(n + 50)}
+        for a, n in zip(attempts, (0, 310, 900), strict=True)
     ]
     entries[0]["ended"] = entries[1]["ended"] = at(555)  # the last sign of life; job.json knows better
     files = RunDirectory(tmp_path)
