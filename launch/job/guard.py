@@ -6,6 +6,7 @@ Such a job outlasts the loss of a node, its batch script does not outlast that o
 the job run without it until its time limit.
 """
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,8 @@ SECONDS_BETWEEN = 30.0
 def main(arguments: list[str]) -> int:
     """Watches until the job ends or is requeued."""
     submission, first = arguments
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # meant for the processes of the stage
+        signal.signal(number, signal.SIG_IGN)
     slurm.pauses = PATIENT
     while True:
         time.sleep(SECONDS_BETWEEN)

@@ -1,6 +1,7 @@
 """What every process of a SLURM job runs: one stage, from whatever its run directory holds, or a share of preparing."""
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from submitit import JobEnvironment
 from submitit.helpers import TorchDistributedEnvironment
@@ -50,8 +52,12 @@ class StageJob:
             export_job()
             run(stage, note)
         except Exception:
-            note.write("\n".join(traceback.format_exc().strip().splitlines()[-ERROR_LINES:]))
-            raise
+            said = traceback.format_exc().strip()
+            say(said)
+            note.write("\n".join(said.splitlines()[-ERROR_LINES:]))
+            leave(1)
+        except SystemExit as exit:
+            leave(int(exit.code or 0))
         if note.rank == 0 and not stage.job_files.result.exists():
             end_without_batch_script(stage.job_files)
 
@@ -93,6 +99,14 @@ def wait_for_owner(files: RunDirectory) -> Owner:
             raise ConfigError(f"{files.path} does not belong to job {own} but to {owner or 'none'}")
         time.sleep(0.5)
     return owner
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process at once: Python's own exit may wait for threads of gloo until srun kills the process."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def use_nodes_of_step() -> None:
