@@ -8,11 +8,12 @@ import subprocess
 import sys
 
 import pytest
+from submitit.helpers import TorchDistributedEnvironment
 
 from launch.cluster import ROOT
 from launch.job import stage_job
 from launch.job.rendezvous import free_port
-from launch.job.stage_job import ErrorNote, PrepareJob, export_job, run, wait_for_owner
+from launch.job.stage_job import ErrorNote, PrepareJob, export_job, run, use_nodes_of_step, wait_for_owner
 from mvd import run as run_module
 from mvd.config import ConfigError
 from mvd.distributed.exit_codes import RETRYABLE
@@ -67,6 +68,21 @@ def test_a_job_tells_training_its_hosts_and_that_it_asked_for_gpus(monkeypatch, 
         monkeypatch.delenv("MVD_EXPECT_GPU")
     export_job()
     assert (os.environ["MVD_HOSTS"], os.environ.pop("MVD_EXPECT_GPU")) == ("gpu01,gpu02,fat7", expected)
+
+
+def test_training_sees_the_nodes_of_its_step_not_the_spare_ones(monkeypatch):
+    variables = {"SLURM_JOB_ID": "24", "SUBMITIT_EXECUTOR": "slurm", "SLURM_NTASKS": "4"}
+    variables |= {"SLURM_JOB_NODELIST": "node[1-3]", "SLURM_JOB_NUM_NODES": "3"}
+    variables |= {"SLURM_STEP_NODELIST": "node[2-3]", "SLURM_STEP_NUM_NODES": "2"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MVD_HOSTS", "")
+    monkeypatch.setenv("MVD_EXPECT_GPU", "0")
+    use_nodes_of_step()
+    export_job()
+    found = TorchDistributedEnvironment()
+    assert os.environ["MVD_HOSTS"] == "node2,node3"
+    assert (found.master_addr, found.local_world_size, found.world_size) == ("node2", 2, 4)
 
 
 def test_a_note_that_cannot_be_written_is_no_further_error(tmp_path, capsys):

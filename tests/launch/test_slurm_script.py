@@ -103,6 +103,17 @@ def test_every_field_of_the_profile_reaches_sbatch():
     assert places == sorted(places)
 
 
+def test_a_spare_node_is_asked_for_and_its_job_outlasts_the_loss_of_a_node():
+    plain, spared = script(), script(spare_nodes=1)
+    asked = options(spared)
+    assert (asked.pop("nodes"), asked.pop("no-kill")) == ("5", "") and asked.items() <= options(plain).items()
+    (guard,) = [line for line in spared.splitlines() if "launch.job.guard" in line]
+    assert "--overlap" in guard and guard.endswith('launch.job.guard /runs/jobs/1 "$SLURMD_NODENAME" &')
+    assert "guard" not in plain
+    with pytest.raises(ConfigError, match="slurm.spare_nodes must be at least 0, got -1"):
+        script(spare_nodes=-1)
+
+
 def test_an_option_of_zero_is_not_dropped():
     asked = options(script(memory_gb=480.0, options={"mem": 0, "exclusive": False, "gpus-per-node": None}))
     assert asked["mem"] == "0" and "exclusive" not in asked and "gpus-per-node" not in asked

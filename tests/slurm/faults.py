@@ -179,6 +179,12 @@ ENDINGS = {
         "rendezvous",
         blames=True,
     ),
+    "hang": Ending(
+        ("has sent no heartbeat", "does not answer"),
+        _at_once(lambda victim: _kill([victim.tasks[victim.rank]], signal.SIGSTOP)),
+        "training",
+        blames=True,
+    ),
     "hardware error": Ending(("uncorrectable ECC",), _hardware_error, "training", blames=True),
 }
 THREE_STOPS = "three stops while starting"

@@ -41,6 +41,7 @@ from tests.slurm.lab.quirks import small_disk
 SAVED_EVERY = 3
 LENGTH = "pretrain.optimization.epochs=5"  # 30 updates
 RENDEZVOUS_MINUTES = 1
+HANG_MINUTES = 2  # longer than any fault takes to come
 NODES = 2  # and a spare one
 SHAPE = (
     f"cluster.pretrain.nodes={NODES}",
@@ -48,6 +49,7 @@ SHAPE = (
     f"cluster.checkpoint_every={SAVED_EVERY}",
     "cluster.workers=1",
     f"cluster.faults.rendezvous_minutes={RENDEZVOUS_MINUTES}",
+    f"cluster.faults.hang_minutes={HANG_MINUTES}",
 )
 MEGABYTES = 256  # of the disk that becomes full
 IN_PLACE = ({KILLED},)  # what job.json says of faults after which no other allocation is needed
