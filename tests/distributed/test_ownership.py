@@ -41,7 +41,7 @@ def test_a_run_that_is_taken_over_stops_everywhere_before_its_next_save(tmp_path
     write_stage(stage)
     take(stage.files, FIRST, lambda _: False)
     printed = succeed(run_until_it_is_taken_over, tmp_path)
-    said = f"stopped: {stage.directory} no longer belongs to this attempt (24.0), but to job 25, attempt 1, on node2"
+    said = f"stopped: {stage.directory} no longer belongs to this attempt (24.0.0), but to job 25, attempt 1, on node2"
     assert all(said in output for output in printed)
     assert [path.name for path in stage.files.complete_checkpoints()] == ["step-00000004"]
     assert not stage.files.result.exists() and read_owner(stage.files) == SECOND
