@@ -232,6 +232,7 @@ class Group:
                 batch = prepare(raw, self.source.recipe, self.process.device)
                 for run in learning:
                     pictures.enter_context(run.pictures.watching(run.update + 1, batch))
+                heartbeat("in forward and backward", learning[0].update + 1)
                 batch |= learning[0].compilation.run(partial(self.shared.teachers.targets, batch))
             for member in members:
                 next_turn()

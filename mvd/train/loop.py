@@ -112,7 +112,8 @@ class TrainingRun:
         self.metrics = Metrics.of_stage(stage, process, self.update)
         self.metrics.text(self.update, "4_hosts", self.rank_times.table())
         self.evaluations = Evaluations(evaluators, self.metrics, self.steps_per_epoch, self.total_updates)
-        self.progress = Progress(stage.kind, self.total_updates, self.update) if process.is_first else None
+        title = stage.recipe.name if shared else stage.kind
+        self.progress = Progress(title, self.total_updates, self.update) if process.is_first else None
         self.stopping = self.saving = self.written = 0.0  # of which share of the processes it is true
         self.running: Update | None = None
 

@@ -66,6 +66,8 @@ def check_planned_together(stages: Sequence[Stage]) -> None:
         if reason:
             raise ConfigError(f"{smallest.id} and {stage.id} cannot share their teachers: {reason}; run them apart")
         how, other = stage.execution, smallest.execution
+        if how.data != other.data:
+            raise ConfigError(f"{smallest.id} and {stage.id} must have the same data, got {other.data} and {how.data}")
         parts = stage.recipe.optimization.global_batch // smallest.recipe.optimization.global_batch
         if (how.micro_batch, how.precision, how.batch_parts) != (other.micro_batch, other.precision, parts):
             raise ConfigError(
