@@ -7,6 +7,7 @@ and the j-th from the back), because those two are mixed with each other: any wh
 separately, with the group's one draw.
 """
 
+import gc
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -184,3 +185,7 @@ def start_worker(_: int) -> None:
     cv2.setNumThreads(0)
     follow_parent()
     keep_freed_memory()
+    # The 400,000 objects of the training process would be collected with the worker's own: seldom, for they are many,
+    # and each time with a copy of their memory.
+    gc.freeze()
+    gc.collect()

@@ -19,7 +19,7 @@ from mvd.run import run_stage
 from mvd.run_directory import MANIFEST
 from mvd.stage import Stage
 from mvd.train import manifest as manifest_module
-from mvd.train.checkpoint_writer import write_hashed
+from mvd.train.checkpoint_writer import CheckpointWrite, write_hashed
 from tests.runs import (
     UPDATES,
     again,
@@ -52,17 +52,31 @@ def run_those_without_result(folder: Path) -> None:
 
 
 def run_killed(folder: Path) -> None:
-    """Runs the stage until the first process is killed: its last checkpoint has all files except the manifest."""
-    write = manifest_module.write_json
+    """Runs the stage until a process is killed in the save of update 8; before its manifest, if that has failed before.
+
+    At the first attempt the second process is killed while it writes a file in the background.
+    """
+    (path,) = folder.glob("killed/*/stage.yaml")
+    stage = Stage.from_yaml(path)
+    write, note_progress, parts = manifest_module.write_json, CheckpointWrite._note_progress, []
+    first_attempt = not step(stage, KILLED_AT).exists()
 
     def write_or_die(path: Path, manifest: dict) -> None:
         if path.name == MANIFEST and manifest["update"] == KILLED_AT:
             os.kill(os.getpid(), signal.SIGKILL)
         write(path, manifest)
 
-    manifest_module.write_json = write_or_die
-    (path,) = folder.glob("killed/*/stage.yaml")
-    run_stage(Stage.from_yaml(path))
+    def note_progress_or_die(checkpoint: CheckpointWrite) -> None:
+        parts.append(checkpoint.update)
+        if checkpoint.process.rank == 1 and parts.count(KILLED_AT) == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+        note_progress(checkpoint)
+
+    if first_attempt:
+        CheckpointWrite._note_progress = note_progress_or_die
+    else:
+        manifest_module.write_json = write_or_die
+    run_stage(stage)
 
 
 @pytest.fixture(scope="module")
@@ -98,15 +112,18 @@ def undisturbed(tmp_path_factory, lists) -> Stage:
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory, undisturbed) -> tuple[Stage, list[str]]:
-    """A killed run of the same stage, and the content of its checkpoint folder."""
+def killed(tmp_path_factory, undisturbed) -> tuple[Stage, list[list[str]]]:
+    """A run of the same stage that is killed twice, and the content of its checkpoint folders each time."""
     folder = tmp_path_factory.mktemp("killed")
     execution = dataclasses.replace(undisturbed.execution, runs=str(folder / "killed"), keep_checkpoints=1)
     stage = dataclasses.replace(undisturbed, execution=execution)
     write_stage(stage)
-    finished = call(run_killed, folder)
-    assert finished.code == -signal.SIGKILL
-    return stage, sorted(str(path.relative_to(stage.directory)) for path in stage.directory.glob("checkpoints/*/*"))
+    left = []
+    for _ in range(2):
+        finished = call(run_killed, folder)
+        assert finished.code == -signal.SIGKILL
+        left.append(sorted(str(path.relative_to(stage.directory)) for path in stage.directory.glob("checkpoints/*/*")))
+    return stage, left
 
 
 def step(stage: Stage, update: int) -> Path:
@@ -181,12 +198,15 @@ def test_the_newest_checkpoints_are_kept(undisturbed, killed):
     assert sorted(path.name for path in undisturbed.directory.glob("checkpoints/step-*")) == [
         f"step-{update:08d}" for update in (4, 8, 12)
     ]
-    assert any(name.startswith("checkpoints/step-00000004/") for name in killed[1])
+    assert all("checkpoints/step-00000004/manifest.json" in left for left in killed[1])
 
 
 def test_a_kill_leaves_a_checkpoint_without_manifest(killed):
-    cut_off = [Path(name).name for name in killed[1] if f"step-{KILLED_AT:08d}" in name]
-    assert {"rng-0.pt", "rng-1.pt"} < set(cut_off) and MANIFEST not in cut_off
+    writing, before_manifest = (
+        [Path(name).name for name in left if f"step-{KILLED_AT:08d}" in name] for left in killed[1]
+    )
+    assert any(name.endswith(".tmp") for name in writing) and "rng-1.pt" not in writing and MANIFEST not in writing
+    assert {"rng-0.pt", "rng-1.pt"} < set(before_manifest) and MANIFEST not in before_manifest
 
 
 def test_a_manifest_names_every_file_of_its_checkpoint(undisturbed):

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,8 @@ from safetensors.torch import load_file
 
 from mvd.config.run_settings import Faults
 from mvd.distributed.faults import RunFailed
-from mvd.distributed.process import start_processes
-from mvd.distributed.signals import Interrupted
+from mvd.distributed.process import Process, start_processes
+from mvd.distributed.signals import Interrupted, stop_requested
 from mvd.files import write_json
 from mvd.run import run_stage
 from mvd.stage import Stage
@@ -28,11 +29,24 @@ from tests.runs import UPDATES, curve, events, read_metrics, read_result, small_
 FULL = {"full": [4, 6], "broken": [4, 6, 8], "full at the end": [UPDATES, UPDATES], "stopped": [UPDATES] * 100}
 NO_ROOM_FOR_WEIGHTS = {"full at the end": [UPDATES]}  # in the first process
 ASKED = 3  # the update after which the second process is asked for a checkpoint
+STOPPED_AT = 6  # the update after which it is told to stop, while it still writes the checkpoint of update 4
+SIGNALS = {("asked", ASKED): signal.SIGUSR1, ("slow", STOPPED_AT): signal.SIGUSR2}
 
 
 def run_all(folder: Path) -> None:
     process = start_processes()
-    train_once = TrainingRun._one_update
+    break_saves(process)
+    send_signals(process)
+    for path in sorted(folder.glob("*/stage.yaml")):
+        stage = Stage.from_yaml(path)
+        try:
+            run_stage(stage)
+        except (RunFailed, Interrupted) as error:
+            write_json(stage.directory / f"ended-{process.rank}.json", str(error))
+
+
+def break_saves(process: Process) -> None:
+    """Lets writes fail, as FULL says, and that of the run "slow" last until the run is told to stop."""
     write, save_weights = CheckpointWrite._write, CheckpointPolicy.save_weights
 
     @contextmanager
@@ -51,26 +65,30 @@ def run_all(folder: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     def write_or_fail(checkpoint: CheckpointWrite) -> None:
-        with without_room(checkpoint.target.parents[1].name, checkpoint.update, FULL, rank=1):
+        stage = checkpoint.target.parents[1].name
+        while (stage, process.rank) == ("slow", 1) and not stop_requested():
+            time.sleep(0.05)
+        with without_room(stage, checkpoint.update, FULL, rank=1):
             write(checkpoint)
 
     def save_weights_or_fail(checkpoints: CheckpointPolicy, engine: Engine, path: Path, update: int) -> bool:
         with without_room(checkpoints.stage.id, update, NO_ROOM_FOR_WEIGHTS, rank=0):
             return save_weights(checkpoints, engine, path, update)
 
-    def ask(run: TrainingRun, *arguments) -> None:
-        if (run.stage.id, run.update + 1, process.rank) == ("asked", ASKED, 1):
-            os.kill(os.getpid(), signal.SIGUSR1)
+    CheckpointWrite._write, CheckpointPolicy.save_weights = write_or_fail, save_weights_or_fail
+
+
+def send_signals(process: Process) -> None:
+    """During the updates of SIGNALS, the second process gets a signal."""
+    train_once = TrainingRun._one_update
+
+    def train_signalled(run: TrainingRun, *arguments) -> None:
+        number = SIGNALS.get((run.stage.id, run.update + 1))
+        if number is not None and process.rank == 1:
+            os.kill(os.getpid(), number)
         train_once(run, *arguments)
 
-    TrainingRun._one_update = ask
-    CheckpointWrite._write, CheckpointPolicy.save_weights = write_or_fail, save_weights_or_fail
-    for path in sorted(folder.glob("*/stage.yaml")):
-        stage = Stage.from_yaml(path)
-        try:
-            run_stage(stage)
-        except (RunFailed, Interrupted) as error:
-            write_json(stage.directory / f"ended-{process.rank}.json", str(error))
+    TrainingRun._one_update = train_signalled
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +103,7 @@ def runs(tmp_path_factory, motion_root) -> Path:
     stage("broken", keep_checkpoints=9, faults=Faults(save_failures=3))
     stage("full at the end", faults=Faults(save_again_seconds=0.1))
     stage("stopped", faults=Faults(save_failures=100))
+    stage("slow", checkpoint_every=4)
     stage("asked", checkpoint_every=100, checkpoint_minutes=None)
     stage("timed", checkpoint_every=100, checkpoint_minutes=1e-6, keep_checkpoints=100)
     stage("epochs", checkpoint_every=5, keep_checkpoints=1, keep_every_epochs=1)
@@ -136,6 +155,14 @@ def test_a_run_that_waits_for_room_can_be_told_to_stop(runs):
     messages = [json.loads((runs / "stopped" / f"ended-{rank}.json").read_text()) for rank in range(2)]
     assert messages[0] == messages[1] and "stopped by a signal after update 12 of 12; update 10 is saved" in messages[0]
     assert not (runs / "stopped" / "result.json").exists()
+
+
+def test_a_run_that_is_stopped_while_it_writes_a_checkpoint_completes_it_and_saves_its_last_update(runs):
+    messages = [json.loads((runs / "slow" / f"ended-{rank}.json").read_text()) for rank in range(2)]
+    assert messages[0] == messages[1] and "after update 6 of 12; update 6 is saved" in messages[0]
+    assert saved(runs, "slow") == [4, STOPPED_AT]
+    updates = [record["update"] for record in read_metrics(Stage.from_yaml(runs / "slow" / "stage.yaml"))]
+    assert updates == list(range(1, STOPPED_AT + 1))  # it has trained on while it wrote
 
 
 def test_a_checkpoint_is_saved_on_request(runs):
