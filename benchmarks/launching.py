@@ -144,6 +144,11 @@ def milliseconds(recipe: Any, configuration: str, compiled: bool) -> float:
     engine = build_engine(task.model, optimizer, configuration, Batch(2, 1, 1), "bf16")
     engine.train()
     if compiled:
+        import torch._dynamo
+
+        from mvd.train.compilation import compile_blocks
+
+        torch._dynamo.config.recompile_limit = 64
         compile_blocks(engine.module, *task.watched)
     raw, seconds = micro_batch(recipe), []
     for _ in range(2 + UPDATES):
@@ -154,18 +159,6 @@ def milliseconds(recipe: Any, configuration: str, compiled: bool) -> float:
         seconds.append(time.process_time() - started)
     engine.destroy()
     return 1000 * statistics.median(seconds[2:])
-
-
-def compile_blocks(*networks: Any) -> None:
-    import torch._dynamo
-
-    from mvd.models.encoder import Blocks
-
-    torch._dynamo.config.recompile_limit = 64
-    for network in networks:
-        for blocks in network.modules():
-            for block in blocks if isinstance(blocks, Blocks) else ():
-                block.compile(fullgraph=True, dynamic=False)
 
 
 def zero(recipe: Any, is_baseline: bool) -> str:
