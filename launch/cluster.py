@@ -55,7 +55,7 @@ class Resources:
 
 # sbatch options that the launcher sets itself; the profile must not.
 PLANNED_OPTIONS = {"array", "chdir", "dependency", "error", "kill_on_invalid_dep", "nodes", "ntasks", "ntasks_per_node"}
-PLANNED_OPTIONS |= {"open_mode", "output", "requeue", "signal", "time"}
+PLANNED_OPTIONS |= {"no_kill", "open_mode", "output", "requeue", "signal", "time"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,8 @@ class Slurm:
     """How jobs are submitted; null leaves a field to the cluster's own default.
 
     memory_gb: per node. array_parallelism: stages of one array that run at the same time; null for all.
-    warning_seconds: how long before the time limit a job is told to save and requeue. setup: shell lines at the start
+    warning_seconds: how long before the time limit a job is told to save and requeue. spare_nodes: by how many a job of
+    a training stage asks for more nodes than it uses, to replace lost and blamed ones. setup: shell lines at the start
     of the job. environment: variables of the job. options: further sbatch options, which override the fields here.
     """
 
@@ -76,6 +77,7 @@ class Slurm:
     memory_gb: float | None = None
     time_limit_hours: float = 24.0
     warning_seconds: int = 300
+    spare_nodes: int = 0
     array_parallelism: int | None = None
     setup: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
@@ -87,6 +89,7 @@ class Slurm:
             if value is not None:
                 check_positive(f"slurm.{name}", value)
                 check(math.isfinite(value), f"slurm.{name} must be a finite number, got {value}")
+        check(self.spare_nodes >= 0, f"slurm.spare_nodes must be at least 0, got {self.spare_nodes}")
         if self.time_limit_hours * 3600 <= self.warning_seconds:
             raise ConfigError(
                 f"slurm.time_limit_hours must be longer than slurm.warning_seconds={self.warning_seconds}, "

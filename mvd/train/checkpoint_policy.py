@@ -44,6 +44,7 @@ class CheckpointPolicy:
         self.newest = 0
         self.failures = 0  # in a row
         self.saved_at = time.monotonic()
+        self.seconds = 0.0  # see report
         self.requests = 0  # by signal, that were seen
         self.buffers = HostBuffers()
         self.in_progress: CheckpointWrite | None = None
@@ -53,6 +54,11 @@ class CheckpointPolicy:
         loaded = load_newest_checkpoint(engine, self.files, self.process, self.made_by)
         self.newest = loaded.update
         return loaded.state
+
+    def report(self) -> dict[str, float]:
+        """How long the saves since the last report have held up training."""
+        taken, self.seconds = self.seconds, 0.0
+        return {"speed/save_seconds": taken}
 
     def wanted(self) -> bool:
         """Whether this process wants a save now: by a signal, or because checkpoint_minutes are over."""
@@ -133,11 +139,14 @@ class CheckpointPolicy:
 
     def _try(self, update: int, save: Callable[[], None]) -> bool:
         check_owner(self.files)
+        started = time.monotonic()
         try:
             save()
         except SaveError as error:
             self._fail(update, str(error))
             return False
+        finally:
+            self.seconds += time.monotonic() - started
         return True
 
     def _fail(self, update: int, reason: str) -> None:

@@ -1,9 +1,9 @@
 """The training loop of all training stages."""
 
-import contextlib
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import torch
@@ -24,6 +24,7 @@ from mvd.evaluation.evaluator import build_evaluators
 from mvd.monitoring.metrics import Metrics, gpu_throughput, peak_memory_gb
 from mvd.monitoring.progress import Progress, training_text
 from mvd.monitoring.rank_times import RankTimes
+from mvd.provenance import record_training
 from mvd.stage import Stage
 from mvd.train.bad_updates import BadUpdates, RollBack
 from mvd.train.checkpoint_policy import CheckpointPolicy
@@ -55,7 +56,7 @@ def train(stage: Stage, process: Process) -> dict[str, Any]:
     """
     started = time.monotonic()
     while True:
-        with contextlib.suppress(RollBack):
+        with suppress(RollBack):
             return {**_train_from_newest(stage, process), "wall_seconds": time.monotonic() - started}
         free_memory()
 
@@ -92,7 +93,6 @@ class TrainingRun:
         self.learning_rates = cosine_schedule(
             settings.peak_lr, settings.floor_lr, settings.laid_out_epochs, settings.warmup_epochs, self.steps_per_epoch
         )
-        batch = Batch(how.micro_batch, how.accumulation, process.world_size)
         model = self.task.model.to(process.device)
         self.seeded_layers = SampleSeededLayers(model, how.precision)
         self.bad_updates, self.window = BadUpdates(stage, process), Window()
@@ -100,6 +100,7 @@ class TrainingRun:
         made_by = {"precision": how.precision, "training list": fingerprint(self.dataset.entries)}
         self.checkpoints = CheckpointPolicy(stage, process, self.steps_per_epoch, made_by, self._note_failed_save)
         with exit_together():
+            batch = Batch(how.micro_batch, how.accumulation, process.world_size)
             self.engine = build_engine(model, build_optimizer(model, settings), how.deepspeed, batch, how.precision)
             self.compilation = Compilation(stage, process, self.engine, self.task.watched)
             self.replicas = Replicas(stage, process, self.engine, self.task.watched)
@@ -141,6 +142,7 @@ class TrainingRun:
 
     def begin(self) -> None:
         """Runs the evaluations that the last attempt may have left out, and turns to training."""
+        record_training(self.stage, self.process.is_first)
         self._evaluate_if_due()
         self.engine.train()
 
@@ -182,9 +184,9 @@ class TrainingRun:
 
     def finish_update(self) -> None:
         """Makes the optimizer step of the update that runs, and records its losses."""
-        running, self.running = self.running, None
-        if running is None:
+        if (running := self.running) is None:
             return
+        self.running = None
         values, (self.stopping, self.saving, self.written) = running.step()
         self.rank_times.add(running.waited)
         if not math.isfinite(values["grad_norm"]):
@@ -208,10 +210,10 @@ class TrainingRun:
             self._report(learning_rate)
         if self.is_finished:
             self._save_at_the_end(lambda: self._save() and self.checkpoints.finish())
-        elif self.stopping or self.saving or self.checkpoints.due(self.update):
+        elif self.stopping:
+            self.stop()
+        elif self.saving or self.checkpoints.due(self.update):
             self._save()
-        if self.stopping and not self.is_finished:
-            raise self._interrupted()
         self._evaluate_if_due()
 
     def write_weights(self) -> None:
@@ -232,8 +234,7 @@ class TrainingRun:
     def next_batch(self) -> dict[str, Any]:
         """The loader's next micro-batch."""
         heartbeat("reading videos", self.update + 1)
-        raw = next(self.batches)
-        if "failed" in raw:
+        if "failed" in (raw := next(self.batches)):
             raise ConfigError(f"{self.stage.id}: {raw['failed']}; check the data set's root")
         return raw
 
@@ -245,14 +246,14 @@ class TrainingRun:
         if self.window.updates:
             values |= self.window.means(settings.global_batch) | self.loading.report()
             values |= gpu_throughput(self.stage.recipe, values["samples_per_second"], self.process)
-        values |= self.rank_times.report(self.update)
+        values |= self.rank_times.report(self.update) | self.checkpoints.report()
         self.compilation.keep()
         self.window.clear()
         self.metrics.write(self.update, epoch, values)
         if self.progress is not None:
             unit = "images" if self.stage.kind == "image_teacher" else "clips"
-            text = training_text(f"{epoch}/{settings.epochs}", values, unit)
-            self.progress.show(self.update, text + self.rank_times.straggler(values))
+            text = training_text(f"{epoch}/{settings.epochs}", values, unit) + self.rank_times.straggler(values)
+            self.progress.show(self.update, text)
 
     def _save(self) -> bool:
         """Starts to save, except during a series of bad updates, which the weights may cause; returns if it did."""
@@ -280,12 +281,11 @@ class TrainingRun:
         if self.evaluations.due(self.update):
             self.checkpoints.finish()  # an evaluation may take long
         with self.compilation.paused():
-            complete = self.evaluations.run_due(self.engine, self.update)
-        if not complete:
-            self.stop()
+            if not self.evaluations.run_due(self.engine, self.update):
+                self.stop()
 
     def stop(self) -> NoReturn:
-        """Saves what is not saved yet, and raises Interrupted; an update in progress is lost."""
+        """Saves what is not saved yet and raises Interrupted; an update in progress is lost."""
         if self.checkpoints.newest_finished() < self.update:
             self._save()
         raise self._interrupted()

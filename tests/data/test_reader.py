@@ -34,7 +34,7 @@ def test_frames_equal_the_official_decoding(real_videos, reader):
 
 
 def test_reading_leaves_no_reference_cycles(real_videos):
-    """A cycle keeps its picture until a full collection, which in a loader's process comes after thousands of videos."""
+    """A cycle keeps its picture until a full collection, in a worker after thousands of videos."""
     open_video(real_videos["bikes"]).frames(np.array([0]))
     gc.collect()
     gc.disable()
