@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint typecheck chaos chaos-slurm slurm-up slurm-down bench-data bench-step bench-gpu bench-saving bench-demo clean help
+.PHONY: demo test test-fast lint typecheck chaos chaos-slurm slurm-up slurm-down bench-data bench-step bench-launching bench-gpu bench-saving bench-demo bench-together clean help
 
 help:
 	@echo "make demo        install, then train, distil, fine-tune and test the tiny row (under 8 minutes on 2 cores)"
@@ -16,8 +16,10 @@ help:
 	@echo "make slurm-down  stop the virtual SLURM cluster"
 	@echo "make bench-data  time video loading against decord, Pillow and torchvision, on one core"
 	@echo "make bench-step  time real-size training updates against a plain implementation"
+	@echo "make bench-launching  CPU time to launch an update of every row, against an earlier commit"
 	@echo "make bench-gpu   time every row's training updates on this machine's GPU"
 	@echo "make bench-saving  time checkpoints of the tiny and the base size on this machine's disk"
+	@echo "make bench-together  time students that share their teachers against one after the other"
 	@echo "make bench-demo  the demo over five seeds, with a control (an hour)"
 	@echo "make clean       remove .venv, the demo's runs and its data"
 
@@ -55,11 +57,17 @@ bench-data: .venv/installed-test
 bench-step: .venv/installed
 	$(BIN)/python benchmarks/step.py
 
+bench-launching: .venv/installed
+	$(BIN)/python -m benchmarks.launching
+
 bench-gpu: .venv/installed
 	$(BIN)/python -m benchmarks.gpu
 
 bench-saving: .venv/installed
 	$(BIN)/python -m benchmarks.saving
+
+bench-together: .venv/installed-test
+	$(BIN)/python -m benchmarks.together
 
 bench-demo: .venv/installed
 	$(BIN)/python -m benchmarks.demo

@@ -29,8 +29,9 @@ LONGEST_FUNCTION = 45  # lines
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("mvd", "mvd.version", "mvd.host", "mvd.files"),
     ("mvd.config",),
-    ("mvd.run_directory", "mvd.batch", "mvd.flops", "mvd.identity"),
+    ("mvd.run_directory", "mvd.batch", "mvd.flops", "mvd.identity", "mvd.sharing"),
     ("mvd.weight_keys", "mvd.weight_shapes", "mvd.weight_check"),
+    ("mvd.memory",),
     ("mvd.stage", "mvd.owner"),
     ("mvd.provenance",),
     ("mvd.distributed",),

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from mvd.batch import working_world_sizes
-from mvd.config import DATASETS, SIZES, ConfigError, DatasetPaths, Kind, Precision, Recipe, RunSettings, Test
+from mvd.config import DATASETS, KINDS, SIZES, ConfigError, DatasetPaths, Kind, Precision, Recipe, RunSettings, Test
 from mvd.config.errors import check, check_positive
 from mvd.config.typed import Override, apply_overrides, nearest
 
@@ -32,12 +32,15 @@ class Resources:
 
     nodes: null for the largest number of the profile's GPUs that divides the global batch; a number is used as given.
     deepspeed: a file of ds_configs/, without .json; null for zero0 or, for large networks, zero1. micro_batch: upper
-    limit of the samples (videos in fine-tuning, views in a test) per GPU and forward pass; null for the recipe's.
+    limit of the samples (videos in fine-tuning, views in a test) per GPU and forward pass; null for the recipe's, or
+    with gpu_memory_gb for the most that fit.
+    share_teachers: of pre-trainings only: whether those that can run in one job and share one pass of their teachers.
     """
 
     nodes: int | None = None
     deepspeed: str | None = None
     micro_batch: int | None = None
+    share_teachers: bool = True
 
     def __post_init__(self) -> None:
         if self.nodes is not None and self.nodes < 1:
@@ -52,7 +55,7 @@ class Resources:
 
 # sbatch options that the launcher sets itself; the profile must not.
 PLANNED_OPTIONS = {"array", "chdir", "dependency", "error", "kill_on_invalid_dep", "nodes", "ntasks", "ntasks_per_node"}
-PLANNED_OPTIONS |= {"open_mode", "output", "requeue", "signal", "time"}
+PLANNED_OPTIONS |= {"no_kill", "open_mode", "output", "requeue", "signal", "time"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,8 @@ class Slurm:
     """How jobs are submitted; null leaves a field to the cluster's own default.
 
     memory_gb: per node. array_parallelism: stages of one array that run at the same time; null for all.
-    warning_seconds: how long before the time limit a job is told to save and requeue. setup: shell lines at the start
+    warning_seconds: how long before the time limit a job is told to save and requeue. spare_nodes: by how many a job of
+    a training stage asks for more nodes than it uses, to replace lost and blamed ones. setup: shell lines at the start
     of the job. environment: variables of the job. options: further sbatch options, which override the fields here.
     """
 
@@ -73,6 +77,7 @@ class Slurm:
     memory_gb: float | None = None
     time_limit_hours: float = 24.0
     warning_seconds: int = 300
+    spare_nodes: int = 0
     array_parallelism: int | None = None
     setup: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
@@ -84,6 +89,7 @@ class Slurm:
             if value is not None:
                 check_positive(f"slurm.{name}", value)
                 check(math.isfinite(value), f"slurm.{name} must be a finite number, got {value}")
+        check(self.spare_nodes >= 0, f"slurm.spare_nodes must be at least 0, got {self.spare_nodes}")
         if self.time_limit_hours * 3600 <= self.warning_seconds:
             raise ConfigError(
                 f"slurm.time_limit_hours must be longer than slurm.warning_seconds={self.warning_seconds}, "
@@ -122,6 +128,7 @@ class Cluster(RunSettings):
     teachers: dict[str, str] = field(default_factory=dict)
     nodes: int = 4
     gpus_per_node: int = 8
+    gpu_memory_gb: float | None = None
     image_teacher: Resources = Resources()
     video_teacher: Resources = Resources()
     pretrain: Resources = Resources()
@@ -138,6 +145,13 @@ class Cluster(RunSettings):
         check(self.runs != "", "runs must be a folder, got an empty string")
         for name in ("nodes", "gpus_per_node", "local_processes", "test_shards", "sustained_tflops"):
             check_positive(name, getattr(self, name))
+        if self.gpu_memory_gb is not None:
+            check_positive("gpu_memory_gb", self.gpu_memory_gb)
+        for kind in KINDS:
+            check(
+                kind == "pretrain" or self.resources(kind).share_teachers,
+                f"{kind}.share_teachers must be left out, since only pre-trainings share teachers; set it in pretrain",
+            )
         for name in self.teachers:
             if name not in TEACHERS:
                 known = ", ".join(TEACHERS)

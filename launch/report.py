@@ -17,6 +17,8 @@ if __name__ == "__main__":
 from launch.cli.output import command, print_next, print_table, short, tensorboard
 from launch.cli.parser import Parser, Request, run_command
 from launch.plan.differences import noted_rows, target_text
+from launch.reporting.goodput import COLUMNS as GOODPUT
+from launch.reporting.goodput import goodput_lines
 from launch.reporting.results import RowResult, attempt, checked_result, row_result, seeds_text, spread
 from launch.reporting.run_settings import differing, read_runs
 from launch.stage_state import result_text
@@ -124,16 +126,22 @@ def hours_text(hours: float | None) -> str:
 def print_report(results: Sequence[RowResult]) -> None:
     """Prints the table, and the notes below it."""
     print_table("accuracy", COLUMNS, [cells(result) for result in results])
+    lines = goodput_lines(results)
+    if lines:
+        print_table("goodput: what the jobs' time went into", [name.rstrip("#") for name in GOODPUT], lines)
     print_notes(results)
 
 
 def print_notes(results: Sequence[RowResult]) -> None:
-    """Prints the spread over seeds, differences from the paper, unreadable videos and files, one line each."""
+    """Prints the spread over seeds, speed, differences from the paper, unreadable videos and files, one line each."""
     for result in results:
         name, seeds = result.row.name, result.seeds
         if len(seeds) > 1:
             top1, top5 = spread(seeds, "top1"), spread(seeds, "top5")
             print(f"\n{name}: {len(seeds)} seeds ({seeds_text(seeds)}): top-1 {top1} %, top-5 {top5} %")
+        speeds = [f"{stage.node.kind} {stage.speed}" for stage in result.stages if stage.speed]
+        if speeds:
+            print(f"\n{name}: {', '.join(speeds)}")
         if result.differs:
             print(f"\n{name}: {result.differs}")
         unreadable = result.result["unreadable"] if result.result else []

@@ -12,9 +12,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from launch.job.record import Record, jobs_in_history, jobs_in_queue, read_record
+from launch.job.time_use import seconds_of_restarts
 from launch.plan.graph import Node
-from launch.slurm.client import EndedJob, QueuedJob, slurm
+from launch.slurm.client import slurm
+from launch.slurm.jobs import EndedJob, QueuedJob
 from mvd.config import KINDS, ConfigError, Kind, Test
+from mvd.flops import throughput_text
 from mvd.run_directory import RunDirectory
 
 TAIL_BYTES = 16_384
@@ -141,7 +144,7 @@ def _job_state(
         return State("new", "not submitted")
     if record is None:
         return State("stopped", f"not in the queue; {_progress(stage, files)}")
-    again = f"; requeued {record.requeued} times" if record.requeued else ""
+    again = _restarts(files, record)
     again += f"; avoids {', '.join(record.avoided)}" if record.avoided else ""
     if files.result.exists():
         return State("done", "done", record)
@@ -164,6 +167,14 @@ def _job_state(
         return State("cancelled", f"cancelled: its parent {lost[0]} {states[lost[0]].word}", record)
     ended = over.get(record.job_id)
     return _ended(record, ended.state if ended else "", again)
+
+
+def _restarts(files: RunDirectory, record: Record) -> str:
+    """How often the job was started again, and how long it took each time until it trained."""
+    took = {kind: f" ({duration(round(seconds))} each)" for kind, seconds in seconds_of_restarts(files, record).items()}
+    requeued = f"; requeued {record.requeued} times{took.get(False, '')}" if record.requeued else ""
+    in_place = f"; restarted in place {record.restarted} times{took.get(True, '')}" if record.restarted else ""
+    return requeued + in_place
 
 
 def _ended(record: Record, state: str, again: str) -> State:
@@ -207,7 +218,8 @@ def _progress(stage: StageInfo, files: RunDirectory) -> str:
     if done:
         updates = metrics["update"] / done * (stage.epochs - done)
         left = f", {duration(updates * stage.batch / rate)} left"
-    return f"{text}, {rate:.1f} {unit}/s{left}"
+    speed = ", ".join(filter(None, [f"{rate:.1f} {unit}/s", throughput_text(metrics)]))
+    return f"{text}, {speed}{left}"
 
 
 def last_metrics(files: RunDirectory) -> dict[str, Any] | None:

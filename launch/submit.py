@@ -16,11 +16,13 @@ from collections.abc import Sequence
 if __name__ == "__main__":
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project, not launch/
 
+from launch.cli.layouts import print_layouts
 from launch.cli.parser import Parser, Request, run_command
 from launch.cli.plan_output import print_plan, print_scripts, print_settings
 from launch.cluster import EXAMPLE
 from launch.plan.graph import Node, build_graph
 from launch.plan.resolve import build_stage, missing_settings
+from launch.plan.together import form_groups, with_shared_batches
 from mvd.config import KINDS, ConfigError
 from mvd.stage import Stage
 
@@ -29,9 +31,11 @@ EXAMPLES = """examples:
   python launch/submit.py experiments/demo --local                 the whole method at small scale, on this machine
   python launch/submit.py experiments/all --dry-run                the plan of all fourteen rows
   python launch/submit.py experiments/vith_k400 --dry-run --script the sbatch scripts that an administrator may ask for
+  python launch/submit.py experiments/vith_k400 --layouts          micro-batch, memory and days on 1, 2, 4, 8 nodes
   python launch/submit.py experiments/vith_k400 --show             all settings of a row
   python launch/submit.py vitb_from_vitb_k400 teachers=train --dry-run
   python launch/submit.py demo finetune.seed=1 --local --until pretrain
+  python launch/submit.py vits_from_vitb_k400 vitb_from_vitb_k400 --local --dry-run    two students, teachers shared
 """
 
 
@@ -44,14 +48,21 @@ def main(argv: Sequence[str]) -> int:
 
         request = dataclasses.replace(request, cluster=this_machine(request.cluster))
     nodes = build_graph(request.rows, options.until)
+    if options.layouts:
+        print_layouts(request, nodes)
+        return 0
     if not nodes:
         raise ConfigError(
             f"the given weights replace all stages up to {options.until}, so nothing is left to run; omit --until"
         )
     needed = missing_settings(nodes, request.cluster)
     stages = [build_stage(node, request.cluster) for node in nodes]
+    groups = form_groups(nodes, request.cluster, options.together) if options.local else []
+    stages = with_shared_batches(stages, groups, request.cluster)
     if options.force and (options.show or options.dry_run):
         raise ConfigError("--force changes the runs folder, so it cannot be combined with --show or --dry-run; omit it")
+    if options.together and not options.local:
+        raise ConfigError("--together runs several students in one job, which SLURM jobs do not; add --local")
     if options.script and not options.dry_run:
         raise ConfigError("--script prints what --dry-run would submit; add --dry-run")
     if options.show:
@@ -59,15 +70,17 @@ def main(argv: Sequence[str]) -> int:
     elif options.script:
         print_scripts(request.cluster, nodes, stages)
     elif options.dry_run:
-        print_plan(request, nodes, stages, needed)
+        print_plan(request, nodes, stages, needed, groups)
     elif needed:
         raise ConfigError(f"the cluster profile does not set {needed[0]}; add it there (see {EXAMPLE})")
     else:
-        return start(request, nodes, stages)
+        return start(request, nodes, stages, groups)
     return 0
 
 
-def start(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> int:
+def start(
+    request: Request, nodes: Sequence[Node], stages: Sequence[Stage], groups: Sequence[Sequence[str]] = ()
+) -> int:
     """Runs the stages on this machine, or submits them; returns the exit code."""
     if request.options.force:
         from launch.cli.force import move_aside
@@ -76,7 +89,7 @@ def start(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> i
     if request.options.local:
         from launch.local.run import run_plan
 
-        return run_plan(request, nodes, stages)
+        return run_plan(request, nodes, stages, groups)
     from launch.slurm.submit import submit_plan
 
     return submit_plan(request, nodes, stages)
@@ -92,9 +105,20 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--force", metavar="STAGE", help="start this stage (a kind, or a name from the plan) from scratch"
     )
+    parser.add_argument(
+        "--together",
+        action="append",
+        default=[],
+        metavar="ROW,ROW",
+        help="with --local: pre-trainings to run in one job with one pass of their teachers, instead of all that can; "
+        "may be repeated",
+    )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--show", action="store_true", help="print all settings of the rows and exit")
     instead.add_argument("--dry-run", action="store_true", help="print the plan and exit")
+    instead.add_argument(
+        "--layouts", action="store_true", help="print micro-batch, memory and days on 1, 2, 4 and 8 nodes and exit"
+    )
     parser.add_argument("--script", action="store_true", help="with --dry-run: print the sbatch scripts of the plan")
     return parser
 

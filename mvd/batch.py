@@ -1,8 +1,9 @@
 """Solves micro-batch x accumulation x processes = global batch. Must not import torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mvd.config import ConfigError, Finetune, TrainRecipe
+from mvd.config import ConfigError, Finetune, Pretrain, TrainRecipe
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Batch:
 
 def working_world_sizes(recipe: TrainRecipe) -> list[int]:
     """The numbers of processes that divide the recipe's global batch, ascending."""
-    units = recipe.optimization.global_batch // _unit(recipe)
+    units = recipe.optimization.global_batch // smallest_micro_batch(recipe)
     return [count for count in range(1, units + 1) if units % count == 0]
 
 
@@ -36,7 +37,7 @@ def solve_batch(recipe: TrainRecipe, world_size: int, micro_batch: int | None = 
     Raises:
         ConfigError: there is none; the message has the nearest numbers of processes that work.
     """
-    total, unit = recipe.optimization.global_batch, _unit(recipe)
+    total, unit = recipe.optimization.global_batch, smallest_micro_batch(recipe)
     ceiling = micro_batch or recipe.optimization.micro_batch
     working = working_world_sizes(recipe)
     if world_size not in working:
@@ -52,6 +53,19 @@ def solve_batch(recipe: TrainRecipe, world_size: int, micro_batch: int | None = 
     return Batch(micro, share // micro, world_size)
 
 
-def _unit(recipe: TrainRecipe) -> int:
-    """Number of samples that must be on the same process."""
+def solve_shared(recipes: Sequence[Pretrain], world_size: int, micro_batch: int | None = None) -> list[Batch]:
+    """The batches of students that share their teachers (mvd.sharing): all have the micro-batch of the smallest one.
+
+    Raises:
+        ConfigError: see solve_batch.
+    """
+    smallest = min(recipes, key=lambda recipe: recipe.optimization.global_batch)
+    ceiling = micro_batch or min(recipe.optimization.micro_batch for recipe in recipes)
+    unit = solve_batch(smallest, world_size, ceiling)
+    parts = [recipe.optimization.global_batch // unit.total for recipe in recipes]
+    return [Batch(unit.micro_batch, unit.accumulation * count, world_size) for count in parts]
+
+
+def smallest_micro_batch(recipe: TrainRecipe) -> int:
+    """Number of samples that must be on the same process; a micro-batch is a multiple of it."""
     return 2 if isinstance(recipe, Finetune) else 1

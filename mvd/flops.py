@@ -4,10 +4,12 @@ Counts the multiply-adds (x 2) of linear layers and attention. A training step c
 fourth of activation checkpointing is not counted, so the numbers are those of model FLOPs utilisation (MFU).
 """
 
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from mvd.config import Finetune, ImageTeacher, Pretrain, Recipe, Test, TrainRecipe, VideoTeacher, dataset_of
 from mvd.config.sizes import SIZES, ClipShape, ImageShape, Transformer
+from mvd.sharing import teacher_samples
 
 
 def tflop_per_sample(recipe: Recipe) -> float:
@@ -40,6 +42,20 @@ def total_tflop(recipe: Recipe) -> float:
 def gpu_hours(recipe: Recipe, sustained_tflops: float) -> float:
     """GPU hours of a whole stage at this many TFLOP/s per GPU."""
     return total_tflop(recipe) / sustained_tflops / 3600
+
+
+def shared_gpu_hours(recipes: Sequence[Pretrain], sustained_tflops: float) -> float:
+    """GPU hours of pre-trainings that share one pass of their teachers (mvd.sharing), at this many TFLOP/s per GPU."""
+    return sum(gpu_hours(recipe, sustained_tflops) for recipe in recipes) - saved_gpu_hours(recipes, sustained_tflops)
+
+
+def saved_gpu_hours(recipes: Sequence[Pretrain], sustained_tflops: float) -> float:
+    """GPU hours that pre-trainings save if they share one pass of their teachers instead of running alone."""
+    samples = dataset_of(recipes[0]).train_samples
+    optimizations = [recipe.optimization for recipe in recipes]
+    alone = sum(samples // how.global_batch * how.global_batch * how.epochs for how in optimizations)
+    saved = alone - teacher_samples(recipes)
+    return saved * _teaching(recipes[0].teacher) / 1e12 / sustained_tflops / 3600
 
 
 def probe_share(recipe: Pretrain | VideoTeacher, videos: int, samples: int, every_epochs: int) -> float:
@@ -126,12 +142,20 @@ def _image_autoencoder(recipe: ImageTeacher) -> float:
 
 # Dense 16-bit tensor-core TFLOP/s, from NVIDIA's data sheets; the first name contained in that of the device counts.
 PEAK_TFLOPS = {
+    "GB200": 2500.0,
+    "B200": 2250.0,
     "H200": 989.0,
     "H100 PCIe": 756.0,
     "H100 NVL": 835.0,
     "H100": 989.0,
+    "H800": 989.0,
+    "H20": 148.0,
     "A100": 312.0,
+    "A800": 312.0,
+    "L40S": 362.0,
+    "A40": 150.0,
     "V100-SXM2": 125.0,
+    "V100-PCIE": 112.0,
 }
 
 
@@ -141,3 +165,11 @@ def throughput(recipe: TrainRecipe, samples_per_second: float, gpus: int, gpu_na
     values = {"speed/tflops_per_gpu": samples_per_second * copies * tflop_per_sample(recipe) / gpus}
     peak = next((peak for name, peak in PEAK_TFLOPS.items() if name in gpu_name), None)
     return values if peak is None else {**values, "speed/mfu": values["speed/tflops_per_gpu"] / peak}
+
+
+def throughput_text(values: Mapping[str, float]) -> str:
+    """`throughput` as it is shown, such as `312 TFLOP/s a GPU (MFU 32 %)`; empty for a run on CPUs."""
+    if "speed/tflops_per_gpu" not in values:
+        return ""
+    share = f" (MFU {values['speed/mfu']:.0%})".replace("%", " %") if "speed/mfu" in values else ""
+    return f"{values['speed/tflops_per_gpu']:.0f} TFLOP/s a GPU{share}"

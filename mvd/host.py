@@ -46,3 +46,13 @@ def count_gpus() -> int:
         return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+
+
+def gpu_memory_gb() -> float | None:
+    """Memory of this machine's smallest NVIDIA GPU in GB (10^9 bytes); None if nvidia-smi does not say."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]  # in MiB
+    listed = subprocess.run(query, capture_output=True, text=True, check=False)
+    sizes = [int(line) for line in listed.stdout.split() if line.isdigit()]
+    return min(sizes) * 2**20 / 1e9 if sizes else None

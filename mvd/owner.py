@@ -30,8 +30,9 @@ REPLACING_SECONDS = 60.0  # far longer than it takes to replace a record
 class Owner:
     """An attempt. job: SLURM's job id, or `local-<process id>`. attempt: SLURM's count of restarts, or 0.
 
-    port: where its processes find each other; 0 if that is settled otherwise. directory: the job's working directory,
-    which tells it from another job that SLURM gave the same id later; None if it has none of its own.
+    start: how often the job has since started its processes again, in the allocation that it holds. port: where its
+    processes find each other; 0 if that is settled otherwise. directory: the job's working directory, which tells it
+    from another job that SLURM gave the same id later; None if it has none of its own.
     """
 
     job: str
@@ -40,14 +41,16 @@ class Owner:
     started: str
     port: int = 0
     directory: str | None = None
+    start: int = 0
 
     @property
     def name(self) -> str:
         """What MVD_OWNER holds."""
-        return f"{self.job}.{self.attempt}"
+        return f"{self.job}.{self.attempt}.{self.start}"
 
     def __str__(self) -> str:
-        return f"job {self.job}, attempt {self.attempt + 1}, on {self.host} since {self.started}"
+        start = f", start {self.start + 1}" if self.start else ""
+        return f"job {self.job}, attempt {self.attempt + 1}{start}, on {self.host} since {self.started}"
 
 
 class OwnedByAnother(ConfigError):
@@ -81,7 +84,7 @@ def take(files: RunDirectory, owner: Owner, is_gone: Callable[[Owner], bool]) ->
             return
         if current is None:  # given back meanwhile
             continue
-        superseded = current.job == owner.job and current.attempt <= owner.attempt
+        superseded = current.job == owner.job and (current.attempt, current.start) <= (owner.attempt, owner.start)
         if not superseded and not is_gone(current):
             raise OwnedByAnother(
                 f"{files.path} belongs to {current}; cancel that first (if it has ended, delete {files.owner})"

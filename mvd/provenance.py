@@ -16,6 +16,7 @@ import torch
 from mvd.config import ConfigError, dataset_of
 from mvd.files import sha256, write_json
 from mvd.host import hostname
+from mvd.owner import VARIABLE
 from mvd.run_directory import RunDirectory
 from mvd.stage import Stage
 from mvd.version import code_version
@@ -56,6 +57,7 @@ def record_attempt(stage: Stage, world_size: int) -> int:
         {
             "attempt": len(attempts) + 1,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "owner": os.environ.get(VARIABLE),
             "command": sys.argv,
             "host": hostname(),
             "processes": world_size,
@@ -70,6 +72,22 @@ def record_attempt(stage: Stage, world_size: int) -> int:
     )
     write_json(path, attempts)
     return len(attempts)
+
+
+def record_training(stage: Stage, is_first: bool) -> None:
+    """Notes in provenance.json when the attempt begins to train, if this is its first process.
+
+    Before that it was starting. A disk that does not take it is logged and no more.
+    """
+    path = stage.job_files.provenance
+    if not is_first:
+        return
+    try:
+        attempts = json.loads(path.read_text())
+        attempts[-1]["training"] = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(path, attempts)
+    except OSError as error:
+        logger.error("FAULT (log): %s cannot be written: %s", path, error)
 
 
 def earlier_seconds(stage: Stage) -> float:

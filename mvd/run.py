@@ -1,5 +1,7 @@
 """Runs one stage: `python -m mvd.run <run directory>/stage.yaml`, once per process, as torchrun or a SLURM task does.
 
+Several pre-trainings whose students share one pass of their teachers are given together, one stage.yaml each.
+
 Example, on a node with 8 GPUs:
     torchrun --standalone --nproc-per-node 8 -m mvd.run runs/pretrain-vitb_from_vitb_e400-1a2b3c4d/stage.yaml
 
@@ -13,11 +15,13 @@ import dataclasses
 import errno
 import logging
 import sys
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
 
-from mvd.batch import solve_batch
+from mvd.batch import Batch, solve_batch, solve_shared
 from mvd.config import ConfigError
 from mvd.data.class_names import class_names_of
 from mvd.distributed.exit_codes import INVALID, OK, RETRYABLE, STOPPED
@@ -29,7 +33,9 @@ from mvd.distributed.signals import Interrupted, signal_handlers
 from mvd.distributed.watchdog import Watchdog
 from mvd.evaluation.multiview import merge_shards, run_test
 from mvd.provenance import earlier_seconds, record_attempt, result_facts
+from mvd.sharing import smallest_batch
 from mvd.stage import Stage
+from mvd.train.group import train_together
 from mvd.train.loop import train
 
 logger = logging.getLogger("mvd.run")  # not __name__, which is __main__ in the command
@@ -65,7 +71,37 @@ def run_stage(stage: Stage) -> dict[str, Any]:
     return result
 
 
+def run_group(stages: Sequence[Stage]) -> None:
+    """Trains several pre-trainings that share their teachers (mvd.train.group); those that are complete are left out.
+
+    Each has its own run directory, to which its result is written as soon as it is complete. Call it as `run_stage`,
+    which says what it raises; RunFailed when all students that can be are complete.
+    """
+    stages = [stage for stage in stages if stage.files.read_result() is None]
+    if len(stages) < 2:
+        for stage in stages:
+            run_stage(stage)
+        return
+    limits = stages[0].execution.faults
+    first, *others = (stage.files for stage in stages)
+    with signal_handlers(), explain_errors(*stages):
+        process = start_processes(first, limits)
+        with Watchdog(first, process, limits.hang_minutes, others):
+            with exit_together():
+                fitted = fit_group_to_processes(stages, process)
+            with explain_errors(*fitted):
+                for stage in fitted:
+                    _record_start(stage, process)
+                train_together(fitted, process, partial(_write_result, process=process))
+
+
 def _run_to_the_end(stage: Stage, process: Process) -> dict[str, Any]:
+    _record_start(stage, process)
+    body = run_test(stage, process) if stage.kind == "test" else train(stage, process)
+    return _write_result(stage, body, process)
+
+
+def _record_start(stage: Stage, process: Process) -> None:
     check_owner(stage.job_files)
     with exit_together():
         if process.is_first:
@@ -73,7 +109,9 @@ def _run_to_the_end(stage: Stage, process: Process) -> dict[str, Any]:
             attempt = record_attempt(stage, process.world_size)
             _write_class_names(stage)
             logger.info("%s: attempt %d, %d x %s", stage.id, attempt, process.world_size, process.device.type)
-    body = run_test(stage, process) if stage.kind == "test" else train(stage, process)
+
+
+def _write_result(stage: Stage, body: dict[str, Any], process: Process) -> dict[str, Any]:
     results = [{"stage": stage.id, "kind": stage.kind, "complete": True, **body}]
     check_owner(stage.job_files)
     if process.is_first:
@@ -96,11 +134,28 @@ def fit_to_processes(stage: Stage, process: Process) -> Stage:
     if process.world_size == stage.execution.world_size or stage.kind == "test":
         return stage
     batch = solve_batch(stage.recipe, process.world_size, stage.execution.micro_batch)
+    return _with_batch(stage, batch, parts=1)
+
+
+def fit_group_to_processes(stages: Sequence[Stage], process: Process) -> list[Stage]:
+    """As `fit_to_processes`, for students that share their teachers."""
+    if all(process.world_size == stage.execution.world_size for stage in stages):
+        return list(stages)
+    recipes = [stage.recipe for stage in stages]
+    batches = solve_shared(recipes, process.world_size, min(stage.execution.micro_batch for stage in stages))
+    smallest = smallest_batch(recipes)
+    return [
+        _with_batch(stage, batch, parts=batch.total // smallest) for stage, batch in zip(stages, batches, strict=True)
+    ]
+
+
+def _with_batch(stage: Stage, batch: Batch, parts: int) -> Stage:
     execution = dataclasses.replace(
         stage.execution,
         world_size=batch.world_size,
         micro_batch=batch.micro_batch,
         accumulation=batch.accumulation,
+        batch_parts=parts,
     )
     return dataclasses.replace(stage, execution=execution)
 
@@ -108,11 +163,20 @@ def fit_to_processes(stage: Stage, process: Process) -> Stage:
 def main() -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", help="stage.yaml in a run directory, as the launcher wrote it")
+    parser.add_argument(
+        "stages",
+        nargs="+",
+        metavar="stage",
+        help="stage.yaml in a run directory, as the launcher wrote it; several for students that share their teachers",
+    )
     arguments = parser.parse_args()
     code = OK
     try:
-        run_stage(Stage.from_yaml(arguments.stage))
+        stages = [Stage.from_yaml(path) for path in arguments.stages]
+        if len(stages) == 1:
+            run_stage(stages[0])
+        else:
+            run_group(stages)
     except (ConfigError, RunFailed) as error:
         if not isinstance(error, RunFailed) or dist.get_rank() == 0:  # RunFailed is raised on every rank
             _print_error(str(error))

@@ -54,6 +54,11 @@ class RunDirectory:
         return self.path / "flight_recorder"
 
     @property
+    def compile_cache(self) -> Path:
+        """What torch.compile has compiled (mvd.train.compilation)."""
+        return self.path / "compile_cache.bin"
+
+    @property
     def metrics(self) -> Path:
         """The curves as JSON lines (mvd.monitoring)."""
         return self.path / "metrics.jsonl"

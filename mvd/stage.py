@@ -19,9 +19,11 @@ from mvd.run_directory import RunDirectory
 class Execution(RunSettings):
     """How and where a stage runs: everything that does not change its result.
 
-    micro_batch: samples (videos in fine-tuning) per process and forward pass. deepspeed: name of a file in ds_configs/.
-    runs: the folder of all run directories. shards: number of jobs of `world_size` processes each that share a test;
-    shard: the index of this one.
+    micro_batch: samples (videos in fine-tuning) per process and forward pass. batch_parts: equal parts of the global
+    batch that are divided among the processes one after the other, as if each were an update; more than 1 if the stage
+    shares its teachers with a student of a smaller global batch (mvd.sharing). deepspeed: name of a file in
+    ds_configs/. runs: the folder of all run directories. shards: number of jobs of `world_size` processes each that
+    share a test; shard: the index of this one.
     """
 
     world_size: int = 1
@@ -29,6 +31,7 @@ class Execution(RunSettings):
     shard: int = 0
     micro_batch: int = 1
     accumulation: int = 1
+    batch_parts: int = 1
     deepspeed: str = "zero1"
     precision: Precision = "bf16"
     runs: str = "runs"

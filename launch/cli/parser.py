@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from launch.cluster import Cluster, load_cluster
 from launch.plan.rows import load_rows
@@ -69,7 +69,20 @@ class Parser(argparse.ArgumentParser):
         if not names and (for_rows or (needs_target and not stages)):
             raise ConfigError("no TARGET given; add a row or a suite of experiments/, such as experiments/demo")
         words = [*options.words, *(["--cluster", options.cluster] if options.cluster else [])]
-        return Request(words, load_rows(names, for_rows) if names else [], stages, cluster, options)
+        rows = load_rows(names, for_rows) if names else []
+        return Request(words, rows, stages, _with_ceilings(cluster, for_rows), options)
+
+
+def _with_ceilings(cluster: Cluster, settings: Sequence[Override]) -> Cluster:
+    """The profile with a row's micro_batch of the command line as an upper limit, also of what gpu_memory_gb allows."""
+    for setting in settings:
+        kind, *rest = setting.path
+        if rest == ["optimization", "micro_batch"]:
+            resources = getattr(cluster, kind)
+            limit = min(setting.value, resources.micro_batch or setting.value)
+            changed: Any = {kind: dataclasses.replace(resources, micro_batch=limit)}
+            cluster = dataclasses.replace(cluster, **changed)
+    return cluster
 
 
 def _refuse_cluster_settings(settings: Sequence[Override]) -> None:

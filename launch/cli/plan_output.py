@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -13,10 +13,12 @@ from launch.cluster import EXAMPLE, ROOT, Cluster
 from launch.plan.arrays import build_arrays
 from launch.plan.differences import describe, target_text
 from launch.plan.graph import Node
+from launch.plan.together import memory_of_stages
 from launch.plan.weights import notes_on_weights
 from mvd.config import KINDS, Row, Test
-from mvd.flops import gpu_hours
+from mvd.flops import gpu_hours, saved_gpu_hours
 from mvd.identity import sizes_of
+from mvd.memory import GB, memory_of
 from mvd.stage import Stage
 
 NOUNS = ("image teacher", "video teacher", "pre-training", "fine-tuning", "test")  # in the order of KINDS
@@ -36,18 +38,31 @@ def print_settings(request: Request, nodes: Sequence[Node], needed: Sequence[str
     print_next([("see the plan", command("submit.py", *request.words, "--dry-run"))])
 
 
-def print_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage], needed: Sequence[str]) -> None:
-    """Prints the stages with their batches, estimated cost and dependencies, and the sbatch calls."""
+def print_plan(
+    request: Request,
+    nodes: Sequence[Node],
+    stages: Sequence[Stage],
+    needed: Sequence[str],
+    groups: Sequence[Sequence[str]] = (),
+) -> None:
+    """Prints the stages with their batches, estimated cost and dependencies, and the sbatch calls.
+
+    groups: ids of the stages that run together (launch.plan.together).
+    """
     rate = request.cluster.sustained_tflops
     hours = [gpu_hours(node.recipe, rate) for node in nodes]
     _print_stages(f"plan of {counted(len(request.rows), 'row')}", nodes, stages, hours)
+    days = {stage.id: cost / gpus_of(stage) / 24 for stage, cost in zip(stages, hours, strict=True)}
     print(f"\n{_kind_counts(nodes)}")
     print_targets(request.rows)
     _print_given_weights(nodes)
     print(
         f"about {sum(hours):,.0f} GPU-hours at {rate:g} TFLOP/s sustained per GPU (cluster.sustained_tflops), "
-        "without decoding, validation and recomputed activations"
+        "without decoding, validation and recomputed activations;\n"
+        f"{sum(days.values()):,.1f} days one after the other, {_longest_chain(nodes, days):,.1f} if all stages that "
+        "can run at the same time do"
     )
+    _print_groups(stages, groups, rate)
     if not request.options.local:
         _print_arrays(request, nodes, stages)
     _print_needed(needed)
@@ -78,7 +93,7 @@ def print_scripts(cluster: Cluster, nodes: Sequence[Node], stages: Sequence[Stag
 def _print_stages(title: str, nodes: Sequence[Node], stages: Sequence[Stage], hours: Sequence[float]) -> None:
     number = {node.id: str(place) for place, node in enumerate(nodes, start=1)}
     columns = ["#>", "kind", "stage", "rows>", "GPUs>", "micro-batch x accumulation x GPUs", "length>"]
-    columns += ["deepspeed", "GPU-hours>", "after #"]
+    columns += ["deepspeed", "GB per GPU>", "GPU-hours>", "days>", "after #"]
     lines = [
         [
             number[node.id],
@@ -89,12 +104,53 @@ def _print_stages(title: str, nodes: Sequence[Node], stages: Sequence[Stage], ho
             _batch_text(stage),
             _length_text(node),
             "-" if node.kind == "test" else stage.execution.deepspeed,
+            memory_text(stage),
             f"{cost:,.1f}",
+            f"{cost / gpus_of(stage) / 24:,.1f}",
             ", ".join(number[parent] for parent in node.stage_parents) or "-",
         ]
         for node, stage, cost in zip(nodes, stages, hours, strict=True)
     ]
     print_table(title, columns, lines)
+
+
+def _print_groups(stages: Sequence[Stage], groups: Sequence[Sequence[str]], rate: float) -> None:
+    """Prints which stages run together, what that saves of the GPU-hours above, and what memory it takes."""
+    number = {stage.id: place for place, stage in enumerate(stages, start=1)}
+    for group in groups:
+        members = [stages[number[name] - 1] for name in group]
+        recipes = [stage.recipe for stage in members]
+        alone, saved = sum(gpu_hours(recipe, rate) for recipe in recipes), saved_gpu_hours(recipes, rate)
+        memory = memory_of_stages(members).total(members[0].execution.micro_batch) / GB
+        numbers = ", ".join(str(number[name]) for name in group)
+        print(
+            f"stages {numbers} run together with one pass of their teachers: {alone - saved:,.0f} instead of "
+            f"{alone:,.0f} GPU-hours, {saved:,.0f} saved; {memory:,.1f} GB per GPU; pretrain.share_teachers=false in "
+            "the profile runs them apart"
+        )
+
+
+def gpus_of(stage: Stage) -> int:
+    """GPUs that a stage occupies at the same time, with all shards of a test."""
+    return stage.execution.world_size * stage.execution.shards
+
+
+def memory_text(stage: Stage) -> str:
+    """The counted memory of each GPU in training, and whether activations are recomputed; `-` for a test."""
+    recipe, how = stage.recipe, stage.execution
+    if isinstance(recipe, Test):
+        return "-"
+    memory = memory_of(recipe, how.world_size, how.deepspeed, how.precision).total(how.micro_batch)
+    recomputed = ", checkpointed" if getattr(recipe, "activation_checkpointing", False) else ""
+    return f"{memory / GB:,.1f}{recomputed}"
+
+
+def _longest_chain(nodes: Sequence[Node], days: Mapping[str, float]) -> float:
+    """Days of the longest chain of stages that wait for each other."""
+    ends: dict[str, float] = {}
+    for node in nodes:  # parents first
+        ends[node.id] = days[node.id] + max((ends[parent] for parent in node.stage_parents), default=0.0)
+    return max(ends.values())
 
 
 def _print_arrays(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> None:

@@ -2,9 +2,11 @@
 
     python -m launch.job.attempts begin|end <folder of the submission> [exit code of srun]
 
-A job that was told to stop, and one whose process died, goes back into the queue under its id, as many times as needed,
-and avoids the hosts that its faults were blamed on. After MAX_FAILED_ATTEMPTS attempts without a new checkpoint the job
-is given up and its error written to job.json; attempts that were told to stop do not count.
+An attempt whose process died is followed by another one in the allocation that the job holds: `begin` prints srun's
+options for it, `end` prints a word if it is to follow. If that is not possible (launch.job.restart), and if it was told
+to stop, the job goes back into the queue under its id, as many times as needed, and avoids the hosts that its faults
+were blamed on. After MAX_FAILED_ATTEMPTS attempts without a new checkpoint the job is given up and its error written to
+job.json; attempts that were told to stop do not count.
 
 SLURM and the disk may fail for some minutes without ending the job: questions are repeated, the start waits for the
 disk, and the requeue at the end does not depend on it.
@@ -12,33 +14,30 @@ disk, and the requeue at the end does not depend on it.
 
 import json
 import os
-import signal
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
 from launch.job.disk import try_to, with_disk
 from launch.job.log import say
 from launch.job.ownership import is_gone
 from launch.job.record import Attempt, Record, now, read_record, write_record
 from launch.job.rendezvous import free_port
-from launch.job.verdict import blame_dead_tasks, explain_exit, step_state
+from launch.job.restart import blamed_since, reason_to_requeue, srun_options
+from launch.job.verdict import judge, without_progress
 from launch.slurm.client import PATIENT, slurm
 from launch.slurm.exclusion import blamed_hosts, excludable_hosts, exclusion
+from launch.slurm.jobs import QueuedJob
 from mvd.config import ConfigError
-from mvd.distributed.exit_codes import STOPPED
 from mvd.host import hostname
 from mvd.owner import Owner, give_back, read_owner, take
 from mvd.run_directory import RunDirectory
 
 FOLDERS = "folders.json"  # of the submission: the record's folder of each element of the array
 REFUSED = 3  # exit code of a start that another one would not improve; Python's own after a crash is 1
-MAX_FAILED_ATTEMPTS = 3  # in a row, with nothing new saved
-ERROR_LINES = 5
+SECONDS_AGAIN = 30.0  # before the last attempt that may save nothing new
 SECONDS_FOR_RECORD = 600.0  # the launcher writes job.json when sbatch has answered
-KILLED_BY_USR2, KILLED_BY_TERM = 128 + signal.SIGUSR2, 128 + signal.SIGTERM  # before a process could handle them
 
 
 def job_id() -> str:
@@ -52,20 +51,28 @@ def restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-def begin(files: RunDirectory) -> None:
-    """Makes this attempt the owner of the run directory and records it.
+def start() -> int:
+    """How often this job has started its processes again in the allocation that it holds."""
+    return int(os.environ.get("MVD_START", "0"))
+
+
+def begin(files: RunDirectory) -> list[str]:
+    """Makes this attempt the owner of the run directory and records it; returns srun's options for its processes.
 
     Raises:
         ConfigError: job.json is not of this job, another attempt owns the directory, or the job could not be requeued.
     """
     record = _wait_for_record(files)
     _check_requeue(record)
-    owner = Owner(job_id(), restarts(), hostname(), now(), free_port(), record.directory)
+    options = srun_options(files, record, start())
+    owner = Owner(job_id(), restarts(), hostname(), now(), free_port(), record.directory, start())
     with_disk(lambda: take(files, owner, is_gone))
     with_disk(lambda: files.error.unlink(missing_ok=True))
     record.error = None  # of an attempt after which somebody else requeued the job
-    record.attempts.append(Attempt(job_id(), owner.host, owner.started, files.progress()))
+    attempt = Attempt(job_id(), owner.host, owner.started, files.progress(), requeue=restarts(), start=start())
+    record.attempts.append(attempt)
     with_disk(lambda: write_record(files, record))
+    return options
 
 
 def _wait_for_record(files: RunDirectory) -> Record:
@@ -87,13 +94,13 @@ def _check_requeue(record: Record) -> None:
 
 
 def end(files: RunDirectory, code: int, reason: str = "") -> int:
-    """Records how the attempt ended, and requeues the job unless the stage is complete or has failed.
+    """Records how the attempt ended, and starts another one unless the stage is complete or has failed.
 
     reason: why it ended, if the exit code does not say that. Returns the exit code of the job, which decides whether
     its children start.
     """
     owner = _owner(files)
-    if owner is not None and (owner.job, owner.attempt) != (job_id(), restarts()):
+    if owner is not None and (owner.job, owner.attempt, owner.start) != (job_id(), restarts(), start()):
         say(f"=== {files.path} belongs to {owner}; this attempt leaves it alone")
         return 1
     record = _own_record(files)
@@ -101,19 +108,40 @@ def end(files: RunDirectory, code: int, reason: str = "") -> int:
     attempt.ended = now()
     complete = code == 0 and bool(try_to(files.result.name, files.result.exists))
     if not complete:
-        _judge(files, code, record)
+        judge(files, code, record)
         attempt.error = reason or attempt.error
     _try_to_write(files, record)  # now, since SLURM gives a requeued job a few seconds only
-    try_to("owner.json", lambda: give_back(files, owner) if owner else None)
-    if complete:
-        return 0
-    say(f"=== {record.error or attempt.error}")
-    result = 1
-    state = _state() if record.error is None else "GONE"
-    if state in ("RUNNING", None):
-        result = _requeue(files, record, asks=state is not None)
-        _try_to_write(files, record)
+    if not complete:
+        say(f"=== {record.error or attempt.error}")
+    if complete or record.error is not None:
+        _give_back(files, owner)
+        return 0 if complete else 1
+    return _go_on(files, record, owner)
+
+
+def _go_on(files: RunDirectory, record: Record, owner: Owner | None) -> int:
+    """Has the batch script start the processes again, or requeues the job; returns the exit code of the job."""
+    attempt = record.attempts[-1]
+    if not attempt.stopped and without_progress(files, record) > 1 and not blamed_since(files, attempt.started):
+        time.sleep(SECONDS_AGAIN)  # what two attempts have met may pass
+    state, job = _state()
+    if state == "RUNNING" and job is not None and not attempt.stopped:
+        why = reason_to_requeue(files, record, job)
+        if why is None:
+            say("=== its processes start again in this allocation")
+            print("again", flush=True)  # for the batch script
+            return 0
+        say(f"=== the job is requeued, since {why}")
+    _give_back(files, owner)
+    if state not in ("RUNNING", None):
+        return 1
+    result = _requeue(files, record, asks=state is not None)
+    _try_to_write(files, record)
     return result
+
+
+def _give_back(files: RunDirectory, owner: Owner | None) -> None:
+    try_to("owner.json", lambda: give_back(files, owner) if owner else None)
 
 
 def end_without_batch_script(files: RunDirectory) -> None:
@@ -152,33 +180,6 @@ def _own_record(files: RunDirectory) -> Record:
     return Record(job_id(), "", now(), 1, [], [], [attempt])
 
 
-def _judge(files: RunDirectory, code: int, record: Record) -> None:
-    """Says in the record why the attempt ended, and whether that is the end of the stage."""
-    attempt, failure = record.attempts[-1], _failure(files)
-    attempt.stopped = _was_stopped(code, failure)
-    crash = try_to("log", lambda: blame_dead_tasks(files.whole, record.log))  # the others' errors only follow from it
-    said = crash or (failure["lines"] if failure else _last_fault(files, attempt.started))
-    attempt.error = _reason(code, said, explain_exit(code, step_state(record.log())))
-    saved = try_to("checkpoints", files.progress)
-    without_progress = [a for a in record.attempts if a.ended and not a.stopped and a.saved == saved]
-    if failure and failure.get("final"):
-        record.error = attempt.error
-    elif len(without_progress) >= MAX_FAILED_ATTEMPTS and not attempt.stopped:
-        record.error = f"{len(without_progress)} attempts have saved nothing new; the last one: {attempt.error}"
-
-
-def _was_stopped(code: int, failure: dict[str, Any] | None) -> bool:
-    """Whether the attempt ended because of a signal from outside.
-
-    USR2 always comes from there; TERM also from srun, which ends a step with it once a process of it has died.
-    """
-    signal_name = failure.get("signal") if failure else None
-    if code in (0, KILLED_BY_USR2) or signal_name == "SIGUSR2":
-        return True
-    by_term = signal_name == "SIGTERM" or (failure is None and code in (STOPPED, KILLED_BY_TERM))
-    return by_term and slurm.is_preempted(job_id())
-
-
 def _requeue(files: RunDirectory, record: Record, asks: bool) -> int:
     """Requeues the job, then sets the nodes to avoid, which SLURM changes only while a job waits.
 
@@ -194,10 +195,12 @@ def _requeue(files: RunDirectory, record: Record, asks: bool) -> int:
     else:
         avoided, reason = record.avoided, "squeue did not answer"
     refused = slurm.requeue(job_id())
-    if refused and _state() in ("RUNNING", None):  # not if it has been requeued, and only the answer was lost
+    if refused and _state()[0] in ("RUNNING", None):  # not if it has been requeued, and only the answer was lost
         record.error = f"it could not be requeued ({refused}); after: {attempt.error}"
         say(f"=== {record.error}")
         return 1
+    if record.spare_nodes and (refused := slurm.resize(job_id(), record.nodes + record.spare_nodes)):
+        say(f"=== it asks for the nodes that are left: {refused}")
     if avoided != record.avoided:
         refused = slurm.exclude(job_id(), exclusion(record.exclude, avoided))
         reason = refused or reason
@@ -210,16 +213,16 @@ def _requeue(files: RunDirectory, record: Record, asks: bool) -> int:
     return 1
 
 
-def _state() -> str | None:
+def _state() -> tuple[str | None, QueuedJob | None]:
     """This job's state, None if squeue does not answer; not RUNNING if it was cancelled, or requeued by others."""
     try:
         job = slurm.queue([job_id()]).get(job_id())
     except ConfigError as error:
         say(f"=== {error}")
-        return None
+        return None, None
     if job is None:
-        return "GONE"
-    return "RUNNING" if job.lost_batch_script else job.state
+        return "GONE", None
+    return ("RUNNING", None) if job.lost_batch_script else (job.state, job)
 
 
 def _try_to_write(files: RunDirectory, record: Record) -> None:
@@ -228,39 +231,21 @@ def _try_to_write(files: RunDirectory, record: Record) -> None:
         try_to(files.job.name, lambda: write_record(files, record))
 
 
-def _failure(files: RunDirectory) -> dict[str, Any] | None:
-    """What the first failing process recorded, if it could."""
-    try:
-        failure: dict[str, Any] = json.loads(files.error.read_text())
-    except (OSError, ValueError):  # ValueError: a full disk has cut it off
-        return None
-    return failure
-
-
-def _last_fault(files: RunDirectory, since: str) -> str | None:
-    """What training itself recorded last in this attempt, such as which host hung."""
-    faults = try_to("faults.jsonl", files.whole.read_faults)
-    return faults[-1]["message"] if faults and faults[-1]["time"] >= since else None
-
-
-def _reason(code: int, said: str | None, exit_reason: str) -> str:
-    if code == 0:
-        return "stopped before a time limit or a preemption, or on request"
-    killed = f", signal {code - 128}" if 128 < code < 160 else ""
-    why = f"\n{said}" if said else f"; {exit_reason}"
-    return f"a process ended with exit code {code}{killed}{why}"
+def files_of(submission: Path) -> RunDirectory:
+    """The folder of this job's record."""
+    folders = with_disk(lambda: json.loads((submission / FOLDERS).read_text()))
+    return RunDirectory(Path(folders[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]))
 
 
 def main(arguments: list[str]) -> int:
     """Handles the start or the end of an attempt; returns the exit code."""
     verb, submission, *rest = arguments
     slurm.pauses = PATIENT
-    folders = with_disk(lambda: json.loads((Path(submission) / FOLDERS).read_text()))
-    files = RunDirectory(Path(folders[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]))
+    files = files_of(Path(submission))
     try:
         if verb == "end":
             return end(files, int(rest[0]))
-        begin(files)
+        print(*begin(files), flush=True)
     except ConfigError as error:
         say(f"error: {error}")
         return REFUSED

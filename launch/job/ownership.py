@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launch.slurm.client import QueuedJob, slurm
+from launch.slurm.client import slurm
+from launch.slurm.jobs import QueuedJob
 from mvd.config import ConfigError
 from mvd.host import hostname
 from mvd.owner import Owner

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from launch.slurm.client import EndedJob, QueuedJob, slurm
+from launch.slurm.client import slurm
+from launch.slurm.jobs import EndedJob, QueuedJob
 from mvd.config import ConfigError
 from mvd.files import write_json
 from mvd.host import hostname
@@ -25,7 +26,9 @@ from mvd.run_directory import RunDirectory
 class Attempt:
     """One start of a job: when and on which host, how much was saved by then (RunDirectory.progress), how it ended.
 
-    stopped: whether it ended because of a signal from outside, such as SLURM's before a time limit.
+    stopped: whether it ended because of a signal from outside, such as SLURM's before a time limit. requeue: SLURM's
+    count of the job's restarts. start: how often the job has started its processes again since, in the allocation that
+    it holds.
     """
 
     job_id: str
@@ -35,6 +38,13 @@ class Attempt:
     ended: str | None = None
     error: str | None = None
     stopped: bool = False
+    requeue: int = 0
+    start: int = 0
+
+    @property
+    def name(self) -> str:
+        """The attempt's name in owner.json and provenance.json (mvd.owner)."""
+        return f"{self.job_id}.{self.requeue}.{self.start}"
 
 
 @dataclass
@@ -45,6 +55,8 @@ class Record:
     last lines of the final error. exclude: the nodes that the profile excludes, as sbatch takes them. avoided: nodes
     that are excluded too, since faults were blamed on them. directory: the job's working directory, which no other job
     has; None in a record of version 0.1. requeue_exit: an exit code after which the site's SLURM requeues a job.
+    spare_nodes: nodes of the job beyond those that its processes use. warning_seconds: how long before its time limit
+    the job is told to save.
     """
 
     job_id: str
@@ -59,6 +71,8 @@ class Record:
     avoided: list[str] = field(default_factory=list)
     directory: str | None = None
     requeue_exit: int | None = None
+    spare_nodes: int = 0
+    warning_seconds: int = 0
 
     @property
     def is_local(self) -> bool:
@@ -74,8 +88,17 @@ class Record:
 
     @property
     def requeued(self) -> int:
-        """How often the job was started again."""
-        return max(0, sum(attempt.job_id == self.job_id for attempt in self.attempts) - 1)
+        """How often the job was requeued and started again."""
+        return max(0, sum(attempt.start == 0 for attempt in self._of_this_job) - 1)
+
+    @property
+    def restarted(self) -> int:
+        """How often the job has started its processes again in the allocation that it held."""
+        return sum(attempt.start > 0 for attempt in self._of_this_job)
+
+    @property
+    def _of_this_job(self) -> list[Attempt]:
+        return [attempt for attempt in self.attempts if attempt.job_id == self.job_id]
 
     @property
     def script(self) -> Path:

@@ -1,6 +1,7 @@
 """What every process of a SLURM job runs: one stage, from whatever its run directory holds, or a share of preparing."""
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -9,11 +10,12 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from submitit import JobEnvironment
 from submitit.helpers import TorchDistributedEnvironment
 
-from launch.job.attempts import ERROR_LINES, end_without_batch_script, job_id, restarts
+from launch.job.attempts import end_without_batch_script, job_id, restarts, start
 from launch.job.log import say
 from launch.job.record import now
 from launch.slurm.client import PATIENT, slurm
@@ -24,6 +26,7 @@ from mvd.owner import VARIABLE, Owner, lost_to, read_owner
 from mvd.run_directory import RunDirectory
 from mvd.stage import Stage
 
+ERROR_LINES = 5
 SECONDS_FOR_OWNER = 120.0  # a network disk may show the record of the first node late
 
 
@@ -42,14 +45,19 @@ class StageJob:
             signal.signal(number, note.leave)
         say(f"=== job {job_id()}, rank {note.rank} on {hostname()}, {now()}")
         try:
-            os.environ[VARIABLE] = f"{job_id()}.{restarts()}"
+            os.environ[VARIABLE] = f"{job_id()}.{restarts()}.{start()}"
             os.environ["MASTER_PORT"] = str(wait_for_owner(stage.job_files).port)
+            use_nodes_of_step()
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
             export_job()
             run(stage, note)
         except Exception:
-            note.write("\n".join(traceback.format_exc().strip().splitlines()[-ERROR_LINES:]))
-            raise
+            said = traceback.format_exc().strip()
+            say(said)
+            note.write("\n".join(said.splitlines()[-ERROR_LINES:]))
+            leave(1)
+        except SystemExit as exit:
+            leave(int(exit.code or 0))
         if note.rank == 0 and not stage.job_files.result.exists():
             end_without_batch_script(stage.job_files)
 
@@ -93,8 +101,22 @@ def wait_for_owner(files: RunDirectory) -> Owner:
     return owner
 
 
+def leave(code: int) -> NoReturn:
+    """Ends this process at once: Python's own exit may wait for threads of gloo until srun kills the process."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def use_nodes_of_step() -> None:
+    """Shows submitit the nodes that the processes run on as those of the job, which may have spare ones too."""
+    for name in ("NODELIST", "NUM_NODES"):
+        os.environ[f"SLURM_JOB_{name}"] = os.environ[f"SLURM_STEP_{name}"]
+
+
 def export_job() -> None:
-    """Tells training which hosts the job has, and that it asked for GPUs unless the profile's environment says "0"."""
+    """Tells training which hosts it has, and that it asked for GPUs unless the profile's environment says "0"."""
     os.environ["MVD_HOSTS"] = ",".join(JobEnvironment().hostnames)
     os.environ.setdefault("MVD_EXPECT_GPU", "1")
 

@@ -1,15 +1,22 @@
-"""Why the processes of a job ended, from what SLURM and srun say."""
+"""Why the processes of a job ended, from what they, SLURM and srun say."""
 
+import json
 import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from launch.job.disk import try_to
+from launch.job.record import Record
+from launch.slurm.client import slurm
 from mvd.distributed.blame import SIGNALS, hardware_fault
+from mvd.distributed.exit_codes import STOPPED
 from mvd.distributed.faults import record_fault
 from mvd.run_directory import RunDirectory
 
+MAX_FAILED_ATTEMPTS = 3  # in a row, with nothing new saved
+KILLED_BY_USR2, KILLED_BY_TERM = 128 + signal.SIGUSR2, 128 + signal.SIGTERM  # before a process could handle them
 TAIL_BYTES = 2**18
 # State of a job's step, as `sacct --format State` shows it -> what it means and what to do.
 VERDICTS = {
@@ -29,6 +36,8 @@ _STEP_MESSAGES = {
 }
 # srun reports each task that died: `srun: error: node3: task 5: Bus error (core dumped)`.
 _DEAD_TASK = re.compile(r"^srun: error: ([\w.-]+): tasks? ([\d,-]+): ([^(\n]+)", re.MULTILINE)
+# A node that is gone, before SLURM has noticed: `srun: error: Task launch for StepId=24.1 failed on node node3: ...`.
+_UNREACHABLE = re.compile(r"^srun: error: Task launch for \S+ failed on node ([\w.-]+): (.+)$", re.MULTILINE)
 _SIGNALS = {signal.strsignal(number): number for number in signal.valid_signals()}
 
 
@@ -38,6 +47,37 @@ class DeadTask(NamedTuple):
     host: str
     rank: int
     signal: int
+
+
+def judge(files: RunDirectory, code: int, record: Record) -> None:
+    """Says in the record why the attempt ended, and whether that is the end of the stage."""
+    attempt, failure = record.attempts[-1], _failure(files)
+    attempt.stopped = _was_stopped(record.job_id, code, failure)
+    crash = try_to("log", lambda: blame_dead_tasks(files.whole, record.log))  # the others' errors only follow from it
+    said = crash or (failure["lines"] if failure else _last_fault(files, attempt.started))
+    attempt.error = _reason(code, said, explain_exit(code, step_state(record.log())))
+    if failure and failure.get("final"):
+        record.error = attempt.error
+    elif (failed := without_progress(files, record)) >= MAX_FAILED_ATTEMPTS and not attempt.stopped:
+        record.error = f"{failed} attempts have saved nothing new; the last one: {attempt.error}"
+
+
+def without_progress(files: RunDirectory, record: Record) -> int:
+    """How many attempts have failed since anything new was saved."""
+    saved = try_to("checkpoints", files.progress)
+    return sum(bool(a.ended) and not a.stopped and a.saved == saved for a in record.attempts)
+
+
+def _was_stopped(job: str, code: int, failure: dict[str, Any] | None) -> bool:
+    """Whether the attempt ended because of a signal from outside.
+
+    USR2 always comes from there; TERM also from srun, which ends a step with it once a process of it has died.
+    """
+    signal_name = failure.get("signal") if failure else None
+    if code in (0, KILLED_BY_USR2) or signal_name == "SIGUSR2":
+        return True
+    by_term = signal_name == "SIGTERM" or (failure is None and code in (STOPPED, KILLED_BY_TERM))
+    return by_term and slurm.is_preempted(job)
 
 
 def explain_exit(code: int, state: str) -> str:
@@ -76,14 +116,18 @@ def dead_tasks(log: str) -> list[DeadTask]:
 
 
 def blame_dead_tasks(files: RunDirectory, log: Callable[[int], Path]) -> str | None:
-    """Records the hosts on which a hardware fault ended a task, for the next attempt to avoid; says which, if any.
+    """Records the hosts where a hardware fault ended a task, or none could be started; says which, if any.
 
     A fault that CUDA or NCCL finds in a thread of its own aborts the process: then the rank's log says what it was.
 
     log: the path of each rank's log; srun and the batch script write to that of rank 0.
     """
     messages = []
-    for task in dead_tasks(_tail(log(0))):
+    printed = _tail(log(0))
+    for host, reason in dict(_UNREACHABLE.findall(printed)).items():
+        messages.append(f"srun could not start a process on {host}: {reason}")
+        record_fault(files, "launch", messages[-1], hosts=[host])
+    for task in dead_tasks(printed):
         fault = SIGNALS.get(task.signal)
         if task.signal == signal.SIGABRT:
             fault = hardware_fault(_tail(log(task.rank)))
@@ -91,6 +135,29 @@ def blame_dead_tasks(files: RunDirectory, log: Callable[[int], Path]) -> str | N
             messages.append(f"rank {task.rank} on {task.host}: {fault}")
             record_fault(files, "hardware", messages[-1], hosts=[task.host])
     return "; ".join(messages) or None
+
+
+def _failure(files: RunDirectory) -> dict[str, Any] | None:
+    """What the first failing process recorded, if it could."""
+    try:
+        failure: dict[str, Any] = json.loads(files.error.read_text())
+    except (OSError, ValueError):  # ValueError: a full disk has cut it off
+        return None
+    return failure
+
+
+def _last_fault(files: RunDirectory, since: str) -> str | None:
+    """What training itself recorded last in this attempt, such as which host hung."""
+    faults = try_to("faults.jsonl", files.whole.read_faults)
+    return faults[-1]["message"] if faults and faults[-1]["time"] >= since else None
+
+
+def _reason(code: int, said: str | None, exit_reason: str) -> str:
+    if code == 0:
+        return "stopped before a time limit or a preemption, or on request"
+    killed = f", signal {code - 128}" if 128 < code < 160 else ""
+    why = f"\n{said}" if said else f"; {exit_reason}"
+    return f"a process ended with exit code {code}{killed}{why}"
 
 
 def _tail(path: Path) -> str:

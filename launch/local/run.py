@@ -22,7 +22,7 @@ from launch.stage_state import result_text
 from mvd.config import ConfigError, Row, dataset_of
 from mvd.distributed.exit_codes import STOPPED
 from mvd.files import write_text
-from mvd.host import count_gpus, hostname
+from mvd.host import count_gpus, gpu_memory_gb, hostname
 from mvd.owner import VARIABLE, Owner, give_back, read_owner, take
 from mvd.stage import Stage
 
@@ -39,6 +39,7 @@ def this_machine(cluster: Cluster) -> Cluster:
         cluster,
         nodes=1,
         gpus_per_node=processes,
+        gpu_memory_gb=(cluster.gpu_memory_gb or gpu_memory_gb()) if gpus else None,
         test_shards=1,
         precision=cluster.precision or ("bf16" if gpus else "fp32"),
         workers=min(cluster.workers, max(1, CORES // processes)),
@@ -50,8 +51,12 @@ def this_machine(cluster: Cluster) -> Cluster:
     )
 
 
-def run_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> int:
+def run_plan(
+    request: Request, nodes: Sequence[Node], stages: Sequence[Stage], groups: Sequence[Sequence[str]] = ()
+) -> int:
     """Runs the stages that have no result yet, then prints each stage's time and the rows' accuracies.
+
+    groups: ids of the stages that run together (launch.plan.together).
 
     Returns 0, 1 if a stage failed, or 130 if the user stopped it; the same command resumes from there.
 
@@ -70,13 +75,16 @@ def run_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -
                 print(f"{title}: complete already, skipped", flush=True)
                 note_rows(request.rows, [node], Path(request.cluster.runs))
                 continue
-            print(title, flush=True)
-            code = run_stage(request.rows, node, stage)
+            job = _job_of(stage, nodes, stages, groups)
+            together = f", together with {', '.join(other.id for _, other in job[1:])}" if len(job) > 1 else ""
+            print(f"{title}{together}", flush=True)
+            code = run_stages(request.rows, job)
             if code == STOPPED:
                 raise KeyboardInterrupt
-            if code or not stage.files.read_result():
+            missing = [other.id for _, other in job if not other.files.read_result()]
+            if code or missing:
                 print(
-                    f"error: {stage.id} ended with exit code {code} and no result; "
+                    f"error: {', '.join(missing or [stage.id])} ended with exit code {code} and no result; "
                     f"see its messages above, which {short(stage.directory / LOGS)} keeps",
                     file=sys.stderr,
                 )
@@ -90,39 +98,67 @@ def run_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -
     return 0
 
 
-def run_stage(rows: Sequence[Row], node: Node, stage: Stage) -> int:
-    """Runs one stage, after generating its data if it needs that; returns the exit code.
+def _job_of(
+    stage: Stage, nodes: Sequence[Node], stages: Sequence[Stage], groups: Sequence[Sequence[str]]
+) -> list[tuple[Node, Stage]]:
+    """The stages that run with this one and are not complete, this one first."""
+    group = next((group for group in groups if stage.id in group), [stage.id])
+    members = [(n, s) for n, s in zip(nodes, stages, strict=True) if s.id in group and not s.files.read_result()]
+    return sorted(members, key=lambda member: member[1].id != stage.id)
+
+
+def run_stages(rows: Sequence[Row], job: Sequence[tuple[Node, Stage]]) -> int:
+    """Runs one stage, or several that share their teachers, as one job; returns the exit code.
+
+    Generates the data before, if it needs that. The logs are in the first stage's run directory.
 
     Raises:
-        ConfigError: an input is missing, or the stage is already queued or running.
+        ConfigError: an input is missing, or a stage is already queued or running.
     """
-    generate_data(stage)
-    for role, path in stage.inputs.items():
-        if not Path(path).is_file():
-            raise ConfigError(f"{stage.id}: its {role} input {path} does not exist; run that stage again")
-    with locked(Path(stage.execution.runs)):
-        record = _new_record(node, stage)
-        attempt = record.attempts[-1]
-        owner = Owner(attempt.job_id, 0, attempt.host, attempt.started)
-        take(stage.files, owner, is_gone)
-        write_record(stage.files, record)
-        write_text(stage.files.stage, stage.to_yaml())
-        note_rows(rows, [node], Path(stage.execution.runs))
-    processes = stage.execution.world_size
-    start_logs(record, processes)
+    first = job[0][1]
+    generate_data(first)
+    for _, stage in job:
+        for role, path in stage.inputs.items():
+            if not Path(path).is_file():
+                raise ConfigError(f"{stage.id}: its {role} input {path} does not exist; run that stage again")
+    records = _take_over(rows, job)
+    attempts = [record.attempts[-1] for record in records]
+    owner = _owner_of(attempts[0])
+    processes = first.execution.world_size
+    start_logs(records[0], processes)
+    error = None
     try:
         variables = environment(processes) | {VARIABLE: owner.name}
-        code = run_processes(stage_command(stage), processes, variables, record.log)
-        attempt.error = f"exit code {code}" if code else None
+        code = run_processes(stage_command(*(stage for _, stage in job)), processes, variables, records[0].log)
+        error = f"exit code {code}" if code else None
         return code
     except KeyboardInterrupt:
-        attempt.error = "on request"
+        error = "on request"
         raise
     finally:
-        attempt.ended = now()
-        if read_owner(stage.files) == owner:
+        for (_, stage), record, attempt in zip(job, records, attempts, strict=True):
+            attempt.error = None if stage.files.result.exists() else error
+            attempt.ended = now()
+            if read_owner(stage.files) == owner:
+                write_record(stage.files, record)
+                give_back(stage.files, owner)
+
+
+def _take_over(rows: Sequence[Row], job: Sequence[tuple[Node, Stage]]) -> list[Record]:
+    """Makes this process the owner of the run directories, and writes what a start needs to them."""
+    first = job[0][1]
+    with locked(Path(first.execution.runs)):
+        records = [_new_record(node, stage, str(first.directory / LOGS)) for node, stage in job]
+        for (node, stage), record in zip(job, records, strict=True):
+            take(stage.files, _owner_of(records[0].attempts[-1]), is_gone)
             write_record(stage.files, record)
-            give_back(stage.files, owner)
+            write_text(stage.files.stage, stage.to_yaml())
+            note_rows(rows, [node], Path(stage.execution.runs))
+    return records
+
+
+def _owner_of(attempt: Attempt) -> Owner:
+    return Owner(attempt.job_id, 0, attempt.host, attempt.started)
 
 
 def start_logs(record: Record, processes: int) -> None:
@@ -133,19 +169,19 @@ def start_logs(record: Record, processes: int) -> None:
             handle.write(f"=== job {record.job_id}, rank {rank} on {hostname()}, {now()}\n")
 
 
-def _new_record(node: Node, stage: Stage) -> Record:
+def _new_record(node: Node, stage: Stage, folder: str) -> Record:
     """The record of this run for launch/status.py; refused while another run of the stage is active."""
     record = read_record(stage.files)
     if record and (record.runs_locally or (slurm.is_available() and jobs_in_queue([record]))):
         raise ConfigError(f"{stage.id} is queued or running already, as job {record.job_id}; cancel that first")
     job = f"local-{os.getpid()}"
-    folder, attempt = str(stage.directory / LOGS), Attempt(job, hostname(), now(), 0)
+    attempt = Attempt(job, hostname(), now(), 0)
     return Record(job, folder, now(), 1, list(node.rows), node.stage_parents, [attempt])
 
 
-def stage_command(stage: Stage) -> list[str]:
-    """The command of each process of a stage."""
-    return [sys.executable, "-m", "mvd.run", str(stage.files.stage)]
+def stage_command(*stages: Stage) -> list[str]:
+    """The command of each process of a stage, or of several that share their teachers."""
+    return [sys.executable, "-m", "mvd.run", *(str(stage.files.stage) for stage in stages)]
 
 
 def generate_data(stage: Stage) -> None:

@@ -3,33 +3,16 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
-from math import prod
 from pathlib import Path
 
 from launch.cluster import Cluster
+from launch.plan.fit import fit
 from launch.plan.graph import Node
 from launch.plan.weights import check_given_weights
-from mvd.batch import Batch, solve_batch
-from mvd.config import (
-    DATASETS,
-    SIZES,
-    ConfigError,
-    DatasetPaths,
-    Kind,
-    Pretrain,
-    Recipe,
-    RunSettings,
-    Test,
-    TrainRecipe,
-    dataset_of,
-)
+from mvd.config import DATASETS, ConfigError, DatasetPaths, Kind, Recipe, RunSettings, dataset_of
 from mvd.data.annotations import MANIFEST, Split, class_count, load_split
 from mvd.run_directory import RunDirectory
 from mvd.stage import Execution, Stage
-from mvd.weight_check import network_shapes
-
-# Parameters of an encoder; with AdamW, each has 16 bytes of weight, gradient and optimizer state.
-LARGEST_REPLICATED = 200_000_000
 
 # Annotation lists that a stage of a kind reads; the others read the training list.
 SPLITS: dict[Kind, tuple[Split, ...]] = {"finetune": ("train", "val"), "test": ("test",)}
@@ -37,12 +20,8 @@ SPLITS: dict[Kind, tuple[Split, ...]] = {"finetune": ("train", "val"), "test": (
 
 def build_stage(node: Node, cluster: Cluster) -> Stage:
     """The stage as the cluster will run it, with its batch split over the GPUs and its paths as far as they are set."""
-    resources = cluster.resources(node.kind)
     world_size = cluster.gpus(node.kind, node.recipe)
-    if isinstance(node.recipe, Test):
-        batch = Batch(resources.micro_batch or 1, 1, world_size)
-    else:
-        batch = _solve(node, node.recipe, world_size, resources.micro_batch)
+    fitted = fit(node, cluster, world_size)
     inputs = {role: str(RunDirectory(Path(cluster.runs) / parent).weights) for role, parent in node.parents.items()}
     for role, name in node.teacher_files.items():
         inputs[role] = cluster.teachers.get(name, "")
@@ -52,26 +31,15 @@ def build_stage(node: Node, cluster: Cluster) -> Stage:
     execution = Execution(
         world_size=world_size,
         shards=cluster.test_shards if node.kind == "test" else 1,
-        micro_batch=batch.micro_batch,
-        accumulation=batch.accumulation,
-        deepspeed=resources.deepspeed or default_deepspeed(node.recipe),
+        micro_batch=fitted.batch.micro_batch,
+        accumulation=fitted.batch.accumulation,
+        deepspeed=fitted.deepspeed,
         precision=cluster.precision or "bf16",
         runs=cluster.runs,
         data=cluster.datasets.get(node.recipe.dataset),
         **run_settings,
     )
-    return Stage(kind=node.kind, id=node.id, recipe=node.recipe, inputs=inputs, digests=digests, execution=execution)
-
-
-def default_deepspeed(recipe: Recipe) -> str:
-    """zero0 if every GPU can easily hold the whole optimizer state, else zero1, which divides it among the GPUs.
-
-    An update under zero0 has about a third fewer operations: one collective per bucket, one norm and one optimizer
-    call, instead of one or more per parameter or group of parameters.
-    """
-    size = SIZES[recipe.student if isinstance(recipe, Pretrain) else recipe.size]
-    parameters = sum(map(prod, network_shapes("finetune", size).values()))
-    return "zero0" if parameters <= LARGEST_REPLICATED else "zero1"
+    return Stage(kind=node.kind, id=node.id, recipe=fitted.recipe, inputs=inputs, digests=digests, execution=execution)
 
 
 def missing_settings(nodes: Sequence[Node], cluster: Cluster) -> list[str]:
@@ -99,19 +67,6 @@ def missing_settings(nodes: Sequence[Node], cluster: Cluster) -> list[str]:
                 )
     check_given_weights(nodes, cluster)
     return list(needed)
-
-
-def _solve(node: Node, recipe: TrainRecipe, world_size: int, micro_batch: int | None) -> Batch:
-    samples, batch = dataset_of(recipe).train_samples, recipe.optimization.global_batch
-    if samples < batch:
-        raise ConfigError(
-            f"{recipe.dataset} has {samples} training samples, fewer than one global batch of {batch}; set "
-            f"{node.kind}.optimization.global_batch to at most {samples}"
-        )
-    try:
-        return solve_batch(recipe, world_size, micro_batch)
-    except ConfigError as error:
-        raise ConfigError(f"{node.id}: {error}") from error
 
 
 def _check_data(node: Node, cluster: Cluster) -> None:

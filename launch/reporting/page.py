@@ -10,6 +10,8 @@ from pathlib import Path
 from launch.plan.differences import target_text
 from launch.reporting import figures
 from launch.reporting.classes import class_sections
+from launch.reporting.goodput import COLUMNS as GOODPUT
+from launch.reporting.goodput import goodput_lines
 from launch.reporting.markup import table
 from launch.reporting.results import RowResult, StageResult, attempt, metrics_of, seeds_text, spread
 from launch.stage_state import duration
@@ -118,20 +120,26 @@ def _curves(result: RowResult, problems: list[str]) -> str:
 
 
 def _cost(result: RowResult) -> str:
-    columns = ["stage#", "wall time>", "ran on", "GPU-hours>", "finished"]
+    columns = ["stage#", "wall time>", "ran on", "speed", "GPU-hours>", "finished"]
     lines = []
     for stage in result.stages:
         facts = stage.facts
         wall = duration(round(stage.result["wall_seconds"])) if stage.result and "wall_seconds" in stage.result else "-"
         hours = f"{facts['gpu_hours']:,.2f}" if "gpu_hours" in facts else "-"
         date = facts.get("date") or ("yes" if stage.result else "no")
-        lines.append([stage.node.id, wall, html.escape(_devices(stage)), hours, date])
+        lines.append([stage.node.id, wall, html.escape(_devices(stage)), stage.speed or "-", hours, date])
     total = (
         ""
         if result.gpu_hours is None
         else f"<p>{result.gpu_hours:,.1f} GPU-hours in all; stages on CPUs count none.</p>"
     )
-    return f"<h3>Cost</h3>{table(columns, lines)}{total}"
+    return f"<h3>Cost</h3>{table(columns, lines)}{total}{_goodput(result)}"
+
+
+def _goodput(result: RowResult) -> str:
+    lines = goodput_lines([result])
+    said = "what part of the time of the jobs went into updates that are in the result, and what took the rest"
+    return f"<p>Goodput: {said}.</p>{table(GOODPUT, lines)}" if lines else ""
 
 
 def _devices(stage: StageResult) -> str:

@@ -13,7 +13,9 @@ from launch.cli.output import counted
 from launch.plan.differences import describe
 from launch.plan.graph import Node, build_graph
 from launch.reporting.run_settings import Run
+from launch.stage_state import last_metrics
 from mvd.config import ConfigError, Row, Test
+from mvd.flops import throughput_text
 from mvd.run_directory import RunDirectory
 
 Value = TypeVar("Value")
@@ -42,6 +44,11 @@ class StageResult:
         """Where the result comes from (mvd.provenance.result_facts); {} for a result of version 0.2 or before."""
         found: dict[str, Any] = (self.result or {}).get("provenance", {})
         return found
+
+    @property
+    def speed(self) -> str:
+        """TFLOP/s a GPU and MFU of the last updates; empty for a test and for a run on CPUs."""
+        return throughput_text(last_metrics(self.files) or {})
 
     @property
     def started(self) -> bool:

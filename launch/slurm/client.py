@@ -12,10 +12,10 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from launch.slurm.jobs import EndedJob, QueuedJob
 from mvd.config import ConfigError
 
 SECONDS_TO_ANSWER = 30
@@ -31,9 +31,16 @@ PASSING = re.compile(
     r"not respond|did not answer|transport|protocol authentication|munge|no route|socket|try again|connect failure",
     re.IGNORECASE,
 )
-QUEUE_FIELDS = {"JOBID": "%i", "STATE": "%T", "REASON": "%r", "TIME": "%M", "WORK_DIR": "%Z"}
+QUEUE_FIELDS = {
+    "JOBID": "%i",
+    "STATE": "%T",
+    "REASON": "%r",
+    "TIME": "%M",
+    "TIME_LEFT": "%L",
+    "NODELIST": "%N",
+    "WORK_DIR": "%Z",
+}
 HISTORY_FIELDS = ("JobID", "State", "WorkDir")
-ENDED_BY_SLURM = ("JobLaunchFailure", "RaisedSignal", "NonZeroExitCode", "OutOfMemory", "TimeLimit")  # reasons
 JOB_ID = re.compile(r"\d+(_\d+)?")
 SUBMITTED = re.compile(r"(?:Submitted batch job )?(\d+)(?:;\S+)?")
 
@@ -54,45 +61,6 @@ class Answer(NamedTuple):
     def message(self) -> str:
         """The error in one line; empty if there is none."""
         return (" ".join(self.error.split()) or f"exit code {self.code}") if self.code else ""
-
-
-@dataclass(frozen=True)
-class QueuedJob:
-    """A job that is in the queue.
-
-    reason: SLURM's word for why it does not run, such as Resources. elapsed: H:MM:SS. directory: its working directory.
-    """
-
-    state: str
-    reason: str
-    elapsed: str
-    directory: str = ""
-
-    @property
-    def runs(self) -> bool:
-        return self.state != "PENDING" and not self.is_completing
-
-    @property
-    def is_completing(self) -> bool:
-        """True while SLURM cleans up after the job: it has ended, or is about to be requeued."""
-        return self.state == "COMPLETING"
-
-    @property
-    def lost_batch_script(self) -> bool:
-        """True if SLURM ends the job because its batch script has died, or for its time limit.
-
-        The reason is JobLaunchFailure in SLURM 22.05 and RaisedSignal:9(Killed) in 24.11. It is None if the job was
-        cancelled, and Cleaning, BeginTime or JobHeldUser if it was requeued already and waits for its cleanup.
-        """
-        return self.is_completing and self.reason.startswith(ENDED_BY_SLURM)
-
-
-@dataclass(frozen=True)
-class EndedJob:
-    """A job as accounting knows it; state is one word, such as CANCELLED."""
-
-    state: str
-    directory: str = ""
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -192,6 +160,31 @@ class SlurmClient:
     def exclude(self, job_id: str, nodes: str) -> str:
         """Changes the nodes that a waiting job excludes; returns SLURM's error, "" if there is none."""
         return self._ask("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={nodes}").message
+
+    def resize(self, job_id: str, nodes: int) -> str:
+        """Sets the number of nodes that a waiting job asks for: SLURM lowers it if a node of the job is lost."""
+        return self._ask("scontrol", "update", f"JobId={job_id}", f"NumNodes={nodes}").message
+
+    def hostnames(self, nodes: str) -> list[str]:
+        """The nodes of a list such as `node[1-3,7]`.
+
+        Raises:
+            ConfigError: this machine has no scontrol.
+        """
+        answer = self._ask("scontrol", "show", "hostnames", nodes)
+        if answer.code:
+            raise ConfigError(f"scontrol show hostnames {nodes} failed ({answer.message})")
+        return answer.out.split()
+
+    def steps(self, job_id: str, but: str) -> list[str]:
+        """Ids of a running job's steps, without its batch script and the steps of the name `but`; none if not known."""
+        answer = self._ask("squeue", "--steps", "--noheader", "--jobs", job_id, "--format", "mvd|%i|%j")
+        found = [line.strip().split("|", 2) for line in answer.out.splitlines() if line.strip().startswith("mvd|")]
+        return [step for _, step, name in found if name != but and step.rpartition(".")[2].isdigit()]
+
+    def kill_steps(self, steps: Iterable[str]) -> None:
+        """Sends SIGKILL to the processes of steps; whether it has come to them, `steps` says later."""
+        self._ask("scancel", "--signal=KILL", *steps)
 
     def exclusion_error(self, script: Path, nodes: str) -> str:
         """Why a batch script could not run without these nodes, in SLURM's words; "" if it can."""

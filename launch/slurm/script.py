@@ -38,6 +38,11 @@ AGAIN = """again() {
   [ "$1" != 3 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ] && sleep 60 && scontrol requeue "$SLURM_JOB_ID"
   exit 1
 }"""
+SRUN = 'srun() { command srun $start "$@"; }'  # $start: what `launch.job.attempts begin` has printed
+GUARD = (  # on every node but the script's own, without taking anything from the stage's processes
+    "command srun --job-name=guard --overlap --no-kill --gpus=0 --output=/dev/null --ntasks-per-node=1 "
+    '--nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks=$((SLURM_JOB_NUM_NODES - 1)) --exclude="$SLURMD_NODENAME"'
+)
 TOO_MANY_JOBS = ("maxsubmit", "maxjob", "grpsubmit", "grpjobs")  # in the names of limits, as QOSMaxSubmitJobPerUser
 
 
@@ -49,29 +54,52 @@ def parameters(
     how = dataclasses.replace(cluster.slurm, exclude=exclude or None, options=options)
     kind = array.stages[0].kind
     # -u: a line that a full disk has refused must not stay in a buffer, whose flush at the end would fail.
-    attempts = f"{shlex.quote(sys.executable)} -u -m launch.job.attempts"
+    python, where = f"{shlex.quote(sys.executable)} -u -m", shlex.quote(str(folder))
+    spares = spare_nodes(array, how)
     asked = {
         "job_name": array.stages[0].id if len(array.stages) == 1 else f"{kind}-{len(array.stages)}-stages",
         "gpus_per_node": array.layout.gpus,
         "cpus_per_task": how.cpus_per_gpu,
         "mem": f"{how.memory_gb * 1000:.0f}M" if how.memory_gb else None,
         "dependency": dependency or None,
+        "no_kill": spares > 0,  # the job outlasts the loss of a node; launch.job.guard sees to that of the first
     }
+    settings = profile_parameters(how, code, asked, Layout(array.layout.nodes + spares, array.layout.gpus))
+    guard = f'{GUARD} {python} launch.job.guard {where} "$SLURMD_NODENAME" &'
     return {
-        **profile_parameters(how, code, asked, array.layout, f"{attempts} begin {shlex.quote(str(folder))}"),
+        **settings,
         "array_parallelism": how.array_parallelism or array.size,
+        "setup": [
+            AGAIN,
+            *settings["setup"],
+            SRUN,
+            *([guard] if spares else []),
+            "export MVD_START=-1",
+            "while MVD_START=$((MVD_START + 1)); do",
+            f"start=$({python} launch.job.attempts begin {where}) || again $?",
+        ],
         # The requeue at the end makes SLURM send SIGTERM, before the nodes to avoid are set.
-        "teardown": ["code=$?", "trap '' TERM", f"{attempts} end {shlex.quote(str(folder))} $code", "exit $?"],
+        "teardown": [
+            "code=$?",
+            "trap '' TERM",
+            f"next=$({python} launch.job.attempts end {where} $code)",
+            "code=$?",
+            '[ "$next" = again ] || exit $code',  # else the processes start again in this allocation
+            "trap - TERM",
+            "done",
+        ],
     }
 
 
-def profile_parameters(
-    how: Slurm, code: Path, asked: Mapping[str, Any], layout: Layout, begin: str = ""
-) -> dict[str, Any]:
+def spare_nodes(array: Array, how: Slurm) -> int:
+    """How many nodes a job asks for beyond those it uses: none for a test, which is short."""
+    return 0 if array.stages[0].kind == "test" else how.spare_nodes
+
+
+def profile_parameters(how: Slurm, code: Path, asked: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     """submitit's parameters of any job, one process per GPU of the layout: what it asks of sbatch, and the profile's.
 
-    code: the snapshot that it runs in. begin: of a stage's job, the command before the processes start; if it cannot
-    run on this node, the job is requeued.
+    code: the snapshot that it runs in.
     """
     options: dict[str, Any] = {
         "partition": how.partition,
@@ -94,7 +122,7 @@ def profile_parameters(
         "stderr_to_stdout": True,
         # A rank that dies ends the job; srun does not take the number of CPUs from sbatch; --export overrides a NONE.
         "srun_args": ["--kill-on-bad-exit=1", "--export=ALL", *([f"--cpus-per-task={cpus}"] if cpus else [])],
-        "setup": [AGAIN, *_setup(how, code), f"{begin} || again $?"] if begin else _setup(how, code),
+        "setup": _setup(how, code),
         "additional_parameters": {k: v for k, v in options.items() if v is not None and v is not False},
     }
 

@@ -15,10 +15,11 @@ from launch.local.run import generate_data
 from launch.plan.arrays import Array, build_arrays
 from launch.plan.differences import note_rows
 from launch.plan.graph import Node
-from launch.slurm.client import QueuedJob, slurm
+from launch.slurm.client import slurm
 from launch.slurm.exclusion import blamed_hosts, excludable_hosts, exclusion
+from launch.slurm.jobs import QueuedJob
 from launch.slurm.sbatch import call_sbatch, new_folder, write_script
-from launch.slurm.script import parameters
+from launch.slurm.script import parameters, spare_nodes
 from launch.snapshot import take_snapshot
 from mvd.config import ConfigError
 from mvd.files import write_json, write_text
@@ -135,6 +136,7 @@ def submit_array(
     job = call_sbatch(folder, how, jobs, array.stages[0].kind)
     record = Record(job, str(folder), now(), array.layout.nodes, [], [], exclude=own, avoided=avoided)
     record.directory, record.requeue_exit = str(folder), slurm.requeue_exit()
+    record.spare_nodes, record.warning_seconds = spare_nodes(array, cluster.slurm), cluster.slurm.warning_seconds
     try:
         write_records(array, record, rows, parents)
     except OSError as error:

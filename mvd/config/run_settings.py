@@ -34,15 +34,18 @@ class Faults:
     rendezvous_minutes: float = 5.0
     video_seconds: float = 120.0
     unreadable_share: float = 0.02
+    slow_factor: float | None = 1.3
+    avoid_slow: bool = False
+    compare_every: int = 100
 
     def __post_init__(self) -> None:
         positive = ("save_failures", "save_again_seconds", "bad_updates", "hang_minutes", "rendezvous_minutes")
         for name in (*positive, "video_seconds"):
             check_positive(f"faults.{name}", getattr(self, name))
-        check(
-            self.spike_factor is None or self.spike_factor > 1,
-            f"faults.spike_factor must be above 1, or null, got {self.spike_factor}",
-        )
+        check(self.compare_every >= 0, f"faults.compare_every must be 0 (never) or more, got {self.compare_every}")
+        for name in ("spike_factor", "slow_factor"):
+            factor = getattr(self, name)
+            check(factor is None or factor > 1, f"faults.{name} must be above 1, or null, got {factor}")
         check(
             0 <= self.unreadable_share <= 1,
             f"faults.unreadable_share must be between 0 and 1, got {self.unreadable_share}",
@@ -60,6 +63,7 @@ class Faults:
 class RunSettings:
     """Settings of all runs in the cluster profile; each becomes a field of a stage's execution too.
 
+    compile: whether transformer blocks are compiled in training; null for on GPUs only.
     reader: video decoder. workers: loader processes per training process; 0 loads in the training process.
     checkpoint_every: updates between checkpoints; checkpoint_minutes: minutes between them; null turns either off.
     keep_checkpoints: number of newest checkpoints to keep; keep_every_epochs: interval of those kept permanently, null
@@ -67,6 +71,7 @@ class RunSettings:
     0 for never. log_every: updates between reports.
     """
 
+    compile: bool | None = None
     reader: Reader = "pyav"
     workers: int = 16
     checkpoint_every: int | None = None

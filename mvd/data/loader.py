@@ -1,11 +1,13 @@
 """The sample order and the training loader, the same on any number of processes.
 
 Update u of an epoch takes the u-th global batch of the epoch's permutation; an incomplete last batch is dropped. Each
-process takes a contiguous share of the batch, split into micro-batches. In fine-tuning a global batch is split into
-mixing groups and each group into mirrored pairs (the j-th video from the front and the j-th from the back), because
-those two are mixed with each other: any whole number of pairs can then be mixed separately, with the group's one draw.
+process takes a contiguous share of the batch (or of each of its `batch_parts`), split into micro-batches. In
+fine-tuning a global batch is split into mixing groups and each group into mirrored pairs (the j-th video from the front
+and the j-th from the back), because those two are mixed with each other: any whole number of pairs can then be mixed
+separately, with the group's one draw.
 """
 
+import gc
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -115,6 +117,11 @@ class UpdateSampler(Sampler[list[SampleKey]]):
                 f"stage {stage.id}: micro_batch must be even, because videos are mixed in pairs, got "
                 f"{execution.micro_batch}"
             )
+        if execution.accumulation % execution.batch_parts:
+            raise ConfigError(
+                f"stage {stage.id}: accumulation must be a multiple of batch_parts, got {execution.accumulation} and "
+                f"{execution.batch_parts}"
+            )
         self.recipe: TrainRecipe = stage.recipe
         self.execution = execution
         self.samples = samples
@@ -132,12 +139,17 @@ class UpdateSampler(Sampler[list[SampleKey]]):
             epoch, step = divmod(update, self.steps_per_epoch)
             if step == 0 or not order:
                 order = epoch_order(self.recipe.seed, epoch, self.samples)
-            blocks = update_blocks(self.recipe, order, step)
-            share = len(blocks) // self.execution.world_size
-            micro = share // self.execution.accumulation
-            for start in range(self.rank * share, (self.rank + 1) * share, micro):
-                keys = unit_order(blocks[start : start + micro])
-                yield [SampleKey(epoch, sample, group) for group, sample in keys]
+            for blocks in self._micro_batches(update_blocks(self.recipe, order, step)):
+                yield [SampleKey(epoch, sample, group) for group, sample in unit_order(blocks)]
+
+    def _micro_batches(self, blocks: list[Block]) -> Iterator[list[Block]]:
+        """This rank's micro-batches of an update: of each part of it, one after the other, the rank's own share."""
+        how = self.execution
+        part = len(blocks) // how.batch_parts
+        share = part // how.world_size
+        micro = share * how.batch_parts // how.accumulation
+        for first in range(self.rank * share, len(blocks), part):
+            yield from (blocks[start : start + micro] for start in range(first, first + share, micro))
 
 
 def train_loader(stage: Stage, dataset: TrainDataset, rank: int, start_update: int = 0) -> DataLoader[dict[str, Any]]:
@@ -173,3 +185,7 @@ def start_worker(_: int) -> None:
     cv2.setNumThreads(0)
     follow_parent()
     keep_freed_memory()
+    # The 400,000 objects of the training process would be collected with the worker's own: seldom, for they are many,
+    # and each time with a copy of their memory.
+    gc.freeze()
+    gc.collect()

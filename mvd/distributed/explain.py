@@ -1,5 +1,6 @@
 """What the errors of a run mean: a host's fault, a lost rank, too little GPU memory, or a bug."""
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,10 +8,12 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from mvd.config import ConfigError
+from mvd.batch import smallest_micro_batch
+from mvd.config import ConfigError, ImageTeacher, Test
 from mvd.distributed.blame import hardware_fault
 from mvd.distributed.faults import HostFault, PeerLost, RunFailed, record_fault
 from mvd.host import hostname
+from mvd.memory import GB, USABLE, memory_of
 from mvd.stage import Stage
 
 _OUT_OF_MEMORY = re.compile(r"CUDA error: out of memory|Cuda failure.{0,10}out of memory|CUBLAS_STATUS_ALLOC_FAILED")
@@ -18,10 +21,11 @@ _OTHER_PROCESS = re.compile(r"Process (\d+) has ([\d.]+ [KMG]iB) memory in use")
 
 
 @contextmanager
-def explain_errors(stage: Stage) -> Iterator[None]:
+def explain_errors(stage: Stage, *others: Stage) -> Iterator[None]:
     """Turns errors of CUDA, NCCL, gloo and the data loader into HostFault, PeerLost or ConfigError with one sentence.
 
-    A hardware fault is recorded in faults.jsonl with this host. Anything else is raised as it is.
+    A hardware fault is recorded in faults.jsonl with this host. Anything else is raised as it is. others: further
+    stages in the same job.
 
     Raises:
         HostFault: this host is at fault.
@@ -37,7 +41,8 @@ def explain_errors(stage: Stage) -> Iterator[None]:
         fault = _shared_gpu(error) or hardware_fault(error)
         if fault is not None:
             message = f"{_this_rank()}: {fault} ({reason})"
-            record_fault(stage.files, "hardware", message, hosts=[hostname()])
+            for damaged in (stage, *others):
+                record_fault(damaged.files, "hardware", message, hosts=[hostname()])
             raise HostFault(f"{message}; start the stage again on another host") from error
         if _is_out_of_memory(error):
             raise ConfigError(f"{stage.id}: {_this_rank()}: {_advice_on_memory(stage)} ({reason})") from error
@@ -70,9 +75,26 @@ def _shared_gpu(error: RuntimeError) -> str | None:
 
 
 def _advice_on_memory(stage: Stage) -> str:
-    """How to make the stage fit: half its micro-batch, if that is possible."""
-    running = stage.execution.micro_batch
-    smallest = 2 if stage.kind == "finetune" else 1  # fine-tuning mixes pairs of videos
-    if running // 2 < smallest:
-        return f"out of GPU memory with the smallest micro_batch, {running}; use GPUs with more memory, or ZeRO stage 3"
-    return f"out of GPU memory; set cluster.{stage.kind}.micro_batch={running // 2}, half of the present {running}"
+    """The setting that makes the stage fit."""
+    running, recipe, how = stage.execution.micro_batch, stage.recipe, stage.execution
+    smallest = 1 if isinstance(recipe, Test) else smallest_micro_batch(recipe)
+    fitting = _fitting_micro_batch(stage)
+    if fitting >= smallest:
+        less = f"half of the present {running}" if fitting == running // 2 else f"less than the present {running}"
+        return f"out of GPU memory; set cluster.{stage.kind}.micro_batch={fitting}, {less}"
+    full = f"out of GPU memory with the smallest micro_batch, {running}"
+    if isinstance(recipe, Test | ImageTeacher) or recipe.activation_checkpointing:
+        return f"{full}; use GPUs with more memory, or ZeRO stage 3"
+    counted = memory_of(recipe, how.world_size, how.deepspeed, how.precision).total(running)
+    too_little = math.floor(10 * counted / USABLE / GB) / 10
+    return f"{full}; set cluster.gpu_memory_gb={too_little:g}, with which activations are recomputed"
+
+
+def _fitting_micro_batch(stage: Stage) -> int:
+    """The most samples that fit this GPU by count (mvd.memory); half of the present ones if by count those fit."""
+    how = stage.execution
+    if isinstance(stage.recipe, Test) or not torch.cuda.is_available():
+        return how.micro_batch // 2
+    available = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GB
+    counted = memory_of(stage.recipe, how.world_size, how.deepspeed, how.precision).most_samples(available)
+    return counted if counted < how.micro_batch else how.micro_batch // 2

@@ -8,8 +8,8 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,10 +24,16 @@ from mvd.stage import Stage
 
 logger = logging.getLogger(__name__)
 
+Found = TypeVar("Found")
+
 MINUTES = 1.0  # timeout of the checks
 CLOCK_SECONDS = 10.0  # allowed clock skew
 FREE_SHARE = 0.5  # of a GPU's memory; if less is free, another process uses the GPU
 MEGABYTES = {"cuda": 256, "cpu": 16}  # size of the all-reduce
+SQUARE = {"cuda": 8192, "cpu": 384}  # side of the matrices that are multiplied
+COPIED_MEGABYTES = 256  # from the host to a GPU
+TRIES = 7  # measurements of a rate, of which the best counts: others may use the same host
+CPU_TOLERANCE = 3.0  # faults.slow_factor is multiplied by it for CPUs, which processes share
 
 
 class SampleCheck(NamedTuple):
@@ -46,7 +52,8 @@ class Report:
     """What one process found out about its host.
 
     memory_gb: free memory of its device, in GB. bandwidth: of the all-reduce, in GB/s. clock: seconds since the epoch.
-    facts: must be the same on all hosts. problems: one sentence each.
+    facts: must be the same on all hosts. problems: one sentence each. rates: name with unit -> how fast it computes
+    and copies.
     """
 
     host: str
@@ -55,10 +62,14 @@ class Report:
     clock: float
     facts: tuple[str, ...]
     problems: list[str]
+    rates: dict[str, float] = field(default_factory=dict)
 
 
 def preflight(stage: Stage, process: Process, samples: SampleCheck) -> None:
     """Checks GPU, memory, all-reduce, list of samples, some of them, run directory, clock and packages on every host.
+
+    A process that computes or copies much more slowly than the others is recorded as a fault; with `faults.avoid_slow`
+    its host fails.
 
     Raises:
         HostFault: some hosts fail, and are recorded in faults.jsonl; on every process.
@@ -73,11 +84,13 @@ def preflight(stage: Stage, process: Process, samples: SampleCheck) -> None:
     _check(mine, lambda: samples.read(process.rank))
     _check(mine, lambda: _write_test(stage, process.rank))
     bandwidth = _check(mine, lambda: _all_reduce(process)) or 0.0
+    rates = _check(mine, lambda: _rates(process.device)) or {}
     packages = tuple(f"{name} {_version(name)}" for name in PACKAGES)
     facts = (*packages, f"Python {platform.python_version()}", samples.description)
     dist.barrier()  # so that all clocks are read at the same time
-    reports = gather(Report(hostname(), memory, bandwidth, time.time(), facts, mine))
+    reports = gather(Report(hostname(), memory, bandwidth, time.time(), facts, mine, rates))
     _compare(reports)
+    _name_slow(stage, process, reports)
     hosts = {report.host for report in reports}
     logger.info(
         f"preflight: {process.world_size} processes on {len(hosts)} host{'s' * (len(hosts) > 1)}, "
@@ -87,7 +100,7 @@ def preflight(stage: Stage, process: Process, samples: SampleCheck) -> None:
     _judge(stage, process, reports)
 
 
-def _check(problems: list[str], check: Callable[[], float | None]) -> float | None:
+def _check(problems: list[str], check: Callable[[], Found]) -> Found | None:
     try:
         return check()
     except (OSError, RuntimeError) as error:
@@ -135,6 +148,48 @@ def _all_reduce(process: Process) -> float:
         raise RuntimeError("the all-reduce gave a wrong sum")
     sent = 2 * (process.world_size - 1) / process.world_size * values.numel() * 4
     return sent / statistics.median(seconds) / 1e9
+
+
+def _rates(device: torch.device) -> dict[str, float]:
+    """How fast this process multiplies matrices and, with a GPU, copies to it."""
+    side = SQUARE[device.type]
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    square = torch.ones(side, side, dtype=dtype, device=device)
+    rates = {"TFLOP/s of a matrix product": 2 * side**3 / 1e12 / _best_seconds(lambda: square @ square, device)}
+    if device.type == "cuda":
+        pinned = torch.empty(COPIED_MEGABYTES * 2**20, dtype=torch.uint8, pin_memory=True)
+        seconds = _best_seconds(lambda: pinned.to(device, non_blocking=True), device)
+        rates["GB/s from the host to its GPU"] = pinned.numel() / 1e9 / seconds
+    return rates
+
+
+def _best_seconds(work: Callable[[], torch.Tensor], device: torch.device) -> float:
+    seconds = []
+    for _ in range(TRIES):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def _name_slow(stage: Stage, process: Process, reports: list[Report]) -> None:
+    """Records a fault for each process that is slower than the others, or adds it to its host's problems."""
+    limits = stage.execution.faults
+    if limits.slow_factor is None:
+        return
+    factor = limits.slow_factor * (CPU_TOLERANCE if process.device.type == "cpu" else 1.0)
+    for name in reports[0].rates:
+        rates = [report.rates.get(name, 0.0) for report in reports]
+        usual = statistics.median_high(rates)
+        for rank, (report, rate) in enumerate(zip(reports, rates, strict=True)):
+            if rate and rate * factor < usual:
+                text = f"rank {rank} is slow: {rate:.3g} {name}, where {usual:.3g} are usual"
+                if limits.avoid_slow:
+                    report.problems.append(text)
+                elif process.is_first:
+                    record_fault(stage.files, "slow", f"{report.host}: {text}")
 
 
 def _version(package: str) -> str:

@@ -18,7 +18,7 @@ from mvd.run_directory import RunDirectory
 HOSTS = "MVD_HOSTS"  # the hosts of the job, comma-separated, by the names that mvd.host.hostname gives
 POLL_SECONDS = 0.5
 # What tells one start of a run from another: a store that happens to have the same address must not mix them up.
-START = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
+START = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "MVD_OWNER", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
 
 
 def rendezvous(rank: int, world_size: int, minutes: float, files: RunDirectory | None) -> Store:

@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 SAME_REQUEST_SECONDS = 1.0  # a signal to a job reaches a process twice: directly, and through its launcher
 
 _requested = False
-_save_requested = False
+_save_requests = 0
 _insisted_at: float | None = None  # the first SIGTERM or SIGINT
 
 
@@ -37,18 +37,16 @@ def stop_requested() -> bool:
     return _requested
 
 
-def take_save_request() -> bool:
-    """Whether a signal has asked this process for a checkpoint since the last call."""
-    global _save_requested
-    taken, _save_requested = _save_requested, False
-    return taken
+def save_requests() -> int:
+    """How often a signal has asked this process for a checkpoint."""
+    return _save_requests
 
 
 @contextmanager
 def signal_handlers() -> Iterator[None]:
     """Install the signal handlers for the block, then restore the previous ones."""
-    global _requested, _save_requested, _insisted_at
-    _requested, _save_requested, _insisted_at = False, False, None
+    global _requested, _save_requests, _insisted_at
+    _requested, _save_requests, _insisted_at = False, 0, None
     previous = {number: signal.signal(number, _receive) for number in SIGNALS}
     try:
         yield
@@ -58,9 +56,9 @@ def signal_handlers() -> Iterator[None]:
 
 
 def _receive(number: int, _: FrameType | None) -> None:
-    global _requested, _save_requested, _insisted_at
+    global _requested, _save_requests, _insisted_at
     if number == signal.SIGUSR1:
-        _save_requested = True
+        _save_requests += 1
         return
     _requested = True
     if number == signal.SIGUSR2:

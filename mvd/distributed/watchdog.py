@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch.distributed as dist
@@ -58,6 +58,12 @@ def heartbeat(step: str, update: int | None = None, minutes: float | None = None
         _current.heartbeat(step, update, minutes)
 
 
+def next_turn() -> None:
+    """Says that a group's next student trains now: of two ranks, the one that has had more turns is ahead."""
+    if _current is not None:
+        _current.turn += 1
+
+
 def background_heartbeat(step: str | None, update: int = 0) -> None:
     """As `heartbeat`, for a thread that works beside the training; None: it has ended."""
     if _current is not None:
@@ -73,22 +79,26 @@ class Seen(NamedTuple):
     update: int
     seconds: float
     silent_seconds: float
+    turn: int = 0
 
     @property
-    def place(self) -> tuple[int, int]:
-        return self.update, STEPS.index(self.step) if self.step in STEPS else len(STEPS)
+    def place(self) -> tuple[int, int, int]:
+        return self.turn, self.update, STEPS.index(self.step) if self.step in STEPS else len(STEPS)
 
 
 class Watchdog:
     """Context manager that watches this process and, through their heartbeats, the others.
 
-    minutes: how long a rank may stay in one step.
+    minutes: how long a rank may stay in one step. others: further run directories of the same run, for its faults.
     """
 
-    def __init__(self, files: RunDirectory, process: Process, minutes: float) -> None:
-        self.files, self.process = files, process
+    def __init__(
+        self, files: RunDirectory, process: Process, minutes: float, others: Sequence[RunDirectory] = ()
+    ) -> None:
+        self.files, self.others, self.process = files, others, process
         self.usual_limit = self.limit = 60 * minutes  # in seconds
         self.step, self.update, self.since = "starting", 0, time.monotonic()
+        self.turn = 0
         self.background: tuple[str, int, float] | None = None  # step, update and time of a thread beside it
         self.poll = min(POLL_SECONDS, self.usual_limit / 10)
         self.store = PrefixStore(f"watchdog-{next(_runs)}", _get_default_store().clone())
@@ -137,7 +147,7 @@ class Watchdog:
         return min(training, self.background or training, key=lambda activity: activity[2])
 
     def _publish(self, turn: int, step: str, update: int, since: float) -> None:
-        value = [hostname(), step, update, time.monotonic() - since, turn]
+        value = [hostname(), step, update, time.monotonic() - since, self.turn, turn]
         self.store.set(str(self.process.rank), json.dumps(value))
 
     def _read(self) -> list[Seen]:
@@ -150,8 +160,8 @@ class Watchdog:
             value = self.store.get(str(rank))
             if self.published.get(rank, (b"", now))[0] != value:
                 self.published[rank] = (value, now)
-            host, step, update, seconds, _ = json.loads(value)
-            everyone.append(Seen(rank, host, step, update, seconds, now - self.published[rank][1]))
+            host, step, update, seconds, turn, _ = json.loads(value)
+            everyone.append(Seen(rank, host, step, update, seconds, now - self.published[rank][1], turn))
         return everyone
 
     def _silent(self, everyone: list[Seen]) -> list[Seen]:
@@ -170,7 +180,7 @@ class Watchdog:
                 while self.store.add("stacks", 0) < expected and time.monotonic() < deadline:
                     time.sleep(0.05)
                 message, hosts = diagnose(everyone, silent)
-                record_fault(self.files, "hang", message, self.update, hosts)
+                self._record(message, hosts)
                 self.store.set("said", "")
             while not self.store.check(["said"]) and time.monotonic() < deadline + 1:
                 time.sleep(0.05)
@@ -181,8 +191,12 @@ class Watchdog:
         self._log_state()
         host = os.environ["MASTER_ADDR"]
         message = f"rank 0 on {host} does not answer ({error.splitlines()[0]})"
-        record_fault(self.files, "hang", message, self.update, [host])
+        self._record(message, [host])
         os._exit(RETRYABLE)
+
+    def _record(self, message: str, hosts: Sequence[str]) -> None:
+        for files in (self.files, *self.others):
+            record_fault(files, "hang", message, self.update, hosts)
 
     def _log_state(self) -> None:
         title = f"rank {self.process.rank} on {hostname()}, {self.step}, update {self.update}"

@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mvd.flops import throughput_text
+
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 15  # when the output is a file: one line each, instead of a line that is redrawn
@@ -65,4 +67,6 @@ def training_text(epochs: str, values: Mapping[str, float], unit: str) -> str:
     """The losses and the speed of a training's line. values: a report's; unit: of the samples, such as clips."""
     losses = " ".join(f"{name} {value:.4f}" for name, value in values.items() if name.endswith("loss"))
     rate = values.get("samples_per_second")
-    return f"epoch {epochs} {losses}" + (" (updates skipped)" if rate is None else f" {rate:.1f} {unit}/s")
+    if rate is None:
+        return f"epoch {epochs} {losses} (updates skipped)"
+    return f"epoch {epochs} {losses} {rate:.1f} {unit}/s {throughput_text(values)}".rstrip()

@@ -36,7 +36,7 @@ LAYOUT = {
     },
     "speed": {
         "samples/s": ["3_speed/samples_per_second$"],
-        "seconds before waiting for the others: mean and slowest process": ["3_speed/.*rank_seconds$"],
+        "seconds before waiting for the others: median and slowest process": ["3_speed/.*rank_seconds$"],
         "shares: waiting for data, MFU": ["3_speed/data_wait_share$", "3_speed/mfu$"],
     },
     "stability": {

@@ -9,7 +9,7 @@ from typing import Any
 from mvd.distributed.faults import RunFailed, record_fault
 from mvd.distributed.ownership import check_owner
 from mvd.distributed.process import Process, gather
-from mvd.distributed.signals import stop_requested, take_save_request
+from mvd.distributed.signals import save_requests, stop_requested
 from mvd.distributed.watchdog import heartbeat
 from mvd.evaluation.protocol import describe
 from mvd.run_directory import CHECKPOINTS, update_of
@@ -44,6 +44,8 @@ class CheckpointPolicy:
         self.newest = 0
         self.failures = 0  # in a row
         self.saved_at = time.monotonic()
+        self.seconds = 0.0  # see report
+        self.requests = 0  # by signal, that were seen
         self.buffers = HostBuffers()
         self.in_progress: CheckpointWrite | None = None
 
@@ -53,11 +55,17 @@ class CheckpointPolicy:
         self.newest = loaded.update
         return loaded.state
 
+    def report(self) -> dict[str, float]:
+        """How long the saves since the last report have held up training."""
+        taken, self.seconds = self.seconds, 0.0
+        return {"speed/save_seconds": taken}
+
     def wanted(self) -> bool:
         """Whether this process wants a save now: by a signal, or because checkpoint_minutes are over."""
         minutes = self.stage.execution.checkpoint_minutes
         late = minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
-        return take_save_request() or (late and self.process.is_first)
+        requests, self.requests = self.requests, save_requests()
+        return self.requests > requests or (late and self.process.is_first)
 
     def flags(self) -> tuple[bool, bool]:
         """Whether this process wants a save now, and whether it has written its part of the one in progress."""
@@ -131,11 +139,14 @@ class CheckpointPolicy:
 
     def _try(self, update: int, save: Callable[[], None]) -> bool:
         check_owner(self.files)
+        started = time.monotonic()
         try:
             save()
         except SaveError as error:
             self._fail(update, str(error))
             return False
+        finally:
+            self.seconds += time.monotonic() - started
         return True
 
     def _fail(self, update: int, reason: str) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
         optimizer: Any  # ours at ZeRO stage 0, DeepSpeed's wrapper of it above
         checkpoint_engine: Any
         _copy_recovery_script: Any
+        allreduce_bucket: Callable[..., Tensor]
+        unflatten: Callable[[Tensor, list[Tensor]], list[Tensor]]
+        allreduce_and_copy: Callable[..., None]
 
         def backward(self, loss: Tensor) -> Tensor: ...
         def step(self) -> None: ...
@@ -92,7 +97,14 @@ def build_engine(
     }
     engine: Engine
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    engine.allreduce_and_copy = partial(_reduce, engine)
     return engine
+
+
+def _reduce(engine: Engine, gradients: list[Tensor], group: dist.ProcessGroup, world_size: int) -> None:
+    """DeepSpeed's mean of gradients over all ranks at ZeRO stage 0, copied back by one operation instead of many."""
+    reduced = engine.allreduce_bucket(gradients, group, world_size)
+    torch._foreach_copy_(gradients, engine.unflatten(reduced, gradients))
 
 
 def take_step(engine: Engine) -> float:

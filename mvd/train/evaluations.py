@@ -1,5 +1,6 @@
 """When the evaluators of a training run are due."""
 
+import time
 from collections.abc import Sequence
 
 from torch import nn
@@ -40,6 +41,7 @@ class Evaluations:
         """
         epoch = update // self.steps_per_epoch
         for place in self.due(update):
+            started = time.monotonic()
             values = self.evaluators[place].run(network)
             network.train()
             if values is None:
@@ -48,6 +50,7 @@ class Evaluations:
                 if not isinstance(value, float | int):
                     self.metrics.image(update, name, value)
             numbers = {name: value for name, value in values.items() if isinstance(value, float | int)}
+            numbers["speed/evaluation_seconds"] = time.monotonic() - started
             self.metrics.write(update, epoch, numbers)
             self.metrics.flush()
             self.completed[place] = update

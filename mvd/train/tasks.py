@@ -23,7 +23,9 @@ from mvd.models import (
 from mvd.models.checkpoints import load_weights
 from mvd.stage import Stage
 from mvd.train.objectives import (
-    distillation_loss,
+    Targets,
+    distillation_targets,
+    feature_loss,
     image_reconstruction_loss,
     video_reconstruction_loss,
 )
@@ -74,35 +76,61 @@ class VideoAutoencoding:
         return {"loss": loss}
 
 
-class Distillation:
-    """A student and its two frozen teachers, which are not part of the engine and so of no checkpoint."""
+class Teachers:
+    """The two frozen teachers of a distillation, which several students can share.
+
+    They are not part of an engine and so of no checkpoint. networks: of the image and of the video teacher.
+    """
 
     def __init__(self, recipe: Pretrain, inputs: dict[str, str], precision: Precision, device: torch.device) -> None:
+        image_teacher, video_teacher = build_image_teacher(recipe.teacher), build_video_teacher(recipe.teacher)
+        load_weights(image_teacher, inputs["image_teacher"])
+        load_weights(video_teacher, inputs["video_teacher"])
+        clip = SIZES[recipe.teacher].clip
+        self.tubelet, self.masked = clip.tubelet, masked_tokens(clip, recipe.mask_ratio)
+        self.networks = image_teacher.to(device), video_teacher.to(device)
+        if precision == "bf16":
+            for teacher in self.networks:
+                store_in_bf16(teacher)
+        self.image, self.video = (autocast(teacher, precision, device) for teacher in self.networks)
+
+    def targets(self, batch: Batch) -> Batch:
+        """Both teachers' features, as "image_targets" and "video_targets"; see distillation_targets."""
+        video = batch["video"]
+        image_video = batch.get("image_video", video)  # absent if both teachers take the same image size
+        image, clip = distillation_targets(
+            self.image, self.video, video, image_video, batch["mask"], self.masked, tubelet=self.tubelet
+        )
+        return {"image_targets": image, "video_targets": clip}
+
+
+class Distillation:
+    """A student and its two teachers. teachers: those of other students, to be shared; None to load its own."""
+
+    def __init__(
+        self,
+        recipe: Pretrain,
+        inputs: dict[str, str],
+        precision: Precision,
+        device: torch.device,
+        teachers: Teachers | None = None,
+    ) -> None:
         self.model = build_student(
             recipe.student,
             teacher=recipe.teacher,
             drop_path=recipe.drop_path,
             activation_checkpointing=recipe.activation_checkpointing,
         )
-        image_teacher, video_teacher = build_image_teacher(recipe.teacher), build_video_teacher(recipe.teacher)
-        load_weights(image_teacher, inputs["image_teacher"])
-        load_weights(video_teacher, inputs["video_teacher"])
-        clip = SIZES[recipe.student].clip
-        self.tubelet, self.masked = clip.tubelet, masked_tokens(clip, recipe.mask_ratio)
-        self.teachers = image_teacher.to(device), video_teacher.to(device)
-        if precision == "bf16":
-            for teacher in self.teachers:
-                store_in_bf16(teacher)
+        self.teaching = teachers or Teachers(recipe, inputs, precision, device)
+        self.teachers = self.teaching.networks
         self.watched: tuple[nn.Module, ...] = (self.model, *self.teachers)
-        self.image_teacher, self.video_teacher = (autocast(teacher, precision, device) for teacher in self.teachers)
 
     def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        video = batch["video"]
-        image_video = batch.get("image_video", video)  # absent if both teachers take the same image size
-        student = partial(engine, masked=self.masked)
-        total, image, clip = distillation_loss(
-            student, self.image_teacher, self.video_teacher, video, image_video, batch["mask"], tubelet=self.tubelet
-        )
+        """As `Task.losses`; the targets are taken from the batch if it has them (Teachers.targets)."""
+        predictions = engine(batch["video"], batch["mask"], masked=self.teaching.masked)
+        if "image_targets" not in batch:
+            batch = batch | self.teaching.targets(batch)
+        total, image, clip = feature_loss(predictions, Targets(batch["image_targets"], batch["video_targets"]))
         return {"loss": total, "image_loss": image, "video_loss": clip}
 
 
@@ -147,15 +175,18 @@ def store_in_bf16(network: nn.Module) -> None:
                 setattr(module, name, None)
 
 
-def build_task(stage: Stage, classes: int, device: torch.device) -> Task:
-    """The task of a training stage, with weights initialised from torch's global random state."""
+def build_task(stage: Stage, classes: int, device: torch.device, teachers: Teachers | None = None) -> Task:
+    """The task of a training stage, with weights initialised from torch's global random state.
+
+    teachers: those that a pre-training shares with others; None to load its own.
+    """
     recipe = stage.recipe
     if isinstance(recipe, ImageTeacher):
         return ImageAutoencoding(recipe)
     if isinstance(recipe, VideoTeacher):
         return VideoAutoencoding(recipe)
     if isinstance(recipe, Pretrain):
-        return Distillation(recipe, stage.inputs, stage.execution.precision, device)
+        return Distillation(recipe, stage.inputs, stage.execution.precision, device, teachers)
     if isinstance(recipe, Finetune):
         return Classification(recipe, classes, stage.inputs.get("pretrain"))
     raise ConfigError(f"stage {stage.id} must be of a kind that trains, got {stage.kind}")

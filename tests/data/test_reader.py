@@ -1,6 +1,7 @@
 """Reading real files, good and bad."""
 
 import dataclasses
+import gc
 import hashlib
 import json
 import pickle
@@ -30,6 +31,18 @@ def test_frames_equal_the_official_decoding(real_videos, reader):
         assert list(frame.shape) == [*facts["hw"], 3]
         assert int(frame.sum(dtype=np.int64)) == check["sum"]
         assert hashlib.sha256(frame.tobytes()).hexdigest() == check["sha256"]
+
+
+def test_reading_leaves_no_reference_cycles(real_videos):
+    """A cycle keeps its picture until a full collection, in a worker after thousands of videos."""
+    open_video(real_videos["bikes"]).frames(np.array([0]))
+    gc.collect()
+    gc.disable()
+    try:
+        open_video(real_videos["bikes"]).frames(np.array([30, 5, 249]))
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_frames_come_in_the_order_asked_for_and_repeat(real_videos):

@@ -1,20 +1,25 @@
 """What the errors of a run mean: exit code, message, and whether a host is blamed."""
 
 import json
+import re
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from experiments.recipes import VITH_E800
 from mvd import run as run_module
 from mvd.config import ConfigError
 from mvd.distributed.exit_codes import RETRYABLE
 from mvd.distributed.explain import explain_errors
 from mvd.distributed.faults import HostFault, PeerLost, RunFailed
 from mvd.distributed.process import start_processes
+from mvd.memory import memory_of
+from mvd.stage import Execution, Stage
 from tests.runs import call, small_stage, write_stage
 
 FULL = (
@@ -88,9 +93,9 @@ def test_a_lost_process_blames_nobody(tmp_path, error, said):
             "finetune",
             2,
             torch.OutOfMemoryError(FULL),
-            "out of GPU memory with the smallest micro_batch, 2; use GPUs with",
+            "smallest micro_batch, 2; set cluster.gpu_memory_gb=1.8, with which activations are recomputed",
         ),
-        ("pretrain", 1, torch.OutOfMemoryError(FULL), "out of GPU memory with the smallest micro_batch, 1"),
+        ("image_teacher", 1, torch.OutOfMemoryError(FULL), "smallest micro_batch, 1; use GPUs with more memory, or"),
         ("pretrain", 8, torch.OutOfMemoryError(FULL + OTHER), "micro_batch=4"),  # its own, by a container's process id
         ("pretrain", 8, RuntimeError("NCCL error: Last error:\nCuda failure 2 'out of memory'"), "micro_batch=4"),
     ],
@@ -100,6 +105,19 @@ def test_too_little_gpu_memory_is_final_and_says_which_micro_batch_to_set(tmp_pa
     with pytest.raises(ConfigError) as raised, explain_errors(stage):
         raise error
     assert said in str(raised.value) and faults(stage) == []
+
+
+def test_on_a_gpu_the_counted_memory_decides_which_micro_batch_to_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=24e9))
+    execution = Execution(micro_batch=64, world_size=8)
+    stage = Stage(kind="pretrain", id="broken", recipe=VITH_E800, execution=execution)
+    counted = memory_of(VITH_E800, 8, "zero1", "bf16")
+    with pytest.raises(ConfigError) as raised, explain_errors(stage):
+        raise torch.OutOfMemoryError(FULL)
+    (advised,) = re.findall(r"set cluster.pretrain.micro_batch=(\d+), less than the present 64", str(raised.value))
+    assert counted.total(int(advised)) <= 0.92 * 24e9 < counted.total(int(advised) + 1)
 
 
 @pytest.mark.parametrize("text", [FULL + OTHER + OWN, FULL + OWN + OTHER])

@@ -5,12 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from mvd.config import ConfigError
+from mvd.config.run_settings import Faults
 from mvd.distributed import preflight
 from mvd.distributed.faults import HostFault
 from mvd.distributed.preflight import Report
-from mvd.distributed.process import start_processes
+from mvd.distributed.process import Process, start_processes
 from mvd.files import write_json
 from mvd.run import run_stage
 from mvd.stage import Stage
@@ -90,6 +92,25 @@ def test_a_run_that_passes_logs_its_figures(runs):
     (line,) = [line for line in runs[1][0].splitlines() if "preflight: " in line][-1:]
     assert "2 processes on 2 hosts" in line and "GB of memory free" in line and "all-reduce " in line
     assert (runs[0] / "all" / "result.json").exists() and not list(runs[0].glob("all/.preflight*"))
+    assert not (runs[0] / "all" / "faults.jsonl").exists()
+
+
+@pytest.mark.parametrize(("device", "avoid"), [("cpu", False), ("cpu", True), ("cuda", False)])
+def test_a_process_that_computes_or_copies_slowly_is_named_before_the_start(tmp_path, device, avoid):
+    stage = small_stage("finetune", "run", tmp_path, tmp_path, faults=Faults(avoid_slow=avoid))
+    write_stage(stage)
+    rates = [{"TFLOP/s": 600.0, "GB/s": 50.0} for _ in range(4)]
+    rates[2]["GB/s"] = 12.0 if device == "cpu" else 35.0
+    reports = [dataclasses.replace(report(f"node{rank}"), rates=rates[rank]) for rank in range(4)]
+    preflight._name_slow(stage, Process(0, 4, torch.device(device)), reports)
+    text = f"rank 2 is slow: {rates[2]['GB/s']:g} GB/s, where 50 are usual"
+    assert [one.problems for one in reports] == [[], [], [text] if avoid else [], []]
+    said = [(fault["fault"], fault["hosts"], fault["message"]) for fault in stage.files.read_faults()]
+    assert said == ([] if avoid else [("slow", [], f"node2: {text}")])
+
+
+def test_rates_are_measured():
+    assert 1e-4 < preflight._rates(torch.device("cpu"))["TFLOP/s of a matrix product"] < 100
 
 
 def report(host: str, clock: float = 1000.0, facts: tuple[str, ...] = ("torch 2",)) -> Report:

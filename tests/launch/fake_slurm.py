@@ -13,19 +13,20 @@ BUSY = "slurm_load_jobs error: Socket timed out on send/recv operation"
 class FakeSlurm:
     """Answers commands as SLURM's clients do, from what a test has set; the fixture `fake_slurm` installs it.
 
-    queue: job id -> (state, reason, elapsed time, working directory). history: job id -> (state, working directory).
-    missing: commands that this machine lacks. calls: the commands so far. pauses: how long the client waited between
-    its tries, in seconds.
+    queue: job id -> (state, reason, elapsed time, time left, nodes, working directory). history: job id -> (state,
+    working directory). missing: commands that this machine lacks. steps: those of a running job. calls: the commands so
+    far. pauses: how long the client waited between its tries, in seconds.
     """
 
     def __init__(self) -> None:
-        self.queue: dict[str, tuple[str, str, str, str]] = {}
+        self.queue: dict[str, tuple[str, ...]] = {}
         self.history: dict[str, tuple[str, str]] = {}
         self.config = {"MaxArraySize": "1001", "RequeueExit": "(null)"}
         self.calls: list[tuple[str, ...]] = []
         self.pauses: list[float] = []
         self.next_job = 100
         self.missing: set[str] = set()
+        self.steps: list[str] = []
         self._scripted: dict[str, list[Answer]] = defaultdict(list)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,9 +37,17 @@ class FakeSlurm:
         monkeypatch.setattr(slurm, "pauses", BRIEF)
         monkeypatch.setattr(slurm, "_config", None)
 
-    def runs(self, job: str, state: str = "RUNNING", reason: str = "None", directory: str = "") -> None:
+    def runs(
+        self,
+        job: str,
+        state: str = "RUNNING",
+        reason: str = "None",
+        directory: str = "",
+        left: str = "20:40:00",
+        nodes: str = "node1",
+    ) -> None:
         """Puts a job into the queue."""
-        self.queue[job] = (state, reason, "3:20:00" if state == "RUNNING" else "0:00", directory)
+        self.queue[job] = (state, reason, "3:20:00" if state == "RUNNING" else "0:00", left, nodes, directory)
 
     def says(self, command: str, out: str = "", error: str = "", code: int = 0, times: int = 1) -> None:
         """The next answers of a command, such as `squeue` or `scontrol requeue`."""
@@ -63,11 +72,19 @@ class FakeSlurm:
 
     def table(self) -> str:
         """What squeue prints."""
-        rows = [(job, state, reason, time, folder) for job, (state, reason, time, folder) in self.queue.items()]
+        rows = [(job, *cells) for job, cells in self.queue.items()]
         return "".join("mvd|" + "|".join(row) + "\n" for row in [tuple(QUEUE_FIELDS), *rows])
 
-    def _squeue(self, _: tuple[str, ...]) -> Answer:
-        return Answer(0, self.table())
+    def _squeue(self, call: tuple[str, ...]) -> Answer:
+        return Answer(0, "".join(f"mvd|{step}|python\n" for step in self.steps) if "--steps" in call else self.table())
+
+    def _scontrol_show_hostnames(self, call: tuple[str, ...]) -> Answer:
+        prefix, _, numbers = call[-1].rstrip("]").partition("[")
+        return Answer(0, "\n".join(prefix + number for number in numbers.split(",")) if numbers else call[-1])
+
+    def _scancel(self, _: tuple[str, ...]) -> Answer:
+        self.steps.clear()
+        return Answer(0)
 
     def _sacct(self, _: tuple[str, ...]) -> Answer:
         rows = [HISTORY_FIELDS, *((job, state, folder) for job, (state, folder) in self.history.items())]

@@ -46,6 +46,7 @@ def finish(row: Row, folder: Path, videos: int, top1: float = 75.0) -> dict[str,
         else:
             result |= {"epochs": stage.recipe.optimization.epochs, "loss": 0.5}
             lines = [{"update": n, "epoch": 1, "loss": 2 / (n + 1), "lr": 1e-3} for n in range(30)]
+            lines[-1] |= {"samples_per_second": 500.0, "speed/tflops_per_gpu": 312.0, "speed/mfu": 0.316}
             lines.append({"update": 30, "epoch": 1, "val_top1": 61.0})
             stage.files.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
         stage.files.write_result(result)

@@ -1,5 +1,6 @@
 """What follows an attempt: the end, another one, or the final error. SLURM is stood in for; see tests/slurm."""
 
+import contextlib
 import dataclasses
 import errno
 import io
@@ -9,8 +10,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from launch.job import attempts
-from launch.job.attempts import FOLDERS, MAX_FAILED_ATTEMPTS, REFUSED, main
+from launch.job.attempts import FOLDERS, REFUSED, main
 from launch.job.record import Record, now, read_record, write_record
+from launch.job.verdict import MAX_FAILED_ATTEMPTS
 from launch.slurm.client import PATIENT
 from mvd.host import hostname
 from mvd.owner import Owner, read_owner, take
@@ -26,6 +28,7 @@ def job(tmp_path, monkeypatch, fake_slurm):
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "24")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     monkeypatch.setenv("SLURM_JOB_ID", "26")
+    monkeypatch.setattr(attempts, "SECONDS_AGAIN", 0)
     folder = tmp_path / "stage"
     record = Record("24_1", str(tmp_path), now(), 1, ["row"], [], directory=str(tmp_path))
     write_record(RunDirectory(folder), record)
@@ -37,7 +40,8 @@ def job(tmp_path, monkeypatch, fake_slurm):
 class Job:
     def __init__(self, submission, files, slurm, monkeypatch):
         self.submission, self.files, self.slurm, self.monkeypatch = submission, files, slurm, monkeypatch
-        self.restarts = 0
+        self.restarts = self.start = 0
+        self.printed = ""  # by the last command, for the batch script
 
     def attempt(self, code, saved=0, complete=False, **failure):
         """One attempt; returns the exit code of the job. failure: what a process leaves in error.json."""
@@ -53,11 +57,19 @@ class Job:
 
     def begin(self):
         self.monkeypatch.setenv("SLURM_RESTART_COUNT", str(self.restarts))
-        return main(["begin", str(self.submission)])
+        self.monkeypatch.setenv("MVD_START", str(self.start))
+        return self.main("begin")
 
     def end(self, code):
-        self.restarts += 1
-        return main(["end", str(self.submission), str(code)])
+        left = self.main("end", str(code))
+        self.restarts, self.start = (self.restarts, self.start + 1) if self.printed else (self.restarts + 1, 0)
+        return left
+
+    def main(self, verb, *more):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            code = main([verb, str(self.submission), *more])
+        self.printed = printed.getvalue().strip()
+        return code
 
     @property
     def record(self):
@@ -94,13 +106,13 @@ def test_a_stage_that_was_told_to_stop_goes_on_as_many_times_as_needed(job):
 
 
 def test_three_attempts_that_save_nothing_new_are_the_end(job):
-    assert [job.attempt(1, saved=5, lines="ValueError: first"), job.attempt(137)] == [1, 1]
+    assert [job.attempt(1, saved=5, lines="ValueError: first"), job.attempt(137)] == [0, 0]
     job.attempt(1, saved=9, lines="ValueError: second")
     for _ in range(MAX_FAILED_ATTEMPTS - 1):
         job.attempt(1, lines="Traceback\nValueError: last")
-    assert job.record.error is None and len(job.requeues) == 5
+    assert job.record.error is None and job.printed == "again"
     assert job.attempt(1, lines="Traceback\nValueError: last") == 1
-    assert len(job.requeues) == 5
+    assert job.requeues == [] and job.printed == "" and job.record.restarted == 5 and job.record.requeued == 0
     assert job.record.error.startswith("3 attempts have saved nothing new; the last one:")
     assert job.record.error.splitlines()[-1] == "ValueError: last"
     assert "exit code 137, signal 9; no process reported an error" in job.record.attempts[1].error
@@ -110,8 +122,8 @@ def test_attempts_that_never_ended_do_not_count(job):
     for restarts in range(5):  # the node was lost, or somebody requeued the job
         job.restarts = restarts
         job.begin()
-    assert job.end(1) == 1
-    assert job.record.error is None and job.requeues == ["24_1"]
+    assert job.end(1) == 0
+    assert job.record.error is None and job.printed == "again"
 
 
 @pytest.mark.parametrize(
@@ -152,8 +164,8 @@ def test_a_copy_of_a_checkpoint_beside_the_others_does_not_end_the_job(job):
     for name in ("step-00000009", "step-00000009.bak"):
         (job.files.checkpoints / name).mkdir(parents=True)
         (job.files.checkpoints / name / "manifest.json").touch()
-    assert job.attempt(137) == 1
-    assert job.requeues == ["24_1"] and job.record.attempts[0].saved == 9
+    assert job.attempt(137) == 0
+    assert job.printed == "again" and job.record.attempts[0].saved == 9
 
 
 def test_an_error_of_an_earlier_attempt_is_forgotten(job):
@@ -201,7 +213,7 @@ def test_a_controller_that_restarts_does_not_end_the_job(job):
     job.begin()
     job.slurm.fails("squeue", times=ONE_SHORT_OF_A_FAILURE)
     job.slurm.fails("scontrol requeue", "slurm_load_jobs error: Unable to contact slurm controller", times=5)
-    assert job.end(1) == 1
+    assert job.end(0) == 1
     assert job.record.error is None and len(job.requeues) == 6
     assert job.slurm.pauses == [*PATIENT, *PATIENT[:5]]
 
@@ -221,7 +233,7 @@ def test_a_requeue_whose_answer_was_lost_is_no_failure(job):
     job.slurm.fails("scontrol requeue", times=1)
     job.slurm.fails("scontrol requeue", "Job is pending execution for job 24_1")
     job.monkeypatch.setattr(type(attempts.slurm), "sleep", staticmethod(requeued))
-    job.end(1)
+    job.end(0)
     assert job.record.error is None and len(job.requeues) == 2
 
 
@@ -229,9 +241,9 @@ def test_a_full_disk_at_the_end_does_not_prevent_the_requeue(job, capsys):
     job.begin()
     job.files.error.write_text('{"rank": 0, "li')
     job.monkeypatch.setattr(attempts, "write_record", full)
-    assert job.end(1) == 1
+    assert job.end(0) == 1
     assert job.requeues == ["24_1"]
-    assert "job.json: [Errno 28] No space left on device: 'job.json'; going on" in capsys.readouterr().out
+    assert "job.json: [Errno 28] No space left on device: 'job.json'; going on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{")])
@@ -255,7 +267,7 @@ def test_the_start_waits_for_room_on_the_disk(job, capsys):
     job.monkeypatch.setattr(attempts.time, "sleep", slept)
     assert job.begin() == 0
     assert waits == [1, 2, 5] and len(job.record.attempts) == 1
-    assert "=== job.json: No space left on device; waiting for the disk" in capsys.readouterr().out
+    assert "=== job.json: No space left on device; waiting for the disk" in capsys.readouterr().err
 
 
 def test_a_disk_that_refuses_for_good_is_reported(job, capsys):
@@ -264,7 +276,7 @@ def test_a_disk_that_refuses_for_good_is_reported(job, capsys):
 
     job.monkeypatch.setattr(attempts, "write_record", forbidden)
     assert job.begin() == REFUSED
-    assert "error: job.json: Permission denied; fix that, then run submit.py again" in capsys.readouterr().out
+    assert "error: job.json: Permission denied; fix that, then run submit.py again" in capsys.readouterr().err
 
 
 def fault(job, hosts, hours=0):
@@ -281,7 +293,7 @@ def test_a_host_that_a_fault_is_blamed_on_is_avoided_for_a_day(job):
     fault(job, ["node2"], hours=23)
     with open(job.files.faults, "a") as handle:
         handle.write('{"time": "2026\n')  # the disk was full
-    job.attempt(76, saved=1)
+    job.attempt(0, saved=1)
     assert job.exclusions == [("24_1", "bad[1-3],node2")] and job.record.avoided == ["node2"]
     job.attempt(0, saved=2)
     assert len(job.exclusions) == 1 and len(job.requeues) == 2
@@ -294,7 +306,7 @@ def test_the_host_blamed_last_is_avoided_if_the_job_needs_the_others(job):
     for number in (1, 2, 3):
         fault(job, [f"node{number}"], hours=4 - number)
     job.slurm.fails("sbatch --test-only", "too few")
-    job.attempt(76)
+    job.attempt(0)
     assert job.exclusions == [("24_1", "node3,node2")] and job.record.avoided == ["node3", "node2"]
     assert job.record.attempts[0].error.endswith("\nnode1 is not avoided: too few")
 
@@ -302,7 +314,7 @@ def test_the_host_blamed_last_is_avoided_if_the_job_needs_the_others(job):
 def test_an_exclusion_that_slurm_refuses_does_not_end_the_job(job):
     job.slurm.fails(UPDATE, "Invalid node name specified")
     fault(job, ["node2"])
-    job.attempt(76)
+    job.attempt(0)
     assert job.requeues == ["24_1"] and job.record.avoided == [] and job.record.error is None
     assert "node2 is not avoided: Invalid node name" in job.record.attempts[0].error
 
@@ -311,18 +323,22 @@ def test_a_job_that_is_not_the_stages_own_does_not_run(job, capsys):
     job.monkeypatch.setattr(attempts, "SECONDS_FOR_RECORD", 0)
     job.monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "23")
     assert job.begin() == REFUSED
-    assert "job.json is not of job 23_1; run submit.py again" in capsys.readouterr().out
+    assert "job.json is not of job 23_1; run submit.py again" in capsys.readouterr().err
     assert job.record.attempts == [] and read_owner(job.files) is None
 
 
 def test_an_attempt_owns_the_run_directory_until_it_ends(job):
     job.begin()
     owner = read_owner(job.files)
-    assert (owner.name, owner.host, owner.directory) == ("24_1.0", hostname(), str(job.submission)) and owner.port
-    job.end(1)
+    assert (owner.name, owner.host, owner.directory) == ("24_1.0.0", hostname(), str(job.submission)) and owner.port
+    job.end(0)
     assert read_owner(job.files) is None
     job.begin()
-    assert read_owner(job.files).name == "24_1.1"
+    assert read_owner(job.files).name == "24_1.1.0"
+    job.end(1)
+    assert read_owner(job.files).name == "24_1.1.0"  # nobody else may take the directory before the next start
+    job.begin()
+    assert read_owner(job.files).name == "24_1.1.1"
 
 
 def test_a_second_owner_stops_before_it_writes_anything(job, capsys):
@@ -331,7 +347,7 @@ def test_a_second_owner_stops_before_it_writes_anything(job, capsys):
     job.files.error.touch()
     content = {path: path.read_bytes() for path in job.files.path.iterdir()}
     assert job.begin() == REFUSED
-    assert "belongs to job 7, attempt 1, on node9 since 2026-01-01; cancel that first" in capsys.readouterr().out
+    assert "belongs to job 7, attempt 1, on node9 since 2026-01-01; cancel that first" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in job.files.path.iterdir()} == content
 
 
@@ -348,14 +364,14 @@ def test_an_attempt_that_was_replaced_neither_writes_nor_requeues(job, capsys):
     job.monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     before = job.files.job.read_text()
     assert job.end(1) == 1
-    assert job.requeues == [] and job.files.job.read_text() == before and read_owner(job.files).name == "24_1.1"
-    assert "this attempt leaves it alone" in capsys.readouterr().out
+    assert job.requeues == [] and job.files.job.read_text() == before and read_owner(job.files).name == "24_1.1.0"
+    assert "this attempt leaves it alone" in capsys.readouterr().err
 
 
 def test_a_node_without_scontrol_is_found_at_the_first_start(job, capsys):
     job.slurm.missing.add("scontrol")
     assert job.begin() == REFUSED
-    assert f"there is no scontrol on {hostname()}, so the job could not go back into" in capsys.readouterr().out
+    assert f"there is no scontrol on {hostname()}, so the job could not go back into" in capsys.readouterr().err
     assert job.record.attempts == []
 
 
@@ -379,14 +395,14 @@ def test_every_attempt_chooses_a_port_of_its_own(job):
 def test_an_unknown_error_of_squeue_counts_as_silence(job):
     job.begin()
     job.slurm.fails("squeue", f"some plugin: {BUSY[:10]} failed")
-    job.end(1)
+    job.end(137)
     assert job.requeues == ["24_1"]
 
 
 def test_a_refusal_that_has_nothing_to_do_with_the_hosts_does_not_keep_a_blamed_one(job):
     fault(job, ["node7"])
     job.slurm.fails("sbatch --test-only", "QOSMaxSubmitJobPerUserLimit", times=9)
-    job.attempt(76)
+    job.attempt(0)
     assert job.exclusions == [("24_1", "node7")] and job.record.avoided == ["node7"]
 
 
@@ -395,11 +411,12 @@ def test_a_log_on_a_full_disk_prevents_neither_the_start_nor_the_requeue(job):
         job.monkeypatch.setattr(attempts, "write_record", write_record)
 
     with open("/dev/full", "wb", buffering=0) as full_disk:
-        job.monkeypatch.setattr("sys.stdout", io.TextIOWrapper(full_disk, write_through=True))  # as `python -u`
+        job.monkeypatch.setattr("sys.stderr", io.TextIOWrapper(full_disk, write_through=True))  # as `python -u`
         job.monkeypatch.setattr(attempts, "write_record", full)
         job.monkeypatch.setattr(attempts.time, "sleep", freed)
-        assert job.begin() == 0
-        assert job.end(1) == 1
+        job.monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+        assert main(["begin", str(job.submission)]) == 0
+        assert main(["end", str(job.submission), "0"]) == 1
     assert job.requeues == ["24_1"]
 
 
@@ -408,6 +425,6 @@ def test_an_error_of_our_own_at_the_end_of_an_attempt_does_not_end_the_stage(job
         raise RuntimeError("a fault of the launcher")
 
     assert job.begin() == 0
-    monkeypatch.setattr(attempts, "_judge", fails)
+    monkeypatch.setattr(attempts, "judge", fails)
     assert job.end(0) == 1 and job.requeues == ["24_1"]
-    assert "a fault of the launcher" in capsys.readouterr().out
+    assert "a fault of the launcher" in capsys.readouterr().err

@@ -8,11 +8,12 @@ import subprocess
 import sys
 
 import pytest
+from submitit.helpers import TorchDistributedEnvironment
 
 from launch.cluster import ROOT
 from launch.job import stage_job
 from launch.job.rendezvous import free_port
-from launch.job.stage_job import ErrorNote, PrepareJob, export_job, run, wait_for_owner
+from launch.job.stage_job import ErrorNote, PrepareJob, export_job, run, use_nodes_of_step, wait_for_owner
 from mvd import run as run_module
 from mvd.config import ConfigError
 from mvd.distributed.exit_codes import RETRYABLE
@@ -38,7 +39,7 @@ def test_a_full_disk_is_one_sentence_and_another_attempt_is_made(note, monkeypat
     with pytest.raises(SystemExit) as left:
         run(None, note)
     said = "error: /runs/metrics.jsonl: No space left on device; fix that, then submit the row again"
-    assert left.value.code == 2 and said in capsys.readouterr().out
+    assert left.value.code == 2 and said in capsys.readouterr().err
     written = json.loads(note.files.error.read_text())
     assert written["lines"] == said and not written["final"]
 
@@ -51,7 +52,7 @@ def test_a_host_fault_is_one_sentence_and_another_attempt_is_made(tmp_path, monk
     with pytest.raises(SystemExit) as left:
         run(None, ErrorNote(RunDirectory(tmp_path), rank=3))
     said = "error: rank 3 on node2: no usable GPU"
-    assert left.value.code == RETRYABLE and capsys.readouterr().out == f"{said}\n"
+    assert left.value.code == RETRYABLE and capsys.readouterr().err == f"{said}\n"
     note = json.loads((tmp_path / "error.json").read_text())
     assert note["lines"] == said and not note["final"]
 
@@ -69,41 +70,56 @@ def test_a_job_tells_training_its_hosts_and_that_it_asked_for_gpus(monkeypatch, 
     assert (os.environ["MVD_HOSTS"], os.environ.pop("MVD_EXPECT_GPU")) == ("gpu01,gpu02,fat7", expected)
 
 
+def test_training_sees_the_nodes_of_its_step_not_the_spare_ones(monkeypatch):
+    variables = {"SLURM_JOB_ID": "24", "SUBMITIT_EXECUTOR": "slurm", "SLURM_NTASKS": "4"}
+    variables |= {"SLURM_JOB_NODELIST": "node[1-3]", "SLURM_JOB_NUM_NODES": "3"}
+    variables |= {"SLURM_STEP_NODELIST": "node[2-3]", "SLURM_STEP_NUM_NODES": "2"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MVD_HOSTS", "")
+    monkeypatch.setenv("MVD_EXPECT_GPU", "0")
+    use_nodes_of_step()
+    export_job()
+    found = TorchDistributedEnvironment()
+    assert os.environ["MVD_HOSTS"] == "node2,node3"
+    assert (found.master_addr, found.local_world_size, found.world_size) == ("node2", 2, 4)
+
+
 def test_a_note_that_cannot_be_written_is_no_further_error(tmp_path, capsys):
     ErrorNote(RunDirectory(tmp_path / "missing"), rank=0).write("error: no matter")
-    assert "cannot be written" in capsys.readouterr().out
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_only_the_first_process_to_fail_is_noted(note, capsys):
     note.write("ValueError: the cause")
     note.write("ConnectionError: the effect")
     assert json.loads(note.files.error.read_text())["lines"] == "ValueError: the cause"
-    assert "another process has failed before this one" in capsys.readouterr().out
+    assert "another process has failed before this one" in capsys.readouterr().err
 
 
 def test_a_process_whose_attempt_was_replaced_leaves_no_note(note, monkeypatch, capsys):
-    monkeypatch.setenv(VARIABLE, "24.0")
+    monkeypatch.setenv(VARIABLE, "24.0.0")
     take(note.files, owner(attempt=1), lambda _: False)
     note.write("error: no matter", final=True)
     assert not note.files.error.exists()
-    assert "no longer belongs to this attempt (24.0), but to job 24, attempt 2" in capsys.readouterr().out
+    assert "no longer belongs to this attempt (24.0.0), but to job 24, attempt 2" in capsys.readouterr().err
 
 
 def test_a_process_waits_for_its_attempts_record(note, monkeypatch):
     def slept(_):  # a network disk shows the other node's record late
         take(note.files, owner(attempt=1), lambda _: False)
 
-    monkeypatch.setenv(VARIABLE, "24.1")
+    monkeypatch.setenv(VARIABLE, "24.1.0")
     monkeypatch.setattr(stage_job.time, "sleep", slept)
     take(note.files, owner(attempt=0), lambda _: False)
     assert wait_for_owner(note.files) == owner(attempt=1)
 
 
 def test_a_process_of_another_attempt_does_not_start(note, monkeypatch):
-    monkeypatch.setenv(VARIABLE, "25.0")
+    monkeypatch.setenv(VARIABLE, "25.0.0")
     monkeypatch.setattr(stage_job, "SECONDS_FOR_OWNER", 0)
     take(note.files, owner(attempt=0), lambda _: False)
-    with pytest.raises(ConfigError, match="does not belong to job 25.0 but to job 24, attempt 1, on node1"):
+    with pytest.raises(ConfigError, match="does not belong to job 25.0.0 but to job 24, attempt 1, on node1"):
         wait_for_owner(note.files)
 
 
@@ -126,7 +142,7 @@ def test_a_share_of_preparing_requeues_its_job_when_told_to_stop(fake_slurm, mon
     fake_slurm.fails("scontrol requeue", times=4)
     PrepareJob(None, (0, 1)).requeue()
     assert left == [75] and len(fake_slurm.called("scontrol requeue")) == 5
-    assert "=== requeued" in capsys.readouterr().out
+    assert "=== requeued" in capsys.readouterr().err
 
 
 def test_the_hooks_of_the_batch_script_do_not_import_torch():

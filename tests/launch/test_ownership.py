@@ -130,10 +130,10 @@ def test_a_process_knows_whether_its_attempt_still_owns_the_directory(files, mon
     monkeypatch.delenv(VARIABLE, raising=False)
     take(files, owner(attempt=2), there)
     assert "belongs to job 24, attempt 3, on node1" in lost_to(files)  # not to a process that was started by hand
-    monkeypatch.setenv(VARIABLE, "24.2")
+    monkeypatch.setenv(VARIABLE, "24.2.0")
     assert lost_to(files) is None
-    monkeypatch.setenv(VARIABLE, "24.1")
-    assert "no longer belongs to this attempt (24.1), but to job 24, attempt 3, on node1" in lost_to(files)
+    monkeypatch.setenv(VARIABLE, "24.1.0")
+    assert "no longer belongs to this attempt (24.1.0), but to job 24, attempt 3, on node1" in lost_to(files)
     files.owner.unlink()
     assert "but to none" in lost_to(files)
     monkeypatch.delenv(VARIABLE)

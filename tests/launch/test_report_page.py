@@ -65,6 +65,7 @@ def test_a_page_has_all_parts_and_loads_nothing(written, tmp_path):
         assert part in found.words
     assert "70.0 / - (floor)" in found.words and "75.0 / 95.0" in found.words and "+5.0" in found.words
     assert "8 x NVIDIA H200" in found.words and "12.5 GPU-hours in all" in found.words and "ab" * 32 in found.words
+    assert "312 TFLOP/s a GPU (MFU 32 %)" in found.words and "finetune 312 TFLOP/s a GPU" in printed.out
     assert "counterclockwise" in found.words and "val/00003.mp4" in found.words
     assert "script" not in found.tags and "link" not in found.tags
     loaded = [value for name, value in found.attributes if name in ("src", "href")]

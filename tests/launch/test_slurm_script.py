@@ -98,8 +98,20 @@ def test_every_field_of_the_profile_reaches_sbatch():
         "launch.job.attempts begin",
         "srun ",
     ]
-    places = [text.index(part) for part in [*order, "code=$?", "launch.job.attempts end /runs/jobs/1 $code", "exit $?"]]
+    order += ["code=$?", "launch.job.attempts end /runs/jobs/1 $code", "|| exit $code", "done"]
+    places = [text.index(part, text.index("# command") * (part == "srun ")) for part in order]
     assert places == sorted(places)
+
+
+def test_a_spare_node_is_asked_for_and_its_job_outlasts_the_loss_of_a_node():
+    plain, spared = script(), script(spare_nodes=1)
+    asked = options(spared)
+    assert (asked.pop("nodes"), asked.pop("no-kill")) == ("5", "") and asked.items() <= options(plain).items()
+    (guard,) = [line for line in spared.splitlines() if "launch.job.guard" in line]
+    assert "--overlap" in guard and guard.endswith('launch.job.guard /runs/jobs/1 "$SLURMD_NODENAME" &')
+    assert "guard" not in plain
+    with pytest.raises(ConfigError, match="slurm.spare_nodes must be at least 0, got -1"):
+        script(spare_nodes=-1)
 
 
 def test_an_option_of_zero_is_not_dropped():
@@ -107,21 +119,34 @@ def test_an_option_of_zero_is_not_dropped():
     assert asked["mem"] == "0" and "exclusive" not in asked and "gpus-per-node" not in asked
 
 
-def run_script(tmp_path, setup, srun="exit 7"):
-    """Runs the script with an srun and a Python of this test's own; returns the lines that they print."""
-    for name, line in {"srun": srun, "python": 'echo "$4 $6"; exit 3'}.items():
+def run_script(tmp_path, setup, srun="exit 7", python='echo "$4 $6"; exit 3'):
+    """Runs the script with an srun and a Python of this test's own; returns exit code and the lines that they print."""
+    for name, line in {"srun": srun, "python": python}.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
         (tmp_path / name).chmod(0o755)
     text = script(setup=[f"PATH={tmp_path}:$PATH", *setup]).replace(sys.executable, "python")
     text = text.replace(shlex.quote(str(CODE)), str(tmp_path)).replace("|| again $?", "|| true")
-    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, cwd=tmp_path)
+    output = subprocess.STDOUT
+    done = subprocess.run(["bash", "-c", text], stdout=subprocess.PIPE, stderr=output, text=True, cwd=tmp_path)
     return done.returncode, done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("line", ["set -e", "set -euo pipefail", "trap 'exit 9' ERR", ":"])
 def test_whatever_the_setup_sets_the_end_of_an_attempt_is_handled(line, tmp_path):
-    code, printed = run_script(tmp_path, [line])
+    code, printed = run_script(tmp_path, [line], python='echo "$4 $6" >&2; exit 3')
     assert (code, printed) == (3, ["begin ", "end 7"])
+
+
+def test_the_processes_start_again_where_begin_says_until_end_says_no_more(tmp_path):
+    python = """echo "$4 $MVD_START" >&2
+    case "$4$MVD_START" in
+      begin*) echo "--overlap --nodelist=node$MVD_START" ;;
+      end[01]) echo again ;;
+      *) exit 9 ;;
+    esac"""
+    code, printed = run_script(tmp_path, [], 'echo "$1 $2 $3"; exit 7', python)
+    starts = [(f"begin {n}", f"--overlap --nodelist=node{n} --unbuffered", f"end {n}") for n in range(3)]
+    assert (code, printed) == (9, [line for start in starts for line in start])
 
 
 @pytest.mark.parametrize(("code", "restarts", "asked"), [(1, 0, True), (127, 99, True), (1, 100, False), (3, 0, False)])

@@ -56,9 +56,11 @@ def test_queued_running_and_waiting(runs, fake_slurm):
     assert texts(runs)[PRETRAIN] == "running for 3:20:00: starting, 0 of 400 epochs"
     change(runs, PRETRAIN, attempts=attempts("1", 0, 5000, 9000))
     line = {"update": 23_400, "epoch": 101, "epochs_done": 100.0, "samples_per_second": 1024.0}
+    line |= {"speed/tflops_per_gpu": 312.0, "speed/mfu": 0.316}
     (runs / PRETRAIN / "metrics.jsonl").write_text(json.dumps(line) + '\n{"update": 23401, "val_top1": 3}\n{"upda')
     assert texts(runs) == {
-        PRETRAIN: "running for 3:20:00: epoch 101 of 400, 1024.0 clips/s, 19 h 30 min left; requeued 2 times",
+        PRETRAIN: "running for 3:20:00: epoch 101 of 400, 1024.0 clips/s, 312 TFLOP/s a GPU (MFU 32 %), "
+        "19 h 30 min left; requeued 2 times",
         FINETUNE: f"waiting for {PRETRAIN}",
         TEST: "queued (Priority)",
     }

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mvd.flops import tflop_per_sample, throughput
+from mvd.flops import tflop_per_sample, throughput, throughput_text
+from mvd.monitoring.progress import training_text
 from tests.runs import small_stage
 
 
@@ -16,3 +17,11 @@ def test_mfu_is_a_share_of_the_peak_of_the_gpu(tmp_path):
 def test_a_gpu_of_unknown_peak_has_no_mfu(tmp_path):
     recipe = small_stage("pretrain", "p", tmp_path, tmp_path).recipe
     assert throughput(recipe, 100.0, 4, "other").keys() == {"speed/tflops_per_gpu"}
+
+
+def test_the_progress_line_has_them_on_gpus_only():
+    values = {"loss": 0.5, "samples_per_second": 1024.0}
+    assert training_text("1/2", values, "clips") == "epoch 1/2 loss 0.5000 1024.0 clips/s"
+    values["speed/tflops_per_gpu"] = 312.4
+    assert throughput_text(values) == "312 TFLOP/s a GPU"
+    assert training_text("1/2", values | {"speed/mfu": 0.316}, "clips").endswith("clips/s 312 TFLOP/s a GPU (MFU 32 %)")

@@ -40,6 +40,11 @@ class Victim:
     rank: int
 
     @property
+    def hosts(self) -> set[str]:
+        """The nodes of the processes."""
+        return {processes.environment_of(pid)["SLURMD_NODENAME"] for pid in self.tasks.values()}
+
+    @property
     def host(self) -> str:
         """The node of the rank."""
         return processes.environment_of(self.tasks[self.rank])["SLURMD_NODENAME"]
@@ -172,6 +177,12 @@ ENDINGS = {
         ("did not arrive", "did not open port"),
         _at_once(lambda victim: _kill([victim.tasks[victim.rank]], signal.SIGSTOP)),
         "rendezvous",
+        blames=True,
+    ),
+    "hang": Ending(
+        ("has sent no heartbeat", "does not answer"),
+        _at_once(lambda victim: _kill([victim.tasks[victim.rank]], signal.SIGSTOP)),
+        "training",
         blames=True,
     ),
     "hardware error": Ending(("uncorrectable ECC",), _hardware_error, "training", blames=True),

@@ -1,14 +1,18 @@
-"""A seeded storm of faults over a stage of two nodes on the virtual SLURM, which must end as if nothing had happened.
+"""A seeded storm of faults over a stage of two nodes and a spare one on the virtual SLURM.
+
+The stage must end as if nothing had happened.
 
     python -m tests.slurm.storm --faults 50 --seed 0
 
 A pre-training is submitted as a user submits it, and each attempt meets one fault of tests/slurm/faults.py: while it
-starts, before an update, or during a save. If the launcher ends its job, since three attempts have saved nothing new,
-it is submitted again. At the end its weights must equal those of an undisturbed run bit for bit, and job.json must have
-each attempt and how it ended.
+starts, before an update, or during a save. Its processes must then start again in the allocation that the job holds,
+unless it was told to stop, a node was lost, or no spare one is left for one that is blamed. If the launcher ends its
+job, since three attempts have saved nothing new, it is submitted again. At the end its weights must equal those of an
+undisturbed run bit for bit, and job.json must have each attempt and how it ended.
 """
 
 import argparse
+import itertools
 import json
 import random
 import statistics
@@ -18,31 +22,37 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from launch.job.record import Attempt
+from launch.job.record import Attempt, Record
 from mvd.data.synthetic_motion import generate_motion
 from mvd.run_directory import RunDirectory, update_of
 from tests.chaos.damage import DAMAGES, damage
 from tests.conftest import write_teachers
 from tests.slurm.conftest import TINY, Site, end, stage_ids
 from tests.slurm.faults import BETWEEN, ENDINGS, KILLED, STOPPED, THREE_STOPS, Deck, Ending, Victim
-from tests.slurm.lab import Lab, can_run, running_lab
+from tests.slurm.lab import Lab, can_run, processes, running_lab
 from tests.slurm.lab.quirks import small_disk
 
 SAVED_EVERY = 3
 LENGTH = "pretrain.optimization.epochs=5"  # 30 updates
 RENDEZVOUS_MINUTES = 1
+HANG_MINUTES = 2  # longer than any fault takes to come
+NODES = 2  # and a spare one
 SHAPE = (
-    "cluster.pretrain.nodes=2",
+    f"cluster.pretrain.nodes={NODES}",
+    "cluster.slurm.spare_nodes=1",
     f"cluster.checkpoint_every={SAVED_EVERY}",
     "cluster.workers=1",
     f"cluster.faults.rendezvous_minutes={RENDEZVOUS_MINUTES}",
+    f"cluster.faults.hang_minutes={HANG_MINUTES}",
 )
 MEGABYTES = 256  # of the disk that becomes full
+IN_PLACE = ({KILLED},)  # what job.json says of faults after which no other allocation is needed
 MOMENTS = ("starting", "updating", "saving")
 
 
@@ -56,6 +66,7 @@ class Storm:
         self.faults: Counter[str] = Counter()
         self.moments: Counter[str] = Counter()
         self.lost: dict[str, list[int]] = defaultdict(list)  # updates that must be repeated, by what ended the attempt
+        self.seconds: dict[str, list[float]] = {"restart in place": [], "requeue": []}  # from a fault to training
         self.attempts = self.runs = self.given_up = 0
 
     def disturb(self, faults: int, endings: Sequence[str] = (*ENDINGS, THREE_STOPS)) -> None:
@@ -105,6 +116,8 @@ class Storm:
             lost = self.lost.get(name)
             cost = f", updates lost {statistics.mean(lost):.1f} (most {max(lost)})" if lost else ""
             lines.append(f"  {name}: {self.faults[name]}{cost}")
+        for name, waits in self.seconds.items():
+            lines.append(f"seconds from the fault to training by {name}: {spread(waits)}")
         lines.append("they came " + ", ".join(f"while {name}: {self.moments[name]}" for name in MOMENTS))
         return "\n".join([*lines, "all weights are equal to the undisturbed run's, bit for bit"])
 
@@ -118,6 +131,8 @@ class Run:
         self.reached = site.brake.with_suffix(".reached")
         self.number = 0  # of the attempt, since the last submission
         self.avoided: str | None = None  # the host that the next attempt must avoid
+        self.in_place = False  # whether the next attempt must start in the same allocation
+        self.struck: dict[str, float] = {}  # attempt -> when its fault came, in seconds since the epoch
 
     @staticmethod
     def plan(storm: Storm, site: Site) -> None:
@@ -160,7 +175,19 @@ class Run:
                 self.one_attempt(name, between)
         self.site.wait_until_idle()
         record = self.site.record(self.storm.stage)
-        assert len(record.attempts) == self.number and record.requeued == self.number - 1 and record.error is None
+        assert len(record.attempts) == self.number and record.error is None
+        assert record.requeued + record.restarted == self.number - 1
+        self.time(record)
+
+    def time(self, record: Record) -> None:
+        """Notes how long after a fault the next attempt trained, by how it was started."""
+        entries = json.loads(self.files.provenance.read_text())
+        trained = {entry["owner"]: entry["training"] for entry in entries if "training" in entry}
+        for before, after in itertools.pairwise(record.attempts):
+            came, begun = self.struck.get(before.name), trained.get(after.name)
+            if came is not None and begun is not None:
+                kind = "restart in place" if after.start else "requeue"
+                self.storm.seconds[kind].append(datetime.fromisoformat(begun).timestamp() - came)
 
     def three_stops(self) -> None:
         """Three attempts are told to stop before they have trained; the launcher must not end the job because of it."""
@@ -169,7 +196,6 @@ class Run:
             if self.complete:
                 return
             assert self.error is None
-            self.plan(self.storm, self.site)
         self.count(THREE_STOPS, moment)
 
     def one_attempt(self, name: str, between: Deck) -> None:
@@ -179,12 +205,12 @@ class Run:
         if self.complete:
             return  # before the fault came
         self.count(name, moment)
-        if self.newest and self.random.random() < 0.3:
+        waits = self.site.queued(self.job).get(self.job) == "PENDING"  # not if the next attempt reads the checkpoints
+        if waits and self.newest and self.random.random() < 0.3:
             self.storm.faults[damage(self.files.path, self.random)] += 1
-        self.plan(self.storm, self.site)
         if self.error:
             self.submit_again()
-        elif self.random.random() < 0.3:
+        elif waits and self.random.random() < 0.3:
             nuisance = between.draw()
             BETWEEN[nuisance](self.site, lambda: submit(self.site), self.storm.stage)
             self.storm.faults[nuisance] += 1
@@ -202,21 +228,31 @@ class Run:
         if self.complete:
             return "updating"
         victim = self.victim()
-        assert self.avoided not in self.nodes(), f"{self.avoided} is to blame, and is not avoided"
+        assert self.avoided not in victim.hosts, f"{self.avoided} is to blame, and is not avoided"
+        attempt = self.attempts()[-1]
+        if self.number > 1:
+            assert bool(attempt.start) or not self.in_place, (self.number, "was not started in place")
         host, self.avoided = victim.host, None
+        allocated = self.nodes()
+        self.struck[attempt.name] = time.time()
         with ending.strike(victim):
             self.site.wait("the attempt's end", lambda: self.complete or self.over())
-        moment = self.moment()
+            moment = self.moment()
+            self.reached_at = int(self.reached.read_text()) if self.reached.exists() else 0
+            self.plan(self.storm, self.site)  # at once: the next attempt may be starting
         if not self.complete:
             self.check(ending, moment)
             self.avoided = host if ending.blames else None
+            spare = len(allocated) > NODES
+            self.in_place = set(ending.said) in IN_PLACE or (ending.blames and spare)
         return moment
 
     def victim(self) -> Victim:
         """The attempt, with the rank that `plan` chose and a random node."""
         job, rank = self.job, json.loads(self.site.brake.read_text())["rank"]
-        node = self.random.choice(self.nodes())
-        return Victim(self.lab, self.site, self.files, job, self.lab.tasks(job), node, rank)
+        tasks = self.lab.tasks(job)
+        node = self.random.choice(sorted({processes.environment_of(pid)["SLURMD_NODENAME"] for pid in tasks.values()}))
+        return Victim(self.lab, self.site, self.files, job, tasks, node, rank)
 
     def nodes(self) -> list[str]:
         listed = self.lab.run("squeue", "-h", "-j", self.job, "-o", "%N").strip()
@@ -232,7 +268,9 @@ class Run:
         return "saving" if json.loads(self.site.brake.read_text())["flush"] else "updating"
 
     def over(self) -> bool:
-        """Whether the attempt's processes are gone, and its job waits or has ended."""
+        """Whether the next attempt has begun, or the processes are gone and their job waits or has ended."""
+        if len(self.attempts()) > self.number:
+            return True
         state = self.site.queued(self.job).get(self.job, "gone")
         return state in ("PENDING", "gone") and not self.lab.tasks(self.job)
 
@@ -247,17 +285,24 @@ class Run:
     def count(self, name: str, moment: str) -> None:
         self.storm.faults[name] += 1
         self.storm.moments[moment] += 1
-        at = int(self.reached.read_text()) if self.reached.exists() else 0
-        self.storm.lost[name].append(max(at - self.newest, 0))
+        self.storm.lost[name].append(max(self.reached_at - self.newest, 0))
         print(f"attempt {self.number}, {name} while {moment}: {self.storm.faults.total()} faults so far", flush=True)
 
     def submit_again(self) -> None:
         """What a user does when the launcher has ended the job."""
         assert "attempts have saved nothing new" in (self.error or "")
         self.storm.given_up += 1
-        self.number = 0
+        self.number, self.in_place = 0, False
         self.site.wait_until_idle()
         submit(self.site)
+
+
+def spread(seconds: Sequence[float]) -> str:
+    """How many, their mean and standard deviation, and the largest."""
+    if len(seconds) < 2:
+        return f"{len(seconds)} measured"
+    mean, deviation = statistics.mean(seconds), statistics.stdev(seconds)
+    return f"{mean:.1f} +- {deviation:.1f} (most {max(seconds):.0f}; {len(seconds)} measured)"
 
 
 def submit(site: Site) -> str:

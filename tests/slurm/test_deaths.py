@@ -1,4 +1,4 @@
-"""A job that is preempted, requeued, and killed in part and as a whole, and still ends with its stage complete."""
+"""A job that is preempted, requeued, killed in part and loses a node, and still ends with its stage complete."""
 
 import json
 import os
@@ -51,9 +51,11 @@ def test_a_job_survives_preemption_requeue_a_killed_rank_and_a_crashed_node(site
     lab.run("scontrol", "requeue", life.job)
 
     life.train()
+    allocation = lab.batch_script(life.job)
     os.kill(lab.tasks(life.job)[1], signal.SIGKILL)
 
     life.train()
+    assert lab.batch_script(life.job) == allocation  # no other one was asked for
     assert "exit code 137, signal 9" in life.error(3)
     lab.crash("node1")
     site.wait("the end of the job on the crashed node", lambda: site.queued(life.job).get(life.job) != "RUNNING")
@@ -61,7 +63,8 @@ def test_a_job_survives_preemption_requeue_a_killed_rank_and_a_crashed_node(site
 
     life.train()
     states = site.states(TINY, "pretrain.optimization.epochs=4")
-    assert "requeued 4 times" in states[stage] and "running" in states[stage]
+    assert "requeued 3 times (" in states[stage] and "running" in states[stage]
+    assert "restarted in place 1 times (" in states[stage]
     assert all(states[child] == f"waiting for {stage}" for child in children)
     site.brake.unlink()
     site.wait_for_result(stage)

@@ -50,7 +50,7 @@ def test_a_shells_settings_a_set_e_and_a_taken_port_change_nothing(site, lab):
         site.brake.unlink()
         site.wait_for_result(PRETRAIN)
     low, high = map(int, EPHEMERAL.read_text().split())
-    assert first.name == f"{job}.0" and not low <= first.port <= high
+    assert first.name == f"{job}.0.0" and not low <= first.port <= high
     provenance = json.loads((site.runs / PRETRAIN / "provenance.json").read_text())
     assert [entry["slurm"]["SLURM_JOB_ID"] for entry in provenance] == [job, job]
     site.wait("the end of the job", lambda: read_owner(RunDirectory(site.runs / PRETRAIN)) is None)

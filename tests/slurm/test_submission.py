@@ -21,7 +21,7 @@ def test_a_failing_stage_ends_after_three_attempts_and_takes_its_children_along(
     assert len(record.attempts) == 3
     assert "3 attempts have saved nothing new" in record.error and "the fault that a test asked for" in record.error
     states = site.states(TINY)
-    assert states[PRETRAIN] == "failed: RuntimeError: the fault that a test asked for; requeued 2 times"
+    assert states[PRETRAIN] == "failed: RuntimeError: the fault that a test asked for; restarted in place 2 times"
     for kind, parents in (("finetune", [PRETRAIN] * 2), ("test", IDS["finetune"])):
         for stage, parent in zip(IDS[kind], parents, strict=True):
             assert states[stage].startswith(f"cancelled: its parent {parent} ")

@@ -4,7 +4,7 @@ from functools import lru_cache
 from typing import NamedTuple, cast
 
 import numpy as np
-from av.sidedata.sidedata import SideData
+from av.sidedata.sidedata import SideData, SideDataContainer
 from av.video.frame import VideoFrame
 
 TOLERANCE = 0.01  # of the largest coefficient: what rounding may leave of a zero
@@ -36,7 +36,8 @@ def orientation_of(frame: VideoFrame) -> Orientation:
     Raises:
         ValueError: turned by an angle that is no multiple of 90 degrees, or sheared.
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    # frame.side_data would keep the container, and each the other: pictures stayed in memory until a full collection.
+    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]  # missing in its hints
     return AS_STORED if matrix is None else _from_matrix(bytes(cast(SideData, matrix)))
 
 

@@ -2,9 +2,9 @@
 
 MVD_TEST_BRAKE=FILE: while the file exists, an attempt pauses after two updates until it is told to stop, so that a test
 can rely on the stage being unfinished. The file may hold {"updates": 5} to pause after that many, and {"flush": 3,
-"rank": 1} to pause in the save that follows, when that rank flushes its third file to disk, mostly in the thread that
-writes checkpoints; the training of that rank then pauses too. FILE.reached then holds the update of the run at which it
-pauses. While there is a FILE.error, that rank raises a RuntimeError with its text.
+"rank": 1} to pause in the save that follows, when that rank flushes its third file to disk, as a rule in the thread
+that writes checkpoints; the training of that rank then pauses too. FILE.reached then holds the update of the run at
+which it pauses. While there is a FILE.error, that rank raises a RuntimeError with its text.
 MVD_TEST_FAULT=FILE: while the file exists, no stage starts. MVD_TEST_BAD=FILE: the node whose name is in the file
 cannot write to run directories; if the file is empty, the second rank's node.
 """

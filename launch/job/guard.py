@@ -1,0 +1,49 @@
+"""Requeues a job whose first node is lost. Runs on its other nodes, if it has spare ones.
+
+    python -m launch.job.guard <folder of the submission> <first node>
+
+Such a job outlasts the loss of a node, its batch script does not outlast that of the first node, and SLURM then lets
+the job run without it until its time limit.
+"""
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+from launch.job.attempts import files_of, job_id
+from launch.job.record import read_record
+from launch.slurm.client import PATIENT, slurm
+from mvd.config import ConfigError
+
+SECONDS_BETWEEN = 30.0
+
+
+def main(arguments: list[str]) -> int:
+    """Watches until the job ends or is requeued."""
+    submission, first = arguments
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # meant for the processes of the stage
+        signal.signal(number, signal.SIG_IGN)
+    slurm.pauses = PATIENT
+    while True:
+        time.sleep(SECONDS_BETWEEN)
+        try:
+            job = slurm.queue([job_id()]).get(job_id())
+            if job is None or job.state == "PENDING":
+                return 0
+            if job.nodes and first not in slurm.hostnames(job.nodes):
+                return _requeue(submission)
+        except ConfigError:  # SLURM does not answer
+            continue
+
+
+def _requeue(submission: str) -> int:
+    record = read_record(files_of(Path(submission)))
+    refused = slurm.requeue(job_id())
+    if not refused and record is not None:
+        slurm.resize(job_id(), record.nodes + record.spare_nodes)
+    return 1 if refused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

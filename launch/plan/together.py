@@ -1,0 +1,102 @@
+"""Which pre-trainings of a plan run in one job and share one pass of their teachers (mvd.sharing)."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from launch.cluster import Cluster
+from launch.plan.graph import Node
+from mvd.batch import Batch, solve_shared
+from mvd.config import ConfigError, Pretrain
+from mvd.memory import GB, USABLE, Memory, memory_of_group
+from mvd.sharing import Student, sharing_groups, smallest_batch, why_not
+from mvd.stage import Stage
+
+
+def form_groups(nodes: Sequence[Node], cluster: Cluster, asked: Sequence[str]) -> list[list[str]]:
+    """The ids of the stages that run together, group by group.
+
+    asked: values of --together, rows or stages separated by commas; without any, all that can share do, unless
+    pretrain.share_teachers is false.
+
+    Raises:
+        ConfigError: what was asked for is not in the plan, or cannot share.
+    """
+    students = [Student(node.id, node.recipe, node.parents) for node in nodes if isinstance(node.recipe, Pretrain)]
+    if asked:
+        return [_asked_group(text, nodes, students) for text in asked]
+    groups = sharing_groups(students) if cluster.pretrain.share_teachers else []
+    return [[student.name for student in group] for group in groups]
+
+
+def with_shared_batches(stages: Sequence[Stage], groups: Sequence[Sequence[str]], cluster: Cluster) -> list[Stage]:
+    """The stages, of which those of a group have the same processes and the same micro-batch.
+
+    Both are those of the smallest global batch and of the smallest micro-batch of the group, or less if the GPU's
+    memory holds less for the states of all.
+
+    Raises:
+        ConfigError: the states of a group do not fit.
+    """
+    planned = {stage.id: stage for stage in stages}
+    for group in groups:
+        planned |= {stage.id: stage for stage in _share([planned[name] for name in group], cluster.gpu_memory_gb)}
+    return [planned[stage.id] for stage in stages]
+
+
+def _share(members: Sequence[Stage], gpu_memory_gb: float | None) -> list[Stage]:
+    recipes = [stage.recipe for stage in members]
+    unit = smallest_batch(recipes)
+    world_size = next(s.execution.world_size for s in members if s.recipe.optimization.global_batch == unit)
+    most = min(stage.execution.micro_batch for stage in members)
+    if gpu_memory_gb is not None:
+        memory = memory_of_stages(members)
+        most = min(most, memory.most_samples(gpu_memory_gb))
+        if most < 1:
+            names, needed = ", ".join(stage.id for stage in members), memory.total(1) / USABLE / GB
+            raise ConfigError(
+                f"gpu_memory_gb must be at least {needed:.1f} for {names} in one job, got {gpu_memory_gb:g}; set "
+                "pretrain.share_teachers=false, or run fewer of them --together"
+            )
+    return [
+        _with_batch(stage, batch, batch.total // unit)
+        for stage, batch in zip(members, solve_shared(recipes, world_size, most), strict=True)
+    ]
+
+
+def _with_batch(stage: Stage, batch: Batch, parts: int) -> Stage:
+    execution = dataclasses.replace(
+        stage.execution,
+        world_size=batch.world_size,
+        micro_batch=batch.micro_batch,
+        accumulation=batch.accumulation,
+        batch_parts=parts,
+    )
+    return dataclasses.replace(stage, execution=execution)
+
+
+def memory_of_stages(members: Sequence[Stage]) -> Memory:
+    """The memory of students in one job."""
+    how = [stage.execution for stage in members]
+    recipes = [stage.recipe for stage in members]
+    return memory_of_group(recipes, how[0].world_size, [each.deepspeed for each in how], how[0].precision)
+
+
+def _asked_group(text: str, nodes: Sequence[Node], students: Sequence[Student]) -> list[str]:
+    rows = {row: node.id for node in nodes if node.kind == "pretrain" for row in node.rows}
+    known = {student.name: student for student in students}
+    names = list(dict.fromkeys(rows.get(word, word) for word in text.split(",")))
+    for name in names:
+        if name not in known:
+            choices = ", ".join([*rows, *known]) or "none"
+            raise ConfigError(f"--together {text}: the plan has no pre-training of {name!r}; use some of {choices}")
+    if len(names) < 2:
+        raise ConfigError(f"--together {text}: needs two pre-trainings or more, got only {names[0]}; add another row")
+    members = [known[name] for name in names]
+    smallest = min(members, key=lambda student: student.recipe.optimization.global_batch)
+    for member in members:
+        if reason := why_not(smallest, member):
+            raise ConfigError(
+                f"--together {text}: {smallest.name} and {member.name} cannot share their teachers: {reason}; "
+                "run them apart"
+            )
+    return names

@@ -1,0 +1,281 @@
+"""Several students in one job, which learn from one pass of their teachers.
+
+Each micro-batch is read, and seen by the teachers, once; then each student makes its forward and backward pass and, at
+the end of its update, its step. Everything else is the student's own, as if it ran alone: engine, random state,
+schedule, checkpoints, metrics, faults and result. With the same micro-batch and processes its weights are bit-equal.
+
+Time runs in units of the smallest global batch (mvd.sharing). A student that is ahead, since its checkpoint is newer or
+another one went back to its own, waits until the loader comes to its next unit.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from mvd.data.datasets import build_dataset
+from mvd.data.device_batches import DeviceBatches
+from mvd.data.on_device import prepare
+from mvd.data.workers import kill_workers
+from mvd.distributed.faults import RunFailed
+from mvd.distributed.process import Process, exit_together
+from mvd.distributed.signals import Interrupted
+from mvd.distributed.watchdog import heartbeat, next_turn
+from mvd.sharing import Alignment, smallest_batch
+from mvd.stage import Stage
+from mvd.train.bad_updates import RollBack
+from mvd.train.loop import TrainingRun
+from mvd.train.random_state import random_state, restore_random_state
+from mvd.train.shared import (
+    Shared,
+    check_planned_together,
+    check_start,
+    free_memory,
+    loaded_stage,
+    start_batches,
+)
+from mvd.train.tasks import Teachers
+
+logger = logging.getLogger(__name__)
+
+Complete = Callable[[Stage, dict[str, Any]], object]
+
+
+def train_together(stages: Sequence[Stage], process: Process, complete: Complete) -> None:
+    """Trains several students, each from its newest checkpoint to its end.
+
+    complete: is called with each stage and the content of its result.json, as soon as its weights are written.
+
+    Raises:
+        ConfigError: the students cannot share their teachers as they are planned, or a setting or input is invalid.
+        RunFailed: some students cannot continue; the others are complete. Raised on every process.
+        HostFault: a machine failed the checks before the start; raised on every process.
+        Interrupted: stopped by a signal; every student is saved. Raised on every process.
+    """
+    group = Group(stages, process, complete)
+    try:
+        group.to_the_end()
+    finally:
+        group.close()
+    stops = [member.ending for member in group.members if isinstance(member.ending, Interrupted)]
+    if stops:
+        raise Interrupted("\n".join(map(str, stops)), max(stop.update for stop in stops))
+    failures = [str(member.ending) for member in group.members if member.ending is not None]
+    if failures:
+        raise RunFailed("; ".join(failures))
+
+
+class Member:
+    """A student of the group.
+
+    run: None before the start, after a rollback, and when the student is through. units: of the update in progress, how
+    many it has had. ending: what ended it before its last update.
+    """
+
+    def __init__(self, stage: Stage, unit: int) -> None:
+        self.stage, self.unit = stage, unit
+        self.run: TrainingRun | None = None
+        self.units = 0
+        self.is_through = False
+        self.ending: Exception | None = None
+        self._random: dict[str, Any] | None = None
+        self._before: tuple[dict[str, Any] | None, Counter[str]] = (None, Counter())
+
+    @property
+    def alignment(self) -> Alignment:
+        batch = self.stage.recipe.optimization.global_batch
+        return Alignment(len(self.training.dataset), self.unit, batch)
+
+    @property
+    def training(self) -> TrainingRun:
+        """The run of a student that is being trained."""
+        if self.run is None:
+            raise RuntimeError(f"{self.stage.id} has no run; it has not begun, or has ended")
+        return self.run
+
+    @property
+    def next_unit(self) -> int:
+        """The unit that its update needs next."""
+        return self.alignment.first_unit(self.training.update) + self.units
+
+    @contextmanager
+    def own_random_state(self) -> Iterator[None]:
+        """In the block, the global random state is that of the student, as if it ran alone."""
+        others = random_state()
+        if self._random is not None:
+            restore_random_state(self._random)
+        try:
+            yield
+        finally:
+            self._random = random_state()
+            restore_random_state(others)
+
+    def start(self, process: Process, shared: Shared) -> None:
+        """Builds the run from the newest checkpoint."""
+        self._random, self.units = None, 0
+        self.run = TrainingRun(self.stage, process, shared)
+        self.run.begin()
+
+    def begin_update(self) -> None:
+        """Begins the next update, and notes what it will change."""
+        run = self.training
+        self._before = self._random, run.skipped_files.found.copy()
+        run.begin_update(float(run.learning_rates[run.update]))
+
+    def stop(self) -> None:
+        """Saves and raises Interrupted; an update that has had only some of its units will be made again."""
+        if self.units:
+            random, self.training.skipped_files.found = self._before
+            if random is not None:
+                restore_random_state(random)
+        self.training.stop()
+
+    def close(self) -> None:
+        """Ends the run and frees its memory."""
+        run, self.run = self.run, None
+        if run is not None:
+            run.close()
+
+
+class Group:
+    """Students in training, and what they share."""
+
+    def __init__(self, stages: Sequence[Stage], process: Process, complete: Complete) -> None:
+        self.process, self.complete = process, complete
+        self.started = time.monotonic()
+        heartbeat("starting", 0)
+        with exit_together():
+            check_planned_together(stages)
+            self.source = loaded_stage(stages)
+            dataset = build_dataset(self.source)
+        check_start(self.source, process, dataset)
+        how = self.source.execution
+        with exit_together():
+            teachers = Teachers(self.source.recipe, self.source.inputs, how.precision, process.device)
+        self.shared = Shared(dataset, DeviceBatches(iter(()), process.device), teachers)
+        unit = smallest_batch([stage.recipe for stage in stages])
+        self.members = [Member(stage, unit) for stage in stages]
+        self.is_stopping = False
+
+    @property
+    def left(self) -> list[Member]:
+        """The students that are not through."""
+        return [member for member in self.members if not member.is_through]
+
+    def to_the_end(self) -> None:
+        """Trains until every student is complete, has failed or was interrupted."""
+        while self.left:
+            for member in [member for member in self.left if member.run is None]:
+                free_memory()  # of the run before a rollback
+                self._turn(member, partial(self.start, member))
+            if not self._stop_if_asked():
+                self._train()
+
+    def close(self) -> None:
+        """Ends all runs and the loader processes."""
+        for member in self.members:
+            member.close()
+        self._end_loader()
+
+    def start_loader(self, first: int) -> None:
+        """Reads the micro-batches from a unit on."""
+        self._end_loader()
+        self.shared.batches.source = start_batches(self.source, self.shared.dataset, self.process, first).source
+
+    def _end_loader(self) -> None:
+        self.shared.batches.source, self.shared.batches.ahead = iter(()), None
+        kill_workers()
+
+    def start(self, member: Member) -> None:
+        """Builds the run of a student, which may lack only its weights or its result."""
+        member.start(self.process, self.shared)
+        minutes = member.stage.execution.checkpoint_minutes or 0.0
+        place = self.members.index(member) / len(self.members)
+        member.training.checkpoints.saved_at -= 60 * minutes * place  # so that not all save after the same update
+        self._complete_if_finished(member)
+
+    def _train(self) -> None:
+        """Trains from the first unit that a student needs, until one must be started again or all are through."""
+        first = min((member.next_unit for member in self.left if member.run is not None), default=None)
+        if first is None:
+            return
+        self.start_loader(first)
+        unit = first
+        while self.left and all(member.run is not None for member in self.left) and not self._stop_if_asked():
+            self.one_unit([member for member in self.left if member.next_unit == unit])
+            unit += 1
+
+    def one_unit(self, members: Sequence[Member]) -> None:
+        """Passes the micro-batches of a unit on to the students whose updates need it; nobody may."""
+        for member in members:
+            if member.units == 0:
+                member.begin_update()
+        for _ in range(self.source.execution.accumulation):
+            if not members:
+                next(self.shared.batches)  # left over at the end of an epoch
+                continue
+            self._one_micro_batch(members, members[0].training.next_batch())
+        for member in members:
+            member.units += 1
+            if member.units == member.alignment.units:
+                member.units = 0
+                self._turn(member, partial(self._finish_update, member))
+
+    def _one_micro_batch(self, members: Sequence[Member], raw: dict[str, Any]) -> None:
+        batch: dict[str, Any] = {}
+        with ExitStack() as pictures:
+            learning = [member.training for member in members if member.training.running is not None]
+            if learning:
+                batch = prepare(raw, self.source.recipe, self.process.device)
+                for run in learning:
+                    pictures.enter_context(run.pictures.watching(run.update + 1, batch))
+                heartbeat("in forward and backward", learning[0].update + 1)
+                batch |= learning[0].compilation.run(partial(self.shared.teachers.targets, batch))
+            for member in members:
+                next_turn()
+                with member.own_random_state():
+                    member.training.learn(raw, batch)
+
+    def _finish_update(self, member: Member) -> None:
+        run = member.training
+        learning_rate = float(run.learning_rates[run.update])
+        run.finish_update()
+        run.complete_update(learning_rate)
+        self._complete_if_finished(member)
+
+    def _complete_if_finished(self, member: Member) -> None:
+        run = member.training
+        if run.is_finished:
+            run.write_weights()
+            result = {**run.result(), "wall_seconds": time.monotonic() - self.started}
+            member.is_through = True
+            member.close()
+            self.complete(member.stage, result)
+
+    def _turn(self, member: Member, action: Callable[[], None]) -> None:
+        """Lets one student act with its own random state; what ends it, or sends it back, does not end the others."""
+        next_turn()
+        try:
+            with member.own_random_state():
+                action()
+        except RollBack:
+            member.close()
+        except (RunFailed, Interrupted) as ending:
+            member.ending, member.is_through = ending.with_traceback(None), True
+            member.close()
+            self.is_stopping |= isinstance(ending, Interrupted)
+            if self.process.is_first and not isinstance(ending, Interrupted):
+                logger.error("%s ends, the others go on: %s", member.stage.id, ending)
+
+    def _stop_if_asked(self) -> bool:
+        """Once a signal has stopped one student, stops the others too; returns whether it did."""
+        if self.is_stopping:
+            for member in self.left:
+                if member.run is None:
+                    member.is_through = True  # it was to start again from a checkpoint, and will
+                else:
+                    self._turn(member, member.stop)
+        return self.is_stopping

@@ -1,0 +1,86 @@
+"""Weights that must be equal on all ranks: a difference is a wrong number that no error has shown."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mvd.distributed.faults import HostFault, record_fault
+from mvd.distributed.process import Process, gather
+from mvd.host import hostname
+from mvd.stage import Stage
+from mvd.train.bad_updates import RollBack
+from mvd.train.engine import Engine
+
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of an element -> integers of that size
+
+
+class Replicas:
+    """Compares checksums of the weights of all ranks; all processes call its methods together.
+
+    Of the trained network, all weights under ZeRO-0 to 2 and those that are not divided under ZeRO-3; and all weights
+    of the teachers. Optimizer states are not compared: under ZeRO-1 and up, each rank has its own.
+
+    teachers: may contain the trained network too.
+    """
+
+    def __init__(self, stage: Stage, process: Process, engine: Engine, teachers: Sequence[nn.Module]) -> None:
+        self.stage, self.process = stage, process
+        self.every = stage.execution.faults.compare_every if process.world_size > 1 else 0
+        self.networks = list(dict.fromkeys([engine.module, *teachers]))
+        self.compared = 0  # update of the last comparison
+
+    def compare(self, update: int, newest: Callable[[], int], before_save: bool = False) -> None:
+        """Compares the weights after an update, if that is due, as it is before each save, and not done yet.
+
+        newest: finishes the checkpoint in progress and returns the update of the newest one. The weights were compared
+        before it was saved.
+
+        Raises:
+            RollBack: they differ. The rank that differs from most others is recorded, and its host blamed.
+            HostFault: they differ again after a return to the same checkpoint.
+        """
+        due = self.every > 0 and (before_save or update % self.every == 0)
+        if not due or self.compared == update:
+            return
+        self.compared = update
+        names, sums = zip(*self._checksums(), strict=True)
+        own: list[int] = torch.stack(sums).tolist()
+        digests: list[int] = gather(hash(tuple(own)))
+        if len(set(digests)) == 1:
+            return
+        where = next(name for name, *values in zip(names, *gather(own), strict=True) if len(set(values)) > 1)
+        guilty, hosts = odd_ones(digests), gather(hostname())
+        ranks = guilty or range(len(digests))
+        said = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in ranks)
+        what = "has other weights than most ranks" if guilty else "have different weights, and most do not agree"
+        message = f"{said} {what}, first in {where}"
+        checkpoint = newest()
+        again = gather(self._has_differed_since(checkpoint))[0]
+        if self.process.is_first:
+            record_fault(self.stage.files, "replicas", message, update, sorted({hosts[rank] for rank in guilty}))
+        if again:
+            raise HostFault(f"{self.stage.id}: {message}, again after a return to update {checkpoint}")
+        raise RollBack(message)
+
+    def _checksums(self) -> Iterator[tuple[str, Tensor]]:
+        """Each weight's name and the sum of its bits read as integers, an int64 scalar, whatever their order."""
+        for network in self.networks:
+            for name, weight in network.state_dict(keep_vars=True).items():
+                divided = hasattr(weight, "ds_status") and weight.ds_status.name != "AVAILABLE"
+                if weight.numel() and not divided:
+                    bits = weight.detach().contiguous().view(BITS[weight.element_size()])
+                    yield f"{type(network).__name__}.{name}", bits.sum(dtype=torch.int64)
+
+    def _has_differed_since(self, checkpoint: int) -> bool:
+        faults = self.stage.files.read_faults() if self.process.is_first else []
+        return any(fault["fault"] == "replicas" and fault["update"] > checkpoint for fault in faults)
+
+
+def odd_ones(values: Sequence[int]) -> list[int]:
+    """The places of the values that differ from the most common one; none if no value is the most common."""
+    (usual, count), *others = Counter(values).most_common()
+    if others and others[0][1] == count:
+        return []
+    return [place for place, value in enumerate(values) if value != usual]

@@ -1,0 +1,93 @@
+"""One update in progress: the forward and backward passes of its micro-batches, then the optimizer step."""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mvd.data.device_batches import DeviceBatches
+from mvd.distributed.process import PendingMean
+from mvd.distributed.watchdog import heartbeat
+from mvd.train.compilation import Compilation
+from mvd.train.engine import Engine, take_step
+from mvd.train.tasks import Task
+
+
+class Update:
+    """Collects what the update needs from one micro-batch to the next. number: of the update, counted from 1."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        task: Task,
+        compilation: Compilation,
+        batches: DeviceBatches,
+        number: int,
+        micro_batches: int,
+    ) -> None:
+        self.engine, self.task, self.compilation, self.batches = engine, task, compilation, batches
+        self.number, self.micro_batches = number, micro_batches
+        self.started, self.waited_before = time.monotonic(), batches.waited
+        self.losses: list[Tensor] = []  # of each micro-batch, (names,)
+        self.samples: list[list[int]] = []  # of each micro-batch, the indices of its files
+        self.names: list[str] = []
+        self.agreed: PendingMean | None = None
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the update has waited for data."""
+        return self.batches.waited - self.waited_before
+
+    def learn(self, raw: dict[str, Any], batch: dict[str, Tensor], flags: Callable[[], tuple[bool, ...]]) -> None:
+        """Adds the gradient of one micro-batch.
+
+        raw: as the loader gives it. batch: prepared, on the device. flags: of this process, asked for after the last
+        forward pass; the other ranks learn them with the losses.
+        """
+        self.samples.append(raw["indices"].tolist())
+        heartbeat("in forward and backward", self.number)
+        if self.losses:
+            self.engine.step()  # within an update it only counts the micro-batch
+        named = self.compilation.run(partial(self.task.losses, self.engine, batch))
+        self.losses.append(torch.stack([loss.detach().float() for loss in named.values()]))
+        self.names, loss = list(named), named["loss"]
+        if len(self.losses) == self.micro_batches:
+            losses = torch.stack(self.losses)
+            self.agreed = self._agree(losses, flags())
+            loss = loss * (1 + 0 * losses.sum())  # NaN on one rank: all gradients are, all skip it
+        self.engine.backward(loss)
+
+    def _agree(self, losses: Tensor, flags: tuple[bool, ...]) -> PendingMean:
+        """Starts the mean over all ranks: of the losses, (micro-batches, names), and of the flags."""
+        heartbeat("waiting for the others' losses", self.number)
+        asked = torch.tensor(flags, dtype=losses.dtype).to(losses.device, non_blocking=True)
+        pending = PendingMean(torch.cat([losses.mean(dim=0), asked]))
+        heartbeat("in forward and backward", self.number)
+        return pending
+
+    def step(self) -> tuple[dict[str, float], list[float]]:
+        """Makes the optimizer step; returns the means of the losses with grad_norm, and of the flags."""
+        if self.agreed is None:
+            raise RuntimeError(f"update {self.number} needs {self.micro_batches} micro-batches, got {len(self.losses)}")
+        self.agreed.start_copy()
+        heartbeat("reading videos", self.number)
+        self.batches.read_ahead()
+        heartbeat("updating weights", self.number)
+        norm = take_step(self.engine)
+        means = self.agreed.read()
+        count = len(self.names)
+        return dict(zip(self.names, means[:count], strict=True)) | {"grad_norm": norm}, means[count:]
+
+    def suspects(self, values: dict[str, float]) -> tuple[str, list[int]]:
+        """What is not finite, "loss" or "gradient", and the files of this process that may be the cause.
+
+        Those of its non-finite losses, or all if the gradient is at fault. values: as `step` returns them.
+        """
+        lossy = not all(math.isfinite(values[name]) for name in self.names)
+        finite = torch.stack(self.losses).isfinite().all(dim=1).tolist()
+        suspects = [part for part, fine in zip(self.samples, finite, strict=True) if not (lossy and fine)]
+        return "loss" if lossy else "gradient", [index for part in suspects for index in part]
