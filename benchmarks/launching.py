@@ -34,17 +34,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="paired measurements (default: %(default)s)")
     parser.add_argument("--only", default="", metavar="TEXT", help="updates with this text in their name")
     parser.add_argument("--compile", action="store_true", help="compile the blocks of this version")
-    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=("baseline", "now"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(arguments.only, arguments.compile)))
+        print(json.dumps(measure(arguments.only, arguments.compile, arguments.measure == "baseline")))
         return
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "baseline"
         git("worktree", "add", "--detach", str(tree), arguments.baseline)
         try:
             only, compiled = ["--only", arguments.only], ["--compile"] * arguments.compile
-            rounds = [(of_tree(tree, *only), of_tree(ROOT, *only, *compiled)) for _ in range(arguments.rounds)]
+            rounds = [
+                (of_tree(tree, "baseline", *only), of_tree(ROOT, "now", *only, *compiled))
+                for _ in range(arguments.rounds)
+            ]
         finally:
             git("worktree", "remove", "--force", str(tree))
     print_table(rounds)
@@ -81,7 +84,7 @@ def print_table(rounds: list[tuple[dict[str, float], dict[str, float]]]) -> None
     Console(width=110).print(table)
 
 
-def measure(only: str, compiled: bool) -> dict[str, float]:
+def measure(only: str, compiled: bool, is_baseline: bool) -> dict[str, float]:
     """Update -> CPU milliseconds of its launches, the median; imports the code of whichever tree is on the path."""
     import torch
 
@@ -97,7 +100,7 @@ def measure(only: str, compiled: bool) -> dict[str, float]:
         recipes[f"pretrain {row.pretrain.student} from {row.pretrain.teacher}"] = row.pretrain
     for row in all_rows.rows:
         recipes.setdefault(f"finetune {row.finetune.size}", row.finetune)
-    configurations = {name: zero(recipe) for name, recipe in recipes.items()}
+    configurations = {name: zero(recipe, is_baseline) for name, recipe in recipes.items()}
     thin_sizes()
     return {
         name: milliseconds(recipe, configurations[name], compiled) for name, recipe in recipes.items() if only in name
@@ -141,6 +144,11 @@ def milliseconds(recipe: Any, configuration: str, compiled: bool) -> float:
     engine = build_engine(task.model, optimizer, configuration, Batch(2, 1, 1), "bf16")
     engine.train()
     if compiled:
+        import torch._dynamo
+
+        from mvd.train.compilation import compile_blocks
+
+        torch._dynamo.config.recompile_limit = 64
         compile_blocks(engine.module, *task.watched)
     raw, seconds = micro_batch(recipe), []
     for _ in range(2 + UPDATES):
@@ -153,25 +161,10 @@ def milliseconds(recipe: Any, configuration: str, compiled: bool) -> float:
     return 1000 * statistics.median(seconds[2:])
 
 
-def compile_blocks(*networks: Any) -> None:
-    import torch._dynamo
-
-    from mvd.models.encoder import Blocks
-
-    torch._dynamo.config.recompile_limit = 64
-    for network in networks:
-        for blocks in network.modules():
-            for block in blocks if isinstance(blocks, Blocks) else ():
-                block.compile(fullgraph=True, dynamic=False)
-
-
-def zero(recipe: Any) -> str:
-    """The launcher's default configuration, which was zero1 for all networks before it depended on their size."""
-    try:
-        from launch.plan.resolve import default_deepspeed
-    except ImportError:
-        return "zero1"
-    return default_deepspeed(recipe)
+def zero(recipe: Any, is_baseline: bool) -> str:
+    """The launcher's choice: zero1 for all networks in the baseline; now, for GPUs of 80 GB, by the network's size."""
+    size = getattr(recipe, "student", None) or recipe.size
+    return "zero0" if size in ("small", "base") and not is_baseline else "zero1"
 
 
 def micro_batch(recipe: Any) -> dict[str, Any]:

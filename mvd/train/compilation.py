@@ -45,9 +45,7 @@ class Compilation:
             logger.warning("compile: blocks are not compiled under ZeRO-3; use zero0, zero1 or zero2")
         if self.is_on:
             self._configure()
-            blocks = {block for network in (engine.module, *teachers) for block in _blocks(network)}
-            for block in blocks:
-                block.compile(backend=BACKEND, fullgraph=True, dynamic=False)
+            compile_blocks(*dict.fromkeys([engine.module, *teachers]))
 
     def _configure(self) -> None:
         import torch._dynamo
@@ -96,8 +94,12 @@ class Compilation:
                 logger.warning("compile: %s cannot be written (%s)", self.cache, error)
 
 
-def _blocks(network: nn.Module) -> list[nn.Module]:
-    return [block for module in network.modules() if isinstance(module, Blocks) for block in module]
+def compile_blocks(*networks: nn.Module) -> None:
+    """Has each transformer block of the networks compiled when it is first called."""
+    for network in networks:
+        for blocks in network.modules():
+            for block in blocks if isinstance(blocks, Blocks) else ():
+                block.compile(backend=BACKEND, fullgraph=True, dynamic=False)
 
 
 def _is_of_the_compiler(error: Exception) -> bool:

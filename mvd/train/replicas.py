@@ -45,12 +45,12 @@ class Replicas:
         if not due or self.compared == update:
             return
         self.compared = update
-        names, sums = zip(*self._checksums(), strict=True)
-        own: list[int] = torch.stack(sums).tolist()
+        sums = dict(self._checksums())
+        own: list[int] = torch.stack(list(sums.values())).tolist() if sums else []  # ZeRO-3 may divide everything
         digests: list[int] = gather(hash(tuple(own)))
         if len(set(digests)) == 1:
             return
-        where = next(name for name, *values in zip(names, *gather(own), strict=True) if len(set(values)) > 1)
+        where = next(name for name, *values in zip(sums, *gather(own), strict=True) if len(set(values)) > 1)
         guilty, hosts = odd_ones(digests), gather(hostname())
         ranks = guilty or range(len(digests))
         said = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in ranks)
@@ -68,8 +68,7 @@ class Replicas:
         """Each weight's name and the sum of its bits read as integers, an int64 scalar, whatever their order."""
         for network in self.networks:
             for name, weight in network.state_dict(keep_vars=True).items():
-                divided = hasattr(weight, "ds_status") and weight.ds_status.name != "AVAILABLE"
-                if weight.numel() and not divided:
+                if weight.numel() and getattr(weight, "ds_persist", True):  # False for what ZeRO-3 divides
                     bits = weight.detach().contiguous().view(BITS[weight.element_size()])
                     yield f"{type(network).__name__}.{name}", bits.sum(dtype=torch.int64)
 
