@@ -12,7 +12,8 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -36,10 +37,6 @@ logger = logging.getLogger(__name__)
 
 WRITING, WAITING = "writing a checkpoint", "waiting for the others' checkpoint files"
 FAILURES = (OSError, RuntimeError, SafetensorError)  # the last two: a full disk or memory in torch or safetensors
-
-# Storages of files are written without the ZIP format's CRC32: it is computed with the interpreter locked, while the
-# training waits, and the manifest's SHA-256 covers every byte.
-torch.serialization.set_crc32_options(False)
 
 
 class SaveError(RuntimeError):
@@ -200,13 +197,28 @@ def write_hashed(path: Path, content: Any, note_progress: Callable[[], None] = l
         with open(temporary, "wb") as file:
             hashed = _HashedFile(file, note_progress)
             try:
-                torch.save(content, cast(IO[bytes], hashed))
+                with _without_crc32():
+                    torch.save(content, cast(IO[bytes], hashed))
             except RuntimeError as error:  # torch hides why the file could not be written
                 raise hashed.error or error from None
         entry.update(bytes=hashed.bytes, sha256=hashed.digest.hexdigest())
 
     write_atomically(path, write)
     return entry
+
+
+@contextmanager
+def _without_crc32() -> Iterator[None]:
+    """Leaves out the ZIP format's CRC32: it is computed with the interpreter locked, while the training waits.
+
+    The manifest's SHA-256 covers every byte. Other files keep it, since other programs' ZIP readers check it.
+    """
+    usual = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(usual)
 
 
 class _HashedFile:

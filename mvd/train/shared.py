@@ -18,6 +18,7 @@ from mvd.distributed.process import Process, exit_together
 from mvd.distributed.watchdog import heartbeat
 from mvd.sharing import Student, why_not
 from mvd.stage import Stage
+from mvd.train.engine import load_deepspeed_config
 from mvd.train.tasks import Teachers
 
 
@@ -68,6 +69,11 @@ def check_planned_together(stages: Sequence[Stage]) -> None:
         how, other = stage.execution, smallest.execution
         if how.data != other.data:
             raise ConfigError(f"{smallest.id} and {stage.id} must have the same data, got {other.data} and {how.data}")
+        if _shards_weights(how.deepspeed) != _shards_weights(other.deepspeed):
+            raise ConfigError(
+                f"{smallest.id} and {stage.id} must both use ZeRO stage 3, or neither, got {other.deepspeed} and "
+                f"{how.deepspeed}; set one in cluster.pretrain.deepspeed"
+            )
         parts = stage.recipe.optimization.global_batch // smallest.recipe.optimization.global_batch
         if (how.micro_batch, how.precision, how.batch_parts) != (other.micro_batch, other.precision, parts):
             raise ConfigError(
@@ -75,6 +81,11 @@ def check_planned_together(stages: Sequence[Stage]) -> None:
                 f"batch_parts={parts} to share its teachers with {smallest.id}, got {how.micro_batch}, "
                 f"{how.precision} and {how.batch_parts}; submit them together"
             )
+
+
+def _shards_weights(deepspeed: str) -> bool:
+    """Whether a configuration is of ZeRO stage 3, which rounds otherwise and does so in the whole process."""
+    return bool(load_deepspeed_config(deepspeed)["zero_optimization"]["stage"] == 3)
 
 
 def as_student(stage: Stage) -> Student:
