@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from mvd.batch import working_world_sizes
-from mvd.config import DATASETS, KINDS, SIZES, ConfigError, DatasetPaths, Kind, Precision, Recipe, RunSettings, Test
+from mvd.config import DATASETS, SIZES, ConfigError, DatasetPaths, Kind, Precision, Recipe, RunSettings, Test
 from mvd.config.errors import check, check_positive
 from mvd.config.typed import Override, apply_overrides, nearest
 
@@ -34,13 +34,11 @@ class Resources:
     deepspeed: a file of ds_configs/, without .json; null for zero0 or, for large networks, zero1. micro_batch: upper
     limit of the samples (videos in fine-tuning, views in a test) per GPU and forward pass; null for the recipe's, or
     with gpu_memory_gb for the most that fit.
-    share_teachers: of pre-trainings only: whether those that can run in one job and share one pass of their teachers.
     """
 
     nodes: int | None = None
     deepspeed: str | None = None
     micro_batch: int | None = None
-    share_teachers: bool = True
 
     def __post_init__(self) -> None:
         if self.nodes is not None and self.nodes < 1:
@@ -56,6 +54,13 @@ class Resources:
 # sbatch options that the launcher sets itself; the profile must not.
 PLANNED_OPTIONS = {"array", "chdir", "dependency", "error", "kill_on_invalid_dep", "nodes", "ntasks", "ntasks_per_node"}
 PLANNED_OPTIONS |= {"no_kill", "open_mode", "output", "requeue", "signal", "time"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainResources(Resources):
+    """share_teachers: whether pre-trainings that can run in one job and share one pass of their teachers."""
+
+    share_teachers: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +136,7 @@ class Cluster(RunSettings):
     gpu_memory_gb: float | None = None
     image_teacher: Resources = Resources()
     video_teacher: Resources = Resources()
-    pretrain: Resources = Resources()
+    pretrain: PretrainResources = PretrainResources()
     finetune: Resources = Resources()
     test: Resources = Resources(nodes=1, micro_batch=16)
     test_shards: int = 1
@@ -147,11 +152,6 @@ class Cluster(RunSettings):
             check_positive(name, getattr(self, name))
         if self.gpu_memory_gb is not None:
             check_positive("gpu_memory_gb", self.gpu_memory_gb)
-        for kind in KINDS:
-            check(
-                kind == "pretrain" or self.resources(kind).share_teachers,
-                f"{kind}.share_teachers must be left out, since only pre-trainings share teachers; set it in pretrain",
-            )
         for name in self.teachers:
             if name not in TEACHERS:
                 known = ", ".join(TEACHERS)

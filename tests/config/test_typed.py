@@ -11,7 +11,7 @@ import yaml
 
 from experiments import all as all_rows
 from experiments.vitb_from_vitb_k400 import row
-from launch.cluster import EXAMPLE, ROOT, Cluster, Resources, Slurm, load_cluster
+from launch.cluster import EXAMPLE, ROOT, Cluster, PretrainResources, Slurm, load_cluster
 from launch.plan.rows import find, load_rows
 from mvd.config import DATASETS, ConfigError, DatasetPaths, Faults
 from mvd.config.typed import parse_override
@@ -322,7 +322,7 @@ def test_the_example_profile_explains_every_field():
     text = (ROOT / "cluster.example.yaml").read_text()
     for name in Cluster.__dataclass_fields__:
         assert re.search(rf"^{name}:", text, re.MULTILINE)
-    for section in (Faults, Resources, Slurm):
+    for section in (Faults, PretrainResources, Slurm):
         for field in dataclasses.fields(section):
             assert re.search(rf"^#   {field.name}  +[^ ]", text, re.MULTILINE), field.name
 

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import all as all_rows
 from experiments import vith_k400, vitl_k400
-from launch.cluster import Cluster, Resources
+from launch.cluster import Cluster, PretrainResources
 from launch.local import run as local_run
 from launch.plan.graph import build_graph
 from launch.plan.resolve import build_stage
@@ -49,7 +49,9 @@ def test_activations_are_recomputed_only_where_not_even_the_smallest_micro_batch
 
 
 def test_a_micro_batch_of_the_profile_stays_an_upper_limit():
-    stage = trained(vitl_k400.row, dataclasses.replace(ONE_NODE, pretrain=Resources(micro_batch=10)))["pretrain"]
+    stage = trained(vitl_k400.row, dataclasses.replace(ONE_NODE, pretrain=PretrainResources(micro_batch=10)))[
+        "pretrain"
+    ]
     assert (stage.execution.micro_batch, stage.execution.accumulation) == (8, 8)
 
 

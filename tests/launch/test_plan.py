@@ -8,7 +8,7 @@ import pytest
 from experiments import all as all_rows
 from experiments import vitb_from_vitb_k400, vith_k400
 from experiments.teachers import mae_vitb
-from launch.cluster import Cluster, Resources, load_cluster
+from launch.cluster import Cluster, PretrainResources, Resources, load_cluster
 from launch.plan.graph import build_graph
 from launch.plan.resolve import build_stage, missing_settings
 from launch.plan.rows import load_rows
@@ -74,7 +74,9 @@ def test_identity_follows_the_recipe():
 
 def test_identity_does_not_know_the_cluster(tmp_path):
     here = Cluster(teachers={"mae_vitb": "/a", "videomae_vitb": "/b"}, datasets={"k400": DatasetPaths(root="/k")})
-    there = dataclasses.replace(here, runs=str(tmp_path), pretrain=Resources(nodes=2, deepspeed="zero3"), workers=1)
+    there = dataclasses.replace(
+        here, runs=str(tmp_path), pretrain=PretrainResources(nodes=2, deepspeed="zero3"), workers=1
+    )
     for node in build_graph([vitb_from_vitb_k400.row]):
         one, other = build_stage(node, here), build_stage(node, there)
         assert one.id == other.id and one.execution != other.execution
@@ -90,7 +92,7 @@ def test_every_row_and_teacher_solves_on_the_default_cluster():
 
 
 def test_a_micro_batch_ceiling_is_made_up_by_accumulation():
-    cluster = Cluster(pretrain=Resources(micro_batch=5))
+    cluster = Cluster(pretrain=PretrainResources(micro_batch=5))
     node = build_graph([vith_k400.row])[0]
     how = build_stage(node, cluster).execution
     assert (how.micro_batch, how.accumulation, how.world_size) == (4, 4, 32)
@@ -99,7 +101,7 @@ def test_a_micro_batch_ceiling_is_made_up_by_accumulation():
 def test_an_impossible_batch_names_the_gpu_counts_that_work():
     node = build_graph([vith_k400.row])[0]
     with pytest.raises(ConfigError, match=r"vith_from_vith.* 512 .* 56 GPUs; use 32 or 64 GPUs"):
-        build_stage(node, Cluster(pretrain=Resources(nodes=7)))
+        build_stage(node, Cluster(pretrain=PretrainResources(nodes=7)))
 
 
 def test_stages_start_from_their_parents_weights_and_survive_yaml(tmp_path):

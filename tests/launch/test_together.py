@@ -8,7 +8,7 @@ import pytest
 
 from experiments import all as all_rows
 from launch import submit
-from launch.cluster import Cluster, Resources
+from launch.cluster import Cluster, PretrainResources
 from launch.local import run as local
 from launch.plan.graph import build_graph
 from launch.plan.resolve import build_stage
@@ -41,7 +41,7 @@ def planned(nodes, cluster, *asked):
 def test_all_that_can_share_run_together_unless_the_profile_says_otherwise(nodes):
     groups, stages = planned(nodes, Cluster())
     assert sorted(len(group) for group in groups) == [2, 4]
-    assert planned(nodes, Cluster(pretrain=Resources(share_teachers=False)))[0] == []
+    assert planned(nodes, Cluster(pretrain=PretrainResources(share_teachers=False)))[0] == []
     by_name = {stage.recipe.name: stage.execution for stage in stages}
     split = {name: (how.micro_batch, how.accumulation, how.batch_parts) for name, how in by_name.items()}
     assert split == {
@@ -84,11 +84,6 @@ def test_what_cannot_share_is_refused_with_the_reason(nodes, asked, reason):
     with pytest.raises(ConfigError) as caught:
         form_groups(nodes, Cluster(), [asked])
     assert str(caught.value).startswith(f"--together {asked}: ") and reason in str(caught.value)
-
-
-def test_other_kinds_of_stages_have_no_teachers_to_share():
-    with pytest.raises(ConfigError, match="finetune.share_teachers must be left out, since only pre-trainings"):
-        Cluster(finetune=Resources(share_teachers=False))
 
 
 def test_the_plan_says_what_runs_together_and_what_that_saves(profile, capsys):
