@@ -14,6 +14,9 @@ from mvd.config import RECIPES, ConfigError, DatasetPaths, Kind, Precision, RunS
 from mvd.config.typed import merge_typed
 from mvd.run_directory import RunDirectory
 
+# Settings that every version has written: without them a file is not old but has been cut off.
+WRITTEN_BY_ALL = {"world_size", "micro_batch", "accumulation", "deepspeed", "precision", "runs", "data"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Execution(RunSettings):
@@ -105,6 +108,9 @@ class Stage:
             odd = sorted(set(raw) ^ {f.name for f in dataclasses.fields(cls)})
             if odd:
                 raise ValueError(f"{', '.join(odd)} is unknown or missing")
+            cut_off = sorted(WRITTEN_BY_ALL - set(raw.execution))
+            if cut_off:
+                raise ValueError(f"execution lacks {', '.join(cut_off)}")
             recipe_type = RECIPES[raw.kind]
             recipe = OmegaConf.to_object(merge_typed(OmegaConf.structured(recipe_type), raw.recipe))
             execution: Any = OmegaConf.to_object(merge_typed(OmegaConf.structured(Execution), raw.execution))

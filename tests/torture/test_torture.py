@@ -259,6 +259,7 @@ def test_cluster_files(tmp_path, content, message):
         lambda text: "",
         lambda text: "- a\n- b\n",
         lambda text: text[: len(text) // 2],
+        lambda text: text[: text.index("  workers:")],
         lambda text: text.replace("kind: finetune", "kind: cooking"),
         lambda text: text.replace("  seed: 0", "  seed: zero"),
         lambda text: text.replace("  seed: 0", "  seeds: 0"),
@@ -266,7 +267,7 @@ def test_cluster_files(tmp_path, content, message):
         lambda text: text.replace("world_size: 2", "world_size: two"),
         lambda text: "\x00\x01",
     ],
-    ids=["empty", "list", "half", "kind", "type", "key", "section", "number", "bytes"],
+    ids=["empty", "list", "half", "between settings", "kind", "type", "key", "section", "number", "bytes"],
 )
 def test_stage_files(tmp_path, spoil):
     path = tmp_path / "stage.yaml"
