@@ -39,7 +39,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("mvd.models", "mvd.data"),
     ("mvd.evaluation",),
     ("mvd.train",),
-    ("mvd.run", "mvd.export", "mvd.predict", "mvd.probe"),
+    ("mvd.run", "mvd.export", "mvd.predict", "mvd.probe", "mvd.rehearsal", "mvd.stand_ins"),
     ("experiments",),
     ("launch", "launch.cluster"),
     ("launch.snapshot", "launch.plan"),
