@@ -51,6 +51,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("launch.report",),
     ("launch.local",),
     ("launch.slurm.submit",),
+    ("launch.rehearsal", "launch.rehearsal_report"),
     (
         *("launch.submit", "launch.status", "launch.cancel", "launch.logs"),
         *("launch.prepare", "launch.inspect_data", "launch.doctor"),
