@@ -60,7 +60,7 @@ def _jobs(planned: Sequence[Planned]) -> list[Job]:
 
 
 def _run_here(request: Request, planned: Sequence[Planned]) -> int:
-    """Runs the rehearsals that are not complete, also after one that failed; returns STOPPED if the user stopped them."""
+    """Runs the rehearsals that are not complete, even if one fails; returns STOPPED if the user stopped them."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` acts like Ctrl-C
     jobs = _jobs(planned)
     try:
@@ -72,7 +72,7 @@ def _run_here(request: Request, planned: Sequence[Planned]) -> int:
             elif not all(parent.files.read_result() for parent in parents):
                 print(f"{title}: skipped, since there is no checkpoint to resume", flush=True)
             else:
-                print(f"{title}, {job.layout.gpus} processes", flush=True)
+                print(f"{title}, {job.layout.gpus} process{'es' * (job.layout.gpus > 1)}", flush=True)
                 if run_stages(request.rows, [(job.node, stage)]) == STOPPED:
                     raise KeyboardInterrupt
     except KeyboardInterrupt:
@@ -84,13 +84,15 @@ def _run_here(request: Request, planned: Sequence[Planned]) -> int:
 
 def _submit(request: Request, planned: Sequence[Planned]) -> None:
     """Submits each rehearsal as a job of its own, and its resume as one that waits for it."""
+    cluster = _short_jobs(request.cluster)
+    missing = [job for job in _jobs(planned) if not job.stage.files.read_result()]
+    if not missing:
+        return
     if not slurm.is_available():
         here = command("submit.py", *request.words, "--rehearse", "--local")
         raise ConfigError(f"there is no sbatch on this machine; log in to the cluster, or rehearse here: {here}")
-    cluster, jobs = _short_jobs(request.cluster), _jobs(planned)
     lines: list[list[str]] = []
     with locked(Path(cluster.runs)):
-        missing = [job for job in jobs if not job.stage.files.read_result()]
         queued = queued_stages([job.stage for job in missing])
         code = take_snapshot(Path(request.cluster.runs))
         for job in missing:

@@ -24,7 +24,9 @@ from mvd.stage import Rehearsal, Stage
 MOST_WAITING = 0.05  # share of the time; above it, more cores are asked for
 CHANGED = 0.1  # of sustained_tflops, from which on it is worth a line
 ADVICE = re.compile(r"set cluster\.(\w+)(?:\.(\w+))?=([\d.]*\d)")  # in the error of a GPU without memory
-NAMES = {"pretrain": "student", "finetune": "classifier"}  # of weights that are an input
+# What the weights of an input are of.
+NAMES = {"image_teacher": "image teacher", "video_teacher": "video teacher"}
+NAMES |= {"pretrain": "pre-trained student", "finetune": "fine-tuned classifier"}
 
 Figures = dict[str, Any]
 
@@ -47,17 +49,20 @@ def print_rehearsals(request: Request, planned: Sequence[Planned]) -> None:
         state, place = states[whole.stage.id].word, str(resumed.layout) if resumed else "-"
         lines.append([whole.stage.id, state, str(whole.layout), batch, place, ", ".join(stands_for)])
     print_table(f"rehearsals in {short(rehearsals_folder(request.cluster))}", columns, lines)
+    using: dict[str, list[str]] = {}
     for whole, _, _ in planned:
         if used := stand_ins(whole.stage):
-            print(f"{whole.stage.id}: {', '.join(used)}")
-    print(flush=True)
+            using.setdefault(", ".join(used), []).append(whole.stage.id)
+    for text, names in using.items():
+        print(f"{text}: {', '.join(names)}")
+    print(end="", flush=True)
 
 
 def stand_ins(stage: Stage) -> list[str]:
-    """What a rehearsal uses instead of weights and data that are not there."""
+    """What a rehearsal uses for weights and data that are not there."""
     how = stage.execution.rehearsal or Rehearsal()
-    weights = [f"random weights instead of the {NAMES.get(r, r.replace('_', ' '))}'s" for r in how.random_weights]
-    return weights + [f"generated samples instead of {stage.recipe.dataset}"] * how.generated_data
+    weights = [f"random weights for the {NAMES[role]}" for role in how.random_weights]
+    return weights + [f"generated samples for {stage.recipe.dataset}"] * how.generated_data
 
 
 def print_report(request: Request, planned: Sequence[Planned], nodes: Sequence[Node]) -> int:
@@ -174,7 +179,7 @@ def cores_needed(figures: Figures) -> int:
     waiting: float = min(figures["data_wait_share"], 0.99)
     if waiting <= MOST_WAITING:
         return present
-    return math.ceil(present / (1 - waiting)) if present else math.ceil(waiting / (1 - waiting))
+    return math.ceil(round((present or waiting) / (1 - waiting), 3))
 
 
 def profile_changes(found: Mapping[str, Figures], failures: Sequence[str], cluster: Cluster, local: bool) -> list[str]:
