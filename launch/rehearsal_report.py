@@ -84,6 +84,7 @@ def print_report(request: Request, planned: Sequence[Planned], nodes: Sequence[N
     if found:
         print()
         print_totals(nodes, stages, costs(nodes, stages, cluster, local), cluster.sustained_tflops)
+    if found or failed:
         _print_changes(profile_changes(found, list(failed.values()), cluster, local))
     _print_next(request, planned, states)
     return 1 if failed else 0
