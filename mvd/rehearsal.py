@@ -5,6 +5,7 @@ with a few videos. Each has a run directory of its own.
 """
 
 import dataclasses
+import math
 import os
 import shutil
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mvd.config import ConfigError, DatasetPaths, Test
+from mvd.config import ConfigError, DatasetPaths, Recipe, Test
 from mvd.data.datasets import load_entries
 from mvd.data.loader import worker_count
 from mvd.data.sample_check import check_samples
@@ -197,14 +198,21 @@ def _with_stand_ins(stage: Stage, how: Rehearsal, process: Process) -> Stage:
             for role, path in inputs.items():
                 write_weights(role, recipe, path)
             if how.generated_data:
-                videos = VIDEOS_PER_PROCESS * process.world_size
-                needed = videos if isinstance(recipe, Test) else 2 * recipe.optimization.global_batch
-                write_samples(recipe, folder / "data", needed)
+                write_samples(recipe, folder / "data", _samples_needed(recipe, how, process))
     return dataclasses.replace(
         stage,
         inputs=stage.inputs | {role: str(path) for role, path in inputs.items()},
         execution=dataclasses.replace(stage.execution, data=data),
     )
+
+
+def _samples_needed(recipe: Recipe, how: Rehearsal, process: Process) -> int:
+    """Generated samples with which a rehearsal does not come to the stage's last update."""
+    if isinstance(recipe, Test):
+        return VIDEOS_PER_PROCESS * process.world_size
+    settings = recipe.optimization
+    steps_per_epoch = math.ceil((how.updates + 2 * RESUMED_UPDATES) / settings.epochs)
+    return settings.global_batch * max(2, steps_per_epoch)
 
 
 def _link_checkpoint(source: RunDirectory, target: RunDirectory) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import sys
 
 import pytest
@@ -40,6 +41,13 @@ FIGURES = {
     "speed/tflops_per_gpu": 250.0,
     "speed/mfu": 0.25,
 }
+
+
+@pytest.fixture(autouse=True)
+def keep_signal_handlers():
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 def names(row, cluster, *settings):
@@ -221,18 +229,29 @@ def test_an_own_data_set_cannot_be_stood_in_for(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_local_rehearsal_measures_and_leaves_the_stages_alone(profile, tmp_path, motion_root, launch):
-    words = [TINY, f"cluster.datasets.motion.root={motion_root}", "--until", "pretrain", "--local"]
-    done = launch("submit.py", *words, "--rehearse")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "random weights for the image teacher, random weights for the video teacher: pretrain-tiny-" in done.stdout
-    first, resumed = sorted(path.parent for path in (tmp_path / "runs").glob("**/result.json"))
-    assert first.parent == tmp_path / "runs" / "rehearsals" and resumed.name == f"{first.name}-resumed"
-    figures = json.loads((resumed / "result.json").read_text())["rehearsal"]
-    assert figures["gpus"] == 1 and "resuming after update 10" in done.stdout
-    table = done.stdout[done.stdout.index("1 rehearsal of 1: speed") :].splitlines()
-    assert table[2].split()[:3] == [first.name, "fits", "2"] and "on CPUs" in done.stdout
-    again = launch("submit.py", *words, "--rehearse")
-    assert again.returncode == 0 and again.stdout.count("complete already, skipped") == 2
-    plan = launch("submit.py", *words, "--dry-run")
-    assert "at the rates that rehearsals measured on CPUs for # 1, without validation" in plan.stdout
+def test_a_local_rehearsal_measures_and_leaves_the_stages_alone(profile, tmp_path, capfd):
+    """A pre-training for which nothing is there: two processes, then one that resumes them."""
+    words = [TINY, "pretrain.dataset=k400", "cluster.workers=0", "--until", "pretrain", "--local"]
+    assert submit.main([*words, "--rehearse"]) == 0
+    printed = capfd.readouterr().out
+    stood_in = "random weights for the image teacher, random weights for the video teacher, generated samples for k400"
+    assert f"{stood_in}: pretrain-tiny-" in printed and "rehearsal of pretrain 100% step 40/40" in printed
+    folder = tmp_path / "runs" / "rehearsals"
+    whole, resumed = sorted(path.parent for path in (tmp_path / "runs").glob("**/result.json"))
+    assert whole.parent == folder and resumed.name == f"{whole.name}-resumed" and len(list(folder.glob("*/"))) == 2
+    figures = json.loads((whole / "result.json").read_text())["rehearsal"]
+    measured = ["samples_per_second", "memory_gb", "save_seconds", "save_gb", "resume_seconds"]
+    assert all(figures[name] > 0 for name in (*measured, "all_reduce_gb_per_second"))
+    assert 0 < figures["data_wait_share"] < 1 and figures["save_stall_seconds"] <= figures["save_seconds"]
+    assert (figures["gpus"], figures["gpu"]) == (2, None) and not any(name.startswith("speed/") for name in figures)
+    assert json.loads((resumed / "result.json").read_text())["rehearsal"]["gpus"] == 1
+    assert "resuming after update 42" in printed and "resharding: saved by 2 processes" in printed
+    left = {path.suffix for path in folder.glob("**/*") if path.is_file()}  # nothing large
+    assert not left & {".mp4", ".safetensors", ".pt"}
+    table = printed[printed.index("1 rehearsal of 1: speed") :].splitlines()
+    assert table[2].split()[:3] == [whole.name, "fits", "2"] and "on CPUs" in printed
+
+    assert submit.main([*words, "--rehearse"]) == 0
+    assert capfd.readouterr().out.count("complete already, skipped") == 2
+    assert submit.main([*words, "--dry-run"]) == 0
+    assert "at the rates that rehearsals measured on CPUs for # 1, without validation" in capfd.readouterr().out
