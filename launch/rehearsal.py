@@ -35,9 +35,13 @@ def rehearse(request: Request, nodes: Sequence[Node]) -> int:
     Returns 0, 1 if a rehearsal failed, or 130 if the user stopped it.
 
     Raises:
-        ConfigError: an own data set is missing, or the runs folder cannot be written; see also submit_array.
+        ConfigError: options that exclude each other, or a missing data set of one's own; see also submit_array.
     """
     options = request.options
+    if any((options.show, options.layouts, options.script, options.together)):
+        raise ConfigError("--rehearse goes only with --local, --until, --force and --dry-run; omit the other options")
+    if options.force and options.dry_run:
+        raise ConfigError("--force changes the runs folder, so it cannot be combined with --dry-run; omit it")
     planned = plan_rehearsals(nodes, request.cluster, options.local)
     if options.force:
         jobs = _jobs(planned)

@@ -49,9 +49,6 @@ def main(argv: Sequence[str]) -> int:
 
         request = dataclasses.replace(request, cluster=this_machine(request.cluster))
     nodes = build_graph(request.rows, options.until)
-    if options.layouts:
-        print_layouts(request, nodes)
-        return 0
     if not nodes:
         raise ConfigError(
             f"the given weights replace all stages up to {options.until}, so nothing is left to run; omit --until"
@@ -60,6 +57,9 @@ def main(argv: Sequence[str]) -> int:
         from launch.rehearsal import rehearse
 
         return rehearse(request, nodes)
+    if options.layouts:
+        print_layouts(request, nodes)
+        return 0
     needed = missing_settings(nodes, request.cluster)
     stages = [build_stage(node, request.cluster) for node in nodes]
     groups = form_groups(nodes, request.cluster, options.together) if options.local else []

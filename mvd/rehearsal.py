@@ -5,7 +5,6 @@ with a few videos. Each has a run directory of its own.
 """
 
 import dataclasses
-import math
 import os
 import shutil
 import time
@@ -207,12 +206,10 @@ def _with_stand_ins(stage: Stage, how: Rehearsal, process: Process) -> Stage:
 
 
 def _samples_needed(recipe: Recipe, how: Rehearsal, process: Process) -> int:
-    """Generated samples with which a rehearsal does not come to the stage's last update."""
+    """Generated samples with which training does not come to the end of an epoch."""
     if isinstance(recipe, Test):
         return VIDEOS_PER_PROCESS * process.world_size
-    settings = recipe.optimization
-    steps_per_epoch = math.ceil((how.updates + 2 * RESUMED_UPDATES) / settings.epochs)
-    return settings.global_batch * max(2, steps_per_epoch)
+    return recipe.optimization.global_batch * (how.updates + 2 * RESUMED_UPDATES + 1)
 
 
 def _link_checkpoint(source: RunDirectory, target: RunDirectory) -> None:

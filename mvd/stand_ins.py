@@ -1,5 +1,6 @@
 """Random weights and generated samples, with which a stage is rehearsed before the real ones exist (mvd.rehearsal)."""
 
+import math
 import os
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mvd.models.checkpoints import to_official
 
 # As a video of Kinetics-400, 10 s with a short side of 256 pixels, but with less detail, so that it decodes faster.
 HEIGHT, WIDTH, FRAMES, FPS = 256, 340, 250, 25
-VIDEOS = len(CLASSES)  # all others are links to these
+PER_FOLDER = 256  # videos; one per class is written, the others are links, and so are all folders but one
 
 
 def write_weights(role: str, recipe: Recipe, path: Path) -> None:
@@ -41,28 +42,28 @@ def write_samples(recipe: Recipe, folder: Path, samples: int) -> None:
 
 
 def _write_videos(folder: Path, classes: int, samples: int) -> None:
-    (folder / "videos").mkdir(parents=True, exist_ok=True)
-    for label in range(VIDEOS):
+    originals = folder / "originals"
+    originals.mkdir(parents=True, exist_ok=True)
+    for label in range(len(CLASSES)):
         frames = render(label, np.random.default_rng(label))
         enlarged = np.stack([cv2.resize(frame, (WIDTH, HEIGHT)) for frame in frames])
-        write_video(folder / f"{label}.mp4", enlarged[np.arange(FRAMES) % len(enlarged)], FPS)
-    lines = []
-    for number in range(samples):
-        name = f"videos/{number:06d}.mp4"
-        _link(folder / f"{number % VIDEOS}.mp4", folder / name)
-        lines.append(f"{name} {number % classes}\n")
+        write_video(originals / f"{label:03d}.mp4", enlarged[np.arange(FRAMES) % len(enlarged)], FPS)
+    for number in range(len(CLASSES), PER_FOLDER):
+        os.link(originals / f"{number % len(CLASSES):03d}.mp4", originals / f"{number:03d}.mp4")
+    for part in range(math.ceil(samples / PER_FOLDER)):
+        (folder / f"{part:05d}").symlink_to(originals.name)
+    lines = [f"{n // PER_FOLDER:05d}/{n % PER_FOLDER:03d}.mp4 {n % classes}\n" for n in range(samples)]
     for split in ("train", "val", "test"):
         (folder / f"{split}.csv").write_text("".join(lines))
 
 
 def _write_images(folder: Path, classes: int, samples: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    originals, train = folder / "originals", folder / "train"
+    originals.mkdir(parents=True, exist_ok=True)
+    train.mkdir(exist_ok=True)
     pixels = np.random.default_rng(0).integers(0, 256, (25, 32, 3), np.uint8)
-    cv2.imwrite(str(folder / "image.jpg"), cv2.resize(pixels, (500, 375)))
-    for number in range(max(samples, classes)):
-        _link(folder / "image.jpg", folder / "train" / f"{number % classes:05d}" / f"{number:06d}.jpg")
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.link(source, target)
+    cv2.imwrite(str(originals / "00000.jpg"), cv2.resize(pixels, (500, 375)))
+    for number in range(1, math.ceil(samples / classes)):
+        os.link(originals / "00000.jpg", originals / f"{number:05d}.jpg")
+    for label in range(classes):
+        (train / f"{label:05d}").symlink_to(Path("..", originals.name))

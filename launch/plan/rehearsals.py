@@ -62,6 +62,9 @@ def _plan(name: str, node: Node, stage: Stage, cluster: Cluster) -> Planned:
             stage.execution,
             runs=str(rehearsals_folder(cluster)),
             shards=1,
+            checkpoint_every=None,  # it saves at its end
+            checkpoint_minutes=None,
+            keep_every_epochs=None,
             keep_checkpoints=1,
             log_every=LOG_EVERY,
             probe_every=0,

@@ -220,6 +220,14 @@ def test_a_rehearsal_that_fails_is_reported_with_the_way_out(profile, tmp_path, 
     assert [path.parent.parent.name for path in (tmp_path / "runs").glob("**/stage.yaml")] == ["rehearsals"]
 
 
+@pytest.mark.parametrize(
+    "options", [["--layouts"], ["--show"], ["--script", "--dry-run"], ["--force", "x", "--dry-run"]]
+)
+def test_options_that_do_not_go_with_it_are_refused(profile, options):
+    with pytest.raises(ConfigError, match="omit"):
+        submit.main(["vith_k400", "--rehearse", *options])
+
+
 def test_an_own_data_set_cannot_be_stood_in_for(tmp_path):
     (row,) = load_rows([TINY], [])[:1]
     own = dataclasses.replace(row.finetune, dataset="mine", own_dataset=Dataset(classes=8, train_samples=48))
@@ -247,7 +255,7 @@ def test_a_local_rehearsal_measures_and_leaves_the_stages_alone(profile, tmp_pat
     assert json.loads((resumed / "result.json").read_text())["rehearsal"]["gpus"] == 1
     assert "resuming after update 42" in printed and "resharding: saved by 2 processes" in printed
     left = {path.suffix for path in folder.glob("**/*") if path.is_file()}  # nothing large
-    assert not left & {".mp4", ".safetensors", ".pt"}
+    assert not left & {".mp4", ".safetensors", ".pt", ".csv"}
     table = printed[printed.index("1 rehearsal of 1: speed") :].splitlines()
     assert table[2].split()[:3] == [whole.name, "fits", "2"] and "on CPUs" in printed
 
