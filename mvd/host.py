@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -59,10 +60,11 @@ def gpu_name() -> str | None:
     return next(iter(_ask_gpus("name")), None) if count_gpus() else None
 
 
-def _ask_gpus(field: str) -> list[str]:
-    """What nvidia-smi says about each GPU; [] if it is not there or fails."""
+@lru_cache
+def _ask_gpus(field: str) -> tuple[str, ...]:
+    """What nvidia-smi says about each GPU; nothing if it is not there or fails."""
     if shutil.which("nvidia-smi") is None:
-        return []
+        return ()
     query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
     listed = subprocess.run(query, capture_output=True, text=True, check=False)
-    return listed.stdout.splitlines() if listed.returncode == 0 else []
+    return tuple(listed.stdout.splitlines()) if listed.returncode == 0 else ()

@@ -44,7 +44,7 @@ def rehearse(stage: Stage, process: Process) -> dict[str, Any]:
     """Rehearses a stage with `execution.rehearsal`; returns the content of result.json, figures under `rehearsal`.
 
     Figures: gpus, micro_batch, gpu (its name, None on a CPU), gpu_memory_gb, memory_gb (the peak of a process),
-    loader_workers, samples_per_second, data_wait_share, save_seconds, save_stall_seconds (for which training stood
+    loader_workers, generated_data, samples_per_second, data_wait_share, save_seconds, save_stall_seconds (for which training stood
     still), save_gb, resume_seconds, all_reduce_gb_per_second and those of mvd.flops.throughput, as far as they apply.
 
     Raises:
@@ -62,6 +62,7 @@ def rehearse(stage: Stage, process: Process) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(process.device) if on_gpu else None,
         **({"gpu_memory_gb": torch.cuda.get_device_properties(process.device).total_memory / 1e9} if on_gpu else {}),
         "loader_workers": worker_count(stage.execution.workers),
+        "generated_data": how.generated_data,
         **measured,
     }
     if process.is_first:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -75,7 +76,7 @@ def print_totals(nodes: Sequence[Node], stages: Sequence[Stage], found: Sequence
     )
     measured = {str(place): cost.measured for place, cost in enumerate(found, start=1) if cost.measured}
     if measured:
-        where = ", ".join(dict.fromkeys(figures["gpu"] or "CPUs" for figures in measured.values()))
+        where = ", ".join(dict.fromkeys(_measured_on(figures) for figures in measured.values()))
         others = f"; the others {estimated}" if len(measured) < len(found) else ", without validation"
         estimated = f"at the rates that rehearsals measured on {where} for # {', '.join(measured)}{others}"
     print(
@@ -83,6 +84,11 @@ def print_totals(nodes: Sequence[Node], stages: Sequence[Stage], found: Sequence
         f"{sum(days.values()):,.1f} days one after the other, {_longest_chain(nodes, days):,.1f} if all stages that "
         "can run at the same time do"
     )
+
+
+def _measured_on(figures: Mapping[str, Any]) -> str:
+    """For instance `NVIDIA H100 80GB HBM3 with generated samples`."""
+    return (figures["gpu"] or "CPUs") + (" with generated samples" if figures["generated_data"] else "")
 
 
 def print_targets(rows: Sequence[Row]) -> None:

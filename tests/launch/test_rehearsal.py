@@ -31,6 +31,7 @@ FIGURES = {
     "gpu_memory_gb": 85.0,
     "memory_gb": 26.0,
     "loader_workers": 8,
+    "generated_data": False,
     "samples_per_second": 1000.0,
     "data_wait_share": 0.2,
     "save_seconds": 9.0,
@@ -262,4 +263,4 @@ def test_a_local_rehearsal_measures_and_leaves_the_stages_alone(profile, tmp_pat
     assert submit.main([*words, "--rehearse"]) == 0
     assert capfd.readouterr().out.count("complete already, skipped") == 2
     assert submit.main([*words, "--dry-run"]) == 0
-    assert "at the rates that rehearsals measured on CPUs for # 1, without validation" in capfd.readouterr().out
+    assert "rehearsals measured on CPUs with generated samples for # 1, without validation" in capfd.readouterr().out
