@@ -44,8 +44,9 @@ def rehearse(stage: Stage, process: Process) -> dict[str, Any]:
     """Rehearses a stage with `execution.rehearsal`; returns the content of result.json, figures under `rehearsal`.
 
     Figures: gpus, micro_batch, gpu (its name, None on a CPU), gpu_memory_gb, memory_gb (the peak of a process),
-    loader_workers, generated_data, samples_per_second, data_wait_share, save_seconds, save_stall_seconds (for which training stood
-    still), save_gb, resume_seconds, all_reduce_gb_per_second and those of mvd.flops.throughput, as far as they apply.
+    loader_workers, generated_data, samples_per_second, data_wait_share, save_seconds, save_stall_seconds (for which
+    training stood still), save_gb, resume_seconds, all_reduce_gb_per_second and those of mvd.flops.throughput, as far
+    as they apply.
 
     Raises:
         What `mvd.train.loop.train` and `mvd.evaluation.multiview.run_test` raise.
