@@ -28,6 +28,20 @@ def form_groups(nodes: Sequence[Node], cluster: Cluster, asked: Sequence[str]) -
     return [[student.name for student in group] for group in groups]
 
 
+def fitting_groups(
+    stages: Sequence[Stage], groups: Sequence[Sequence[str]], cluster: Cluster
+) -> tuple[list[Sequence[str]], list[str]]:
+    """The groups that fit the GPUs' memory, and a sentence for each of the others, whose stages run apart."""
+    by_id = {stage.id: stage for stage in stages}
+    reasons = {tuple(group): _too_large([by_id[name] for name in group], cluster.gpu_memory_gb) for group in groups}
+    apart = [
+        f"{', '.join(group)} could share their teachers, but run apart: {reason}"
+        for group, reason in reasons.items()
+        if reason
+    ]
+    return [group for group in groups if not reasons[tuple(group)]], apart
+
+
 def with_shared_batches(stages: Sequence[Stage], groups: Sequence[Sequence[str]], cluster: Cluster) -> list[Stage]:
     """The stages, of which those of a group have the same processes and the same micro-batch.
 
@@ -48,19 +62,25 @@ def _share(members: Sequence[Stage], gpu_memory_gb: float | None) -> list[Stage]
     unit = smallest_batch(recipes)
     world_size = next(s.execution.world_size for s in members if s.recipe.optimization.global_batch == unit)
     most = min(stage.execution.micro_batch for stage in members)
+    if reason := _too_large(members, gpu_memory_gb):
+        raise ConfigError(
+            f"{', '.join(stage.id for stage in members)} cannot share their teachers: {reason}; run fewer of them "
+            "--together, or set pretrain.deepspeed=zero3"
+        )
     if gpu_memory_gb is not None:
-        memory = memory_of_stages(members)
-        most = min(most, memory.most_samples(gpu_memory_gb))
-        if most < 1:
-            names, needed = ", ".join(stage.id for stage in members), memory.total(1) / USABLE / GB
-            raise ConfigError(
-                f"gpu_memory_gb must be at least {needed:.1f} for {names} in one job, got {gpu_memory_gb:g}; set "
-                "pretrain.share_teachers=false, or run fewer of them --together"
-            )
+        most = min(most, memory_of_stages(members).most_samples(gpu_memory_gb))
     return [
         _with_batch(stage, batch, batch.total // unit)
         for stage, batch in zip(members, solve_shared(recipes, world_size, most), strict=True)
     ]
+
+
+def _too_large(members: Sequence[Stage], gpu_memory_gb: float | None) -> str:
+    """Why the states of all members do not fit a GPU with one sample, as a clause; empty if they do."""
+    memory = memory_of_stages(members)
+    if gpu_memory_gb is None or memory.most_samples(gpu_memory_gb) >= 1:
+        return ""
+    return f"one job needs GPUs of at least {memory.total(1) / USABLE / GB:.1f} GB, got gpu_memory_gb={gpu_memory_gb:g}"
 
 
 def _with_batch(stage: Stage, batch: Batch, parts: int) -> Stage:

@@ -42,12 +42,14 @@ from mvd.train.tasks import Teachers
 logger = logging.getLogger(__name__)
 
 Complete = Callable[[Stage, dict[str, Any]], object]
+Failed = Callable[[Stage, str], object]
 
 
-def train_together(stages: Sequence[Stage], process: Process, complete: Complete) -> None:
+def train_together(stages: Sequence[Stage], process: Process, complete: Complete, failed: Failed) -> None:
     """Trains several students, each from its newest checkpoint to its end.
 
-    complete: is called with each stage and the content of its result.json, as soon as its weights are written.
+    complete: is called with each stage and the content of its result.json, as soon as its weights are written. failed:
+    with a stage that cannot continue, and why, while the others go on.
 
     Raises:
         ConfigError: the students cannot share their teachers as they are planned, or a setting or input is invalid.
@@ -55,7 +57,7 @@ def train_together(stages: Sequence[Stage], process: Process, complete: Complete
         HostFault: a machine failed the checks before the start; raised on every process.
         Interrupted: stopped by a signal; every student is saved. Raised on every process.
     """
-    group = Group(stages, process, complete)
+    group = Group(stages, process, complete, failed)
     try:
         group.to_the_end()
     finally:
@@ -143,8 +145,8 @@ class Member:
 class Group:
     """Students in training, and what they share."""
 
-    def __init__(self, stages: Sequence[Stage], process: Process, complete: Complete) -> None:
-        self.process, self.complete = process, complete
+    def __init__(self, stages: Sequence[Stage], process: Process, complete: Complete, failed: Failed) -> None:
+        self.process, self.complete, self.failed = process, complete, failed
         self.started = time.monotonic()
         heartbeat("starting", 0)
         with exit_together():
@@ -267,8 +269,10 @@ class Group:
             member.ending, member.is_through = ending.with_traceback(None), True
             member.close()
             self.is_stopping |= isinstance(ending, Interrupted)
-            if self.process.is_first and not isinstance(ending, Interrupted):
-                logger.error("%s ends, the others go on: %s", member.stage.id, ending)
+            if not isinstance(ending, Interrupted):
+                if self.process.is_first:
+                    logger.error("%s ends, the others go on: %s", member.stage.id, ending)
+                self.failed(member.stage, str(ending))
 
     def _stop_if_asked(self) -> bool:
         """Once a signal has stopped one student, stops the others too; returns whether it did."""

@@ -74,7 +74,7 @@ def check_planned_together(stages: Sequence[Stage]) -> None:
                 f"{smallest.id} and {stage.id} must both use ZeRO stage 3, or neither, got {other.deepspeed} and "
                 f"{how.deepspeed}; set one in cluster.pretrain.deepspeed"
             )
-        parts = stage.recipe.optimization.global_batch // smallest.recipe.optimization.global_batch
+        parts = other.batch_parts * stage.recipe.optimization.global_batch // smallest.recipe.optimization.global_batch
         if (how.micro_batch, how.precision, how.batch_parts) != (other.micro_batch, other.precision, parts):
             raise ConfigError(
                 f"{stage.id} must have micro_batch={other.micro_batch}, precision={other.precision} and "
