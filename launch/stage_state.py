@@ -174,7 +174,9 @@ def _restarts(files: RunDirectory, record: Record) -> str:
     took = {kind: f" ({duration(round(seconds))} each)" for kind, seconds in seconds_of_restarts(files, record).items()}
     requeued = f"; requeued {record.requeued} times{took.get(False, '')}" if record.requeued else ""
     in_place = f"; restarted in place {record.restarted} times{took.get(True, '')}" if record.restarted else ""
-    return requeued + in_place
+    fewer = record.attempts[-1].shrunk_to if record.attempts else 0
+    shrunk = f"; on {fewer} GPUs until the next requeue" if fewer else ""
+    return requeued + in_place + shrunk
 
 
 def _ended(record: Record, state: str, again: str) -> State:

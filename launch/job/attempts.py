@@ -24,7 +24,7 @@ from launch.job.log import say
 from launch.job.ownership import is_gone
 from launch.job.record import Attempt, Record, now, read_record, write_record
 from launch.job.rendezvous import free_port
-from launch.job.restart import blamed_since, reason_to_requeue, srun_options
+from launch.job.restart import blamed_since, place_for, reason_to_requeue, srun_options
 from launch.job.verdict import judge, without_progress
 from launch.slurm.client import PATIENT, slurm
 from launch.slurm.exclusion import blamed_hosts, excludable_hosts, exclusion
@@ -64,15 +64,16 @@ def begin(files: RunDirectory) -> list[str]:
     """
     record = _wait_for_record(files)
     _check_requeue(record)
-    options = srun_options(files, record, start())
+    place = place_for(files, record, start())
     owner = Owner(job_id(), restarts(), hostname(), now(), free_port(), record.directory, start())
     with_disk(lambda: take(files, owner, is_gone))
     with_disk(lambda: files.error.unlink(missing_ok=True))
     record.error = None  # of an attempt after which somebody else requeued the job
     attempt = Attempt(job_id(), owner.host, owner.started, files.progress(), requeue=restarts(), start=start())
+    attempt.shrunk_to = place.shrunk_to if place else 0
     record.attempts.append(attempt)
     with_disk(lambda: write_record(files, record))
-    return options
+    return srun_options(place, start())
 
 
 def _wait_for_record(files: RunDirectory) -> Record:
@@ -199,7 +200,7 @@ def _requeue(files: RunDirectory, record: Record, asks: bool) -> int:
         record.error = f"it could not be requeued ({refused}); after: {attempt.error}"
         say(f"=== {record.error}")
         return 1
-    if record.spare_nodes and (refused := slurm.resize(job_id(), record.nodes + record.spare_nodes)):
+    if record.outlasts_nodes and (refused := slurm.resize(job_id(), record.nodes + record.spare_nodes)):
         say(f"=== it asks for the nodes that are left: {refused}")
     if avoided != record.avoided:
         refused = slurm.exclude(job_id(), exclusion(record.exclude, avoided))

@@ -28,7 +28,7 @@ class Attempt:
 
     stopped: whether it ended because of a signal from outside, such as SLURM's before a time limit. requeue: SLURM's
     count of the job's restarts. start: how often the job has started its processes again since, in the allocation that
-    it holds.
+    it holds. shrunk_to: its number of processes, if it had fewer than planned; else 0.
     """
 
     job_id: str
@@ -40,6 +40,7 @@ class Attempt:
     stopped: bool = False
     requeue: int = 0
     start: int = 0
+    shrunk_to: int = 0
 
     @property
     def name(self) -> str:
@@ -55,8 +56,9 @@ class Record:
     last lines of the final error. exclude: the nodes that the profile excludes, as sbatch takes them. avoided: nodes
     that are excluded too, since faults were blamed on them. directory: the job's working directory, which no other job
     has; None in a record of version 0.1. requeue_exit: an exit code after which the site's SLURM requeues a job.
-    spare_nodes: nodes of the job beyond those that its processes use. warning_seconds: how long before its time limit
-    the job is told to save.
+    spare_nodes: nodes of the job beyond those that its processes use. fewer: smaller numbers of processes with which
+    the job may go on if it has too few nodes; none if the profile does not allow it (slurm.shrink).
+    warning_seconds: how long before its time limit the job is told to save.
     """
 
     job_id: str
@@ -73,6 +75,7 @@ class Record:
     requeue_exit: int | None = None
     spare_nodes: int = 0
     warning_seconds: int = 0
+    fewer: list[int] = field(default_factory=list)
 
     @property
     def is_local(self) -> bool:
@@ -99,6 +102,11 @@ class Record:
     @property
     def _of_this_job(self) -> list[Attempt]:
         return [attempt for attempt in self.attempts if attempt.job_id == self.job_id]
+
+    @property
+    def outlasts_nodes(self) -> bool:
+        """Whether the job keeps its allocation if a node is lost or blamed (sbatch --no-kill)."""
+        return self.spare_nodes > 0 or bool(self.fewer)
 
     @property
     def script(self) -> Path:

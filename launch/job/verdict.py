@@ -56,7 +56,7 @@ def judge(files: RunDirectory, code: int, record: Record) -> None:
     crash = try_to("log", lambda: blame_dead_tasks(files.whole, record.log))  # the others' errors only follow from it
     said = crash or (failure["lines"] if failure else _last_fault(files, attempt.started))
     attempt.error = _reason(code, said, explain_exit(code, step_state(record.log())))
-    if failure and failure.get("final"):
+    if failure and failure.get("final") and not attempt.shrunk_to:  # the memory may be enough for all processes
         record.error = attempt.error
     elif (failed := without_progress(files, record)) >= MAX_FAILED_ATTEMPTS and not attempt.stopped:
         record.error = f"{failed} attempts have saved nothing new; the last one: {attempt.error}"

@@ -21,7 +21,8 @@ from launch.slurm.jobs import QueuedJob
 from launch.slurm.sbatch import call_sbatch, new_folder, write_script
 from launch.slurm.script import parameters, spare_nodes
 from launch.snapshot import take_snapshot
-from mvd.config import ConfigError
+from mvd.batch import working_world_sizes
+from mvd.config import ConfigError, Test
 from mvd.files import write_json, write_text
 from mvd.stage import Stage
 
@@ -138,7 +139,7 @@ def submit_array(
     record.directory, record.requeue_exit = str(folder), slurm.requeue_exit()
     record.spare_nodes, record.warning_seconds = spare_nodes(array, cluster.slurm), cluster.slurm.warning_seconds
     try:
-        write_records(array, record, rows, parents)
+        write_records(array, record, rows, parents, shrinks=cluster.slurm.shrink)
     except OSError as error:
         slurm.cancel([job])
         raise ConfigError(f"{error.filename}: {error.strerror}; job {job} is cancelled again; fix that") from error
@@ -153,12 +154,17 @@ def resolve(text: str, submitted: Mapping[str, str]) -> str:
     return re.sub(r"#\d+", lambda name: submitted[name.group()], text)
 
 
-def write_records(array: Array, whole: Record, rows: Mapping[str, list[str]], parents: Mapping[str, list[str]]) -> None:
-    """Writes the record of each element into its folder."""
+def write_records(
+    array: Array, whole: Record, rows: Mapping[str, list[str]], parents: Mapping[str, list[str]], shrinks: bool
+) -> None:
+    """Writes the record of each element into its folder. shrinks: whether jobs may go on with fewer processes."""
     parts = [part for stage in array.stages for part in stage.in_shards()]
     for index, part in enumerate(parts):
         job = whole.job_id if len(parts) == 1 else f"{whole.job_id}_{index}"
         record = dataclasses.replace(whole, job_id=job, rows=rows[part.id], parents=parents[part.id])
+        if shrinks and not isinstance(part.recipe, Test) and array.layout.nodes > 1:
+            planned = array.layout.nodes * array.layout.gpus
+            record.fewer = [size for size in working_world_sizes(part.recipe) if size < planned]
         write_record(part.job_files, record)
 
 
