@@ -13,7 +13,7 @@ from launch.cluster import EXAMPLE, ROOT, Cluster
 from launch.plan.arrays import build_arrays
 from launch.plan.differences import describe, target_text
 from launch.plan.graph import Node
-from launch.plan.together import memory_of_stages
+from launch.plan.together import SharedPlan, memory_of_stages
 from launch.plan.weights import notes_on_weights
 from mvd.config import KINDS, Row, Test
 from mvd.flops import gpu_hours, saved_gpu_hours
@@ -41,14 +41,11 @@ def print_settings(request: Request, nodes: Sequence[Node], needed: Sequence[str
 def print_plan(
     request: Request,
     nodes: Sequence[Node],
-    stages: Sequence[Stage],
+    plan: SharedPlan,
     needed: Sequence[str],
-    groups: Sequence[Sequence[str]] = (),
 ) -> None:
-    """Prints the stages with their batches, estimated cost and dependencies, and the sbatch calls.
-
-    groups: ids of the stages that run together (launch.plan.together).
-    """
+    """Prints the stages with their batches, estimated cost and dependencies, and the sbatch calls."""
+    stages = plan.stages
     rate = request.cluster.sustained_tflops
     hours = [gpu_hours(node.recipe, rate) for node in nodes]
     _print_stages(f"plan of {counted(len(request.rows), 'row')}", nodes, stages, hours)
@@ -62,9 +59,9 @@ def print_plan(
         f"{sum(days.values()):,.1f} days one after the other, {_longest_chain(nodes, days):,.1f} if all stages that "
         "can run at the same time do"
     )
-    _print_groups(stages, groups, rate)
+    _print_groups(plan, rate)
     if not request.options.local:
-        _print_arrays(request, nodes, stages)
+        _print_arrays(request, nodes, plan)
     _print_needed(needed)
     accuracies = ("see the accuracies reached so far", command("report.py", *request.words))
     print_next([*_first_steps(request, needed), accuracies])
@@ -77,13 +74,13 @@ def print_targets(rows: Sequence[Row]) -> None:
             print(f"{row.name}: target {target_text(row)}; {differs}")
 
 
-def print_scripts(cluster: Cluster, nodes: Sequence[Node], stages: Sequence[Stage]) -> None:
+def print_scripts(cluster: Cluster, nodes: Sequence[Node], plan: SharedPlan) -> None:
     """Prints the batch script of every sbatch call; folders that are made on submission have placeholders."""
     from launch.slurm.sbatch import script_text
     from launch.slurm.script import parameters
 
     runs = Path(cluster.runs)
-    for array in build_arrays(nodes, stages, {}, cluster):
+    for array in build_arrays(nodes, plan.stages, {}, cluster, plan.groups):
         folder, code = runs / "jobs" / f"TIME-{array.stages[0].kind}-XXXX", runs / "code" / "COMMIT-XXXXXXXX"
         how = parameters(array, cluster, code, folder, array.dependency, cluster.slurm.excluded)
         print(f"# {array.name}: {', '.join(stage.id for stage in array.stages)}")
@@ -114,11 +111,11 @@ def _print_stages(title: str, nodes: Sequence[Node], stages: Sequence[Stage], ho
     print_table(title, columns, lines)
 
 
-def _print_groups(stages: Sequence[Stage], groups: Sequence[Sequence[str]], rate: float) -> None:
+def _print_groups(plan: SharedPlan, rate: float) -> None:
     """Prints which stages run together, what that saves of the GPU-hours above, and what memory it takes."""
-    number = {stage.id: place for place, stage in enumerate(stages, start=1)}
-    for group in groups:
-        members = [stages[number[name] - 1] for name in group]
+    number = {stage.id: place for place, stage in enumerate(plan.stages, start=1)}
+    for group in plan.groups:
+        members = [plan.stages[number[name] - 1] for name in group]
         recipes = [stage.recipe for stage in members]
         alone, saved = sum(gpu_hours(recipe, rate) for recipe in recipes), saved_gpu_hours(recipes, rate)
         memory = memory_of_stages(members).total(members[0].execution.micro_batch) / GB
@@ -128,6 +125,8 @@ def _print_groups(stages: Sequence[Stage], groups: Sequence[Sequence[str]], rate
             f"{alone:,.0f} GPU-hours, {saved:,.0f} saved; {memory:,.1f} GB per GPU; pretrain.share_teachers=false in "
             "the profile runs them apart"
         )
+    for sentence in plan.apart:
+        print(sentence)
 
 
 def gpus_of(stage: Stage) -> int:
@@ -153,15 +152,15 @@ def _longest_chain(nodes: Sequence[Node], days: Mapping[str, float]) -> float:
     return max(ends.values())
 
 
-def _print_arrays(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> None:
+def _print_arrays(request: Request, nodes: Sequence[Node], plan: SharedPlan) -> None:
     """Prints the sbatch calls for the stages that are not complete, assuming that none is queued yet."""
     number = {node.id: str(place) for place, node in enumerate(nodes, start=1)}
-    missing = [stage for stage in stages if not stage.files.read_result()]
-    arrays = build_arrays(nodes, missing, {}, request.cluster)
+    missing = [stage for stage in plan.stages if not stage.files.read_result()]
+    arrays = build_arrays(nodes, missing, {}, request.cluster, plan.groups)
     lines = [
         [
             array.name if array.size == 1 else f"{array.name}[0-{array.size - 1}]",
-            ", ".join(number[stage.id] for stage in array.stages),
+            ", ".join("+".join(number[stage.id] for stage in element) for element in array.elements),
             str(array.layout),
             array.dependency or "-",
         ]
@@ -169,8 +168,8 @@ def _print_arrays(request: Request, nodes: Sequence[Node], stages: Sequence[Stag
     ]
     print()
     print_table(counted(len(arrays), "sbatch call"), ["array", "stages #", "nodes x GPUs", "after"], lines)
-    if len(missing) < len(stages):
-        print(f"complete already: {len(stages) - len(missing)} of {len(stages)} stages")
+    if len(missing) < len(nodes):
+        print(f"complete already: {len(nodes) - len(missing)} of {len(nodes)} stages")
 
 
 def _print_given_weights(nodes: Sequence[Node]) -> None:

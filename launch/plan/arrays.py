@@ -12,7 +12,6 @@ from launch.plan.graph import Node
 from mvd.config import KINDS, ConfigError
 from mvd.stage import Stage
 
-
 Element = tuple[Stage, ...]  # the stages of one job: one, or several students that share their teachers
 
 
@@ -38,8 +37,13 @@ class Array:
         return self.stages[0].execution.shards
 
     @property
+    def jobs(self) -> list[Element]:
+        """What each job runs: a stage, a shard of one, or a group; an array of one is submitted as a plain job."""
+        return [job for element in self.elements for job in zip(*(stage.in_shards() for stage in element), strict=True)]
+
+    @property
     def size(self) -> int:
-        """Number of elements; an array of one is submitted as a plain job."""
+        """Number of jobs."""
         return len(self.elements) * self.shards
 
     @property

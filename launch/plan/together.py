@@ -2,14 +2,33 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from launch.cluster import Cluster
 from launch.plan.graph import Node
+from launch.plan.resolve import build_stage
 from mvd.batch import Batch, solve_shared
 from mvd.config import ConfigError, Pretrain
 from mvd.memory import GB, USABLE, Memory, memory_of_group
 from mvd.sharing import Student, sharing_groups, smallest_batch, why_not
 from mvd.stage import Stage
+
+
+class SharedPlan(NamedTuple):
+    """The stages of a plan, and which run in one job. apart: why some that could share do not, one sentence each."""
+
+    stages: list[Stage]
+    groups: list[list[str]]
+    apart: list[str]
+
+
+def plan_together(nodes: Sequence[Node], cluster: Cluster, asked: Sequence[str]) -> SharedPlan:
+    """The stages of a plan as the cluster will run them; arguments and errors as those of `form_groups`."""
+    stages = [build_stage(node, cluster) for node in nodes]
+    groups, apart = form_groups(nodes, cluster, asked), list[str]()
+    if not asked:
+        groups, apart = fitting_groups(stages, groups, cluster)
+    return SharedPlan(with_shared_batches(stages, groups, cluster), groups, apart)
 
 
 def form_groups(nodes: Sequence[Node], cluster: Cluster, asked: Sequence[str]) -> list[list[str]]:
@@ -29,8 +48,8 @@ def form_groups(nodes: Sequence[Node], cluster: Cluster, asked: Sequence[str]) -
 
 
 def fitting_groups(
-    stages: Sequence[Stage], groups: Sequence[Sequence[str]], cluster: Cluster
-) -> tuple[list[Sequence[str]], list[str]]:
+    stages: Sequence[Stage], groups: Sequence[list[str]], cluster: Cluster
+) -> tuple[list[list[str]], list[str]]:
     """The groups that fit the GPUs' memory, and a sentence for each of the others, whose stages run apart."""
     by_id = {stage.id: stage for stage in stages}
     reasons = {tuple(group): _too_large([by_id[name] for name in group], cluster.gpu_memory_gb) for group in groups}
@@ -98,7 +117,8 @@ def memory_of_stages(members: Sequence[Stage]) -> Memory:
     """The memory of students in one job."""
     how = [stage.execution for stage in members]
     recipes = [stage.recipe for stage in members]
-    return memory_of_group(recipes, how[0].world_size, [each.deepspeed for each in how], how[0].precision)
+    world_size = min(each.world_size for each in how)
+    return memory_of_group(recipes, world_size, [each.deepspeed for each in how], how[0].precision)
 
 
 def _asked_group(text: str, nodes: Sequence[Node], students: Sequence[Student]) -> list[str]:

@@ -37,7 +37,7 @@ def test_a_full_disk_is_one_sentence_and_another_attempt_is_made(note, monkeypat
 
     monkeypatch.setattr(run_module, "run_stage", full)
     with pytest.raises(SystemExit) as left:
-        run(None, note)
+        run([None], note)
     said = "error: /runs/metrics.jsonl: No space left on device; fix that, then submit the row again"
     assert left.value.code == 2 and said in capsys.readouterr().err
     written = json.loads(note.files.error.read_text())
@@ -50,7 +50,7 @@ def test_a_host_fault_is_one_sentence_and_another_attempt_is_made(tmp_path, monk
 
     monkeypatch.setattr(run_module, "run_stage", broken)
     with pytest.raises(SystemExit) as left:
-        run(None, ErrorNote(RunDirectory(tmp_path), rank=3))
+        run([None], ErrorNote(RunDirectory(tmp_path), rank=3))
     said = "error: rank 3 on node2: no usable GPU"
     assert left.value.code == RETRYABLE and capsys.readouterr().err == f"{said}\n"
     note = json.loads((tmp_path / "error.json").read_text())
@@ -112,7 +112,7 @@ def test_a_process_waits_for_its_attempts_record(note, monkeypatch):
     monkeypatch.setenv(VARIABLE, "24.1.0")
     monkeypatch.setattr(stage_job.time, "sleep", slept)
     take(note.files, owner(attempt=0), lambda _: False)
-    assert wait_for_owner(note.files) == owner(attempt=1)
+    assert wait_for_owner([note.files]) == owner(attempt=1)
 
 
 def test_a_process_of_another_attempt_does_not_start(note, monkeypatch):
@@ -120,7 +120,7 @@ def test_a_process_of_another_attempt_does_not_start(note, monkeypatch):
     monkeypatch.setattr(stage_job, "SECONDS_FOR_OWNER", 0)
     take(note.files, owner(attempt=0), lambda _: False)
     with pytest.raises(ConfigError, match="does not belong to job 25.0.0 but to job 24, attempt 1, on node1"):
-        wait_for_owner(note.files)
+        wait_for_owner([note.files])
 
 
 def test_a_rendezvous_port_is_free_and_not_the_kernels(tmp_path):
