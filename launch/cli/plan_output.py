@@ -13,7 +13,7 @@ from launch.cluster import EXAMPLE, ROOT, Cluster
 from launch.plan.arrays import build_arrays
 from launch.plan.differences import describe, target_text
 from launch.plan.graph import Node
-from launch.plan.together import SharedPlan, memory_of_stages
+from launch.plan.together import SharedPlan, days_until_complete, gpus_of, memory_of_stages
 from launch.plan.weights import notes_on_weights
 from mvd.config import KINDS, Row, Test
 from mvd.flops import gpu_hours, saved_gpu_hours
@@ -49,16 +49,10 @@ def print_plan(
     rate = request.cluster.sustained_tflops
     hours = [gpu_hours(node.recipe, rate) for node in nodes]
     _print_stages(f"plan of {counted(len(request.rows), 'row')}", nodes, stages, hours)
-    days = {stage.id: cost / gpus_of(stage) / 24 for stage, cost in zip(stages, hours, strict=True)}
     print(f"\n{_kind_counts(nodes)}")
     print_targets(request.rows)
     _print_given_weights(nodes)
-    print(
-        f"about {sum(hours):,.0f} GPU-hours at {rate:g} TFLOP/s sustained per GPU (cluster.sustained_tflops), "
-        "without decoding, validation and recomputed activations;\n"
-        f"{sum(days.values()):,.1f} days one after the other, {_longest_chain(nodes, days):,.1f} if all stages that "
-        "can run at the same time do"
-    )
+    _print_cost(nodes, plan, sum(hours), rate)
     _print_groups(plan, rate)
     if not request.options.local:
         _print_arrays(request, nodes, plan)
@@ -111,27 +105,44 @@ def _print_stages(title: str, nodes: Sequence[Node], stages: Sequence[Stage], ho
     print_table(title, columns, lines)
 
 
+def _print_cost(nodes: Sequence[Node], plan: SharedPlan, hours: float, rate: float) -> None:
+    """Prints the GPU-hours and days of the plan. hours: of all stages alone."""
+    days = days_until_complete(plan, rate)
+    last = [max(group, key=lambda name: days[name]) for group in plan.groups]
+    one_by_one = sum(days[node.id] for node in nodes if not any(node.id in group for group in plan.groups))
+    saved = sum(saved_gpu_hours([stage.recipe for stage in members], rate) for members in _groups(plan))
+    alone = f" ({hours:,.0f} without shared teachers)" if saved else ""
+    print(
+        f"about {hours - saved:,.0f} GPU-hours{alone} at {rate:g} TFLOP/s sustained per GPU "
+        "(cluster.sustained_tflops), without decoding, validation and recomputed activations;\n"
+        f"{one_by_one + sum(days[name] for name in last):,.1f} days one job after the other, "
+        f"{_longest_chain(nodes, days):,.1f} if all that can run at the same time do"
+    )
+
+
+def _groups(plan: SharedPlan) -> list[list[Stage]]:
+    return [[stage for stage in plan.stages if stage.id in group] for group in plan.groups]
+
+
 def _print_groups(plan: SharedPlan, rate: float) -> None:
     """Prints which stages run together, what that saves of the GPU-hours above, and what memory it takes."""
     number = {stage.id: place for place, stage in enumerate(plan.stages, start=1)}
-    for group in plan.groups:
-        members = [plan.stages[number[name] - 1] for name in group]
+    for members in _groups(plan):
         recipes = [stage.recipe for stage in members]
         alone, saved = sum(gpu_hours(recipe, rate) for recipe in recipes), saved_gpu_hours(recipes, rate)
-        memory = memory_of_stages(members).total(members[0].execution.micro_batch) / GB
-        numbers = ", ".join(str(number[name]) for name in group)
+        numbers = ", ".join(str(number[stage.id]) for stage in members)
         print(
             f"stages {numbers} run together with one pass of their teachers: {alone - saved:,.0f} instead of "
-            f"{alone:,.0f} GPU-hours, {saved:,.0f} saved; {memory:,.1f} GB per GPU; pretrain.share_teachers=false in "
-            "the profile runs them apart"
+            f"{alone:,.0f} GPU-hours, {saved:,.0f} saved; {_group_memory(members):,.1f} GB per GPU; "
+            "pretrain.share_teachers=false in the profile runs them apart"
         )
     for sentence in plan.apart:
         print(sentence)
 
 
-def gpus_of(stage: Stage) -> int:
-    """GPUs that a stage occupies at the same time, with all shards of a test."""
-    return stage.execution.world_size * stage.execution.shards
+def _group_memory(members: Sequence[Stage]) -> float:
+    """GB of each GPU for students in one job."""
+    return memory_of_stages(members).total(members[0].execution.micro_batch) / GB
 
 
 def memory_text(stage: Stage) -> str:

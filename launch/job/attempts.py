@@ -25,7 +25,7 @@ from launch.job.ownership import is_gone
 from launch.job.record import Attempt, Member, Record, has_left, now, read_record, was_cancelled, write_record
 from launch.job.rendezvous import free_port
 from launch.job.requeue import requeue
-from launch.job.restart import blamed_since, place_for, srun_options
+from launch.job.restart import blamed_since, place_for, reason_to_requeue, srun_options
 from launch.job.students import (
     all_is_well,
     folders_of,
@@ -59,19 +59,25 @@ def begin(folders: Sequence[RunDirectory], submission: Path) -> list[str]:
     together = ",".join(files.path.name for files, _ in members) if len(folders) > 1 else ""
     directory = members[0].record.directory
     owner = Owner(job_id(), restarts(), hostname(), now(), free_port(), directory, start(), together)
-    for files, record in members:
-        with_disk(partial(take, files, owner, is_gone))
-        with_disk(partial(files.error.unlink, missing_ok=True))
-        record.error = None  # of an attempt after which somebody else requeued the job
-        attempt = Attempt(job_id(), owner.host, owner.started, files.progress(), requeue=restarts(), start=start())
-        attempt.shrunk_to = place.shrunk_to if place else 0
-        record.attempts.append(attempt)
-        with_disk(partial(write_record, files, record))
-        if was_cancelled(files, str(submission)):  # meanwhile
-            give_back(files, owner)
+    for member in members:
+        _start_stage(member, owner, place.shrunk_to if place else 0)
+        if was_cancelled(member.files, str(submission)):  # meanwhile
+            give_back(member.files, owner)
     if len(folders) > 1:
         settle_children(folders)
     return srun_options(place, start())
+
+
+def _start_stage(member: Member, owner: Owner, shrunk_to: int) -> None:
+    files, record = member
+    with_disk(lambda: take(files, owner, is_gone))
+    with_disk(lambda: files.error.unlink(missing_ok=True))
+    record.error = None  # of an attempt after which somebody else requeued the job
+    saved = files.progress()
+    attempt = Attempt(job_id(), owner.host, owner.started, saved, requeue=restarts(), start=start())
+    attempt.shrunk_to = shrunk_to
+    record.attempts.append(attempt)
+    with_disk(lambda: write_record(files, record))
 
 
 def _members(folders: Sequence[RunDirectory], submission: Path) -> list[Member]:

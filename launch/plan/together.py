@@ -9,6 +9,7 @@ from launch.plan.graph import Node
 from launch.plan.resolve import build_stage
 from mvd.batch import Batch, solve_shared
 from mvd.config import ConfigError, Pretrain
+from mvd.flops import gpu_hours, shared_gpu_hours
 from mvd.memory import GB, USABLE, Memory, memory_of_group
 from mvd.sharing import Student, sharing_groups, smallest_batch, why_not
 from mvd.stage import Stage
@@ -74,6 +75,32 @@ def with_shared_batches(stages: Sequence[Stage], groups: Sequence[Sequence[str]]
     for group in groups:
         planned |= {stage.id: stage for stage in _share([planned[name] for name in group], cluster.gpu_memory_gb)}
     return [planned[stage.id] for stage in stages]
+
+
+def days_until_complete(plan: SharedPlan, sustained_tflops: float) -> dict[str, float]:
+    """Days from the start of its job until a stage is complete, at this many TFLOP/s per GPU.
+
+    A student of a group is complete before the others have made more epochs than it has.
+    """
+    days = {s.id: gpu_hours(s.recipe, sustained_tflops) / gpus_of(s) / 24 for s in plan.stages}
+    for group in plan.groups:
+        members = [stage for stage in plan.stages if stage.id in group]
+        for stage in members:
+            recipes = [_cut(other.recipe, stage.recipe.optimization.epochs) for other in members]
+            days[stage.id] = shared_gpu_hours(recipes, sustained_tflops) / gpus_of(stage) / 24
+    return days
+
+
+def gpus_of(stage: Stage) -> int:
+    """GPUs that a stage occupies at the same time, with all shards of a test."""
+    return stage.execution.world_size * stage.execution.shards
+
+
+def _cut(recipe: Pretrain, epochs: int) -> Pretrain:
+    settings = recipe.optimization
+    shorter = min(epochs, settings.epochs)
+    cut = dataclasses.replace(settings, epochs=shorter, schedule_epochs=settings.laid_out_epochs)
+    return dataclasses.replace(recipe, optimization=cut)
 
 
 def _share(members: Sequence[Stage], gpu_memory_gb: float | None) -> list[Stage]:

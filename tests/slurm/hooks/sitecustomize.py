@@ -1,10 +1,10 @@
 """Faults that a test asks for. Python imports this module at its start in jobs that have this folder in PYTHONPATH.
 
-MVD_TEST_BRAKE=FILE: while the file exists, an attempt pauses after two updates until it is told to stop, so that a test
-can rely on the stage being unfinished. The file may hold {"updates": 5} to pause after that many, and {"flush": 3,
-"rank": 1} to pause in the save that follows, when that rank flushes its third file to disk, as a rule in the thread
-that writes checkpoints; the training of that rank then pauses too. FILE.reached then holds the update of the run at
-which it pauses. While there is a FILE.error, that rank raises a RuntimeError with its text.
+MVD_TEST_BRAKE=FILE: while the file exists, an attempt pauses after two updates (of all its students together) until it
+is told to stop, so that a test can rely on the stage being unfinished. The file may hold {"updates": 5} to pause after
+that many, and {"flush": 3, "rank": 1} to pause in the save that follows, when that rank flushes its third file to disk,
+as a rule in the thread that writes checkpoints; the training of that rank then pauses too. FILE.reached then holds the
+update of the run at which it pauses. While there is a FILE.error, that rank raises a RuntimeError with its text.
 MVD_TEST_FAULT=FILE: while the file exists, no stage starts. MVD_TEST_BAD=FILE: the node whose name is in the file
 cannot write to run directories; if the file is empty, the second rank's node.
 """
@@ -26,7 +26,7 @@ BRAKE, FAULT, BAD = (Path(os.environ.get(f"MVD_TEST_{name}", "/nowhere")) for na
 def brake(loop: ModuleType) -> None:
     plan = {"updates": 2, "flush": 0, "rank": 0} | json.loads(BRAKE.read_text() or "{}")
     is_the_one = int(os.environ["RANK"]) == plan["rank"]
-    update_once, save, flush = loop.TrainingRun._one_update, loop.TrainingRun._save, os.fsync
+    begin_update, save, flush = loop.TrainingRun.begin_update, loop.TrainingRun._save, os.fsync
     error = BRAKE.with_suffix(".error")
     updates = flushes = 0
 
@@ -48,7 +48,7 @@ def brake(loop: ModuleType) -> None:
         if updates >= plan["updates"] and (reached or not plan["flush"]):
             wait(run)
         updates += 1
-        update_once(run, *arguments)
+        begin_update(run, *arguments)
 
     def braked_save(run):
         def braked_flush(descriptor):
@@ -62,7 +62,7 @@ def brake(loop: ModuleType) -> None:
             os.fsync = braked_flush
         return save(run)
 
-    loop.TrainingRun._one_update, loop.TrainingRun._save = braked_update, braked_save
+    loop.TrainingRun.begin_update, loop.TrainingRun._save = braked_update, braked_save
 
 
 def spoil(preflight: ModuleType) -> None:
