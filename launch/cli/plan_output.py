@@ -38,17 +38,11 @@ def print_settings(request: Request, nodes: Sequence[Node], needed: Sequence[str
     print_next([("see the plan", command("submit.py", *request.words, "--dry-run"))])
 
 
-def print_plan(
-    request: Request,
-    nodes: Sequence[Node],
-    plan: SharedPlan,
-    needed: Sequence[str],
-) -> None:
+def print_plan(request: Request, nodes: Sequence[Node], plan: SharedPlan, needed: Sequence[str]) -> None:
     """Prints the stages with their batches, estimated cost and dependencies, and the sbatch calls."""
-    stages = plan.stages
     rate = request.cluster.sustained_tflops
     hours = [gpu_hours(node.recipe, rate) for node in nodes]
-    _print_stages(f"plan of {counted(len(request.rows), 'row')}", nodes, stages, hours)
+    _print_stages(f"plan of {counted(len(request.rows), 'row')}", nodes, plan, hours)
     print(f"\n{_kind_counts(nodes)}")
     print_targets(request.rows)
     _print_given_weights(nodes)
@@ -81,8 +75,9 @@ def print_scripts(cluster: Cluster, nodes: Sequence[Node], plan: SharedPlan) -> 
         print(script_text(folder, how, array.size))
 
 
-def _print_stages(title: str, nodes: Sequence[Node], stages: Sequence[Stage], hours: Sequence[float]) -> None:
+def _print_stages(title: str, nodes: Sequence[Node], plan: SharedPlan, hours: Sequence[float]) -> None:
     number = {node.id: str(place) for place, node in enumerate(nodes, start=1)}
+    together = {stage.id: f"{_group_memory(group):,.1f}, shared" for group in _groups(plan) for stage in group}
     columns = ["#>", "kind", "stage", "rows>", "GPUs>", "micro-batch x accumulation x GPUs", "length>"]
     columns += ["deepspeed", "GB per GPU>", "GPU-hours>", "days>", "after #"]
     lines = [
@@ -95,12 +90,12 @@ def _print_stages(title: str, nodes: Sequence[Node], stages: Sequence[Stage], ho
             _batch_text(stage),
             _length_text(node),
             "-" if node.kind == "test" else stage.execution.deepspeed,
-            memory_text(stage),
+            together.get(stage.id) or memory_text(stage),
             f"{cost:,.1f}",
             f"{cost / gpus_of(stage) / 24:,.1f}",
             ", ".join(number[parent] for parent in node.stage_parents) or "-",
         ]
-        for node, stage, cost in zip(nodes, stages, hours, strict=True)
+        for node, stage, cost in zip(nodes, plan.stages, hours, strict=True)
     ]
     print_table(title, columns, lines)
 
@@ -133,8 +128,12 @@ def _print_groups(plan: SharedPlan, rate: float) -> None:
         numbers = ", ".join(str(number[stage.id]) for stage in members)
         print(
             f"stages {numbers} run together with one pass of their teachers: {alone - saved:,.0f} instead of "
-            f"{alone:,.0f} GPU-hours, {saved:,.0f} saved; {_group_memory(members):,.1f} GB per GPU; "
-            "pretrain.share_teachers=false in the profile runs them apart"
+            f"{alone:,.0f} GPU-hours, {saved:,.0f} saved; {_group_memory(members):,.1f} GB per GPU"
+        )
+    if plan.groups:
+        print(
+            "the next stages of a student start as soon as it is complete; "
+            "cluster.pretrain.share_teachers=false runs all of them apart"
         )
     for sentence in plan.apart:
         print(sentence)

@@ -5,12 +5,12 @@ import dataclasses
 from experiments.demo import optimization
 from tests.slurm.tiny import rows as tiny
 
-row = tiny[0]
+first = tiny[0]
 rows = tuple(
     dataclasses.replace(
-        row,
+        first,
         name=f"trio_{name}",
-        pretrain=dataclasses.replace(row.pretrain, optimization=optimization(epochs, peak_lr=peak_lr, batch=8)),
+        pretrain=dataclasses.replace(first.pretrain, optimization=optimization(epochs, peak_lr=peak_lr, batch=8)),
     )
     for name, epochs, peak_lr in (("a", 1, 5e-4), ("b", 2, 5e-4), ("c", 2, 1e-3))
 )
