@@ -216,7 +216,13 @@ def _is_mine(files: RunDirectory, is_group: bool) -> bool:
     if owner is not None and not is_this_attempt(owner):
         say(f"=== {files.path} belongs to {owner}; this attempt leaves it alone")
         return False
-    return owner is not None or not is_group or not _is_over(Member(files, _own_record(files)), 0, is_group)
+    return owner is not None or not is_group or not try_to(files.job.name, partial(_is_left_out, files))
+
+
+def _is_left_out(files: RunDirectory) -> bool:
+    """Whether a stage of a group has left the job, or was submitted again."""
+    record = read_record(files)
+    return record is None or record.job_id != job_id() or has_left(files, record)
 
 
 def _own_record(files: RunDirectory) -> Record:

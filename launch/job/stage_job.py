@@ -46,8 +46,7 @@ class StageJob:
         folders = [RunDirectory(Path(directory)) for directory in self.directories]
         if len(folders) == 1:
             folders = [self._stage(folders[0]).job_files]
-        first = next((files for files in folders if not files.result.exists()), folders[0])
-        note = ErrorNote(first, int(os.environ["SLURM_PROCID"]))
+        note = ErrorNote(folders, int(os.environ["SLURM_PROCID"]))
         for number in (signal.SIGUSR2, signal.SIGTERM):  # submitit's own would requeue in the middle of a step
             signal.signal(number, note.leave)
         say(f"=== job {job_id()}, rank {note.rank} on {hostname()}, {now()}")
@@ -56,7 +55,7 @@ class StageJob:
             owner = wait_for_owner(folders)
             os.environ["MASTER_PORT"] = str(owner.port)
             chosen = [files for files in folders if files.path.name in owner.together.split(",")] or folders
-            note.files = chosen[0]
+            note.folders = chosen
             use_nodes_of_step()
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
             export_job()
@@ -165,24 +164,29 @@ def run(stages: Sequence[Stage], note: "ErrorNote") -> None:
 
 @dataclass
 class ErrorNote:
-    """error.json, for launch.job.attempts; only the first process to fail writes it, since it makes the others fail."""
+    """error.json, for launch.job.attempts; only the first process to fail writes it, since it makes the others fail.
 
-    files: RunDirectory
+    folders: of the stages of the job; it is in the first that is still this attempt's and has no result.
+    """
+
+    folders: Sequence[RunDirectory]
     rank: int
 
     def write(self, lines: str, final: bool = False, signal_name: str | None = None) -> None:
         """Records an error's last lines. final: another attempt would meet it too. signal_name: its cause, if any."""
         entry = {"rank": self.rank, "host": hostname(), "lines": lines, "final": final, "signal": signal_name}
         try:
-            if (lost := lost_to(self.files)) is not None:
-                say(lost)
+            lost = {files: lost_to(files) for files in self.folders}
+            own = [files for files in self.folders if lost[files] is None]
+            if not own:
+                say(lost[self.folders[0]])
                 return
-            with open(self.files.error, "x") as handle:
+            with open(min(own, key=lambda files: files.result.exists()).error, "x") as handle:
                 json.dump(entry, handle)
         except FileExistsError:
             say("another process has failed before this one")
         except (ConfigError, OSError) as error:
-            say(f"{self.files.error} cannot be written: {error}")
+            say(f"{self.folders[0].error} cannot be written: {error}")
 
     def leave(self, number: int, _: object) -> None:
         """Handles a signal in the seconds before training, when nothing is lost by leaving at once."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from launch.job.disk import try_to, with_disk
 from launch.job.log import say
-from launch.job.record import Member, active_jobs, now, read_record, was_cancelled, write_record
+from launch.job.record import Member, active_jobs, jobs_in_queue, now, read_record, was_cancelled, write_record
 from launch.slurm.client import PATIENT, slurm
 from mvd.owner import VARIABLE, give_back, read_owner
 from mvd.run_directory import RunDirectory
@@ -76,11 +76,14 @@ def _settle(folders: Sequence[RunDirectory]) -> None:
     failed = {files.path.name for files in folders if (record := read_record(files)) and record.error} - complete
     runs = folders[0].path.parent
     jobs = [child for jobs in active_jobs(runs).values() for child in jobs] if complete | failed else []
+    jobs = [child for child in jobs if (complete | failed) & set(child.parents)]
+    waiting = {job for job, entry in jobs_in_queue(jobs).items() if entry.state == "PENDING"}
+    jobs = [child for child in jobs if child.job_id in waiting]
     if lost := [child.job_id for child in jobs if failed & set(child.parents)]:
         slurm.cancel(lost)
         say(f"=== cancelled, since the stage they wait for has failed: {', '.join(lost)}")
     for child in jobs:
-        if complete & set(child.parents) and all(RunDirectory(runs / p).result.exists() for p in child.parents):
+        if all(RunDirectory(runs / p).result.exists() for p in child.parents):
             refused = slurm.start_now(child.job_id)
             say(f"=== job {child.job_id} need not wait any longer{refused and ': '}{refused}")
 

@@ -55,7 +55,7 @@ def fitting_groups(
     by_id = {stage.id: stage for stage in stages}
     reasons = {tuple(group): _too_large([by_id[name] for name in group], cluster.gpu_memory_gb) for group in groups}
     apart = [
-        f"{', '.join(group)} could share their teachers, but run apart: {reason}"
+        f"{', '.join(group)} could share their teachers, but run apart: {reason}; --together can ask for fewer of them"
         for group, reason in reasons.items()
         if reason
     ]
