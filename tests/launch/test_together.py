@@ -107,7 +107,8 @@ def test_a_group_that_does_not_fit_the_gpus_runs_apart_and_is_refused_if_asked_f
         plan_together(nodes, small, ["vitl_k400,vits_from_vitl_k400,vitb_from_vitl_k400,vitl_e800_k400"])
     fewer = plan_together(nodes, small, ["vitl_k400,vits_from_vitl_k400"])
     assert len(fewer.groups[0]) == 2
-    assert submit.main(["vitl_k400", "vits_from_vitl_k400", "--dry-run", "cluster.gpu_memory_gb=7"]) == 0
+    rows = ["vitl_k400", "vits_from_vitl_k400", "vitb_from_vitl_k400", "vitl_e800_k400", "--until", "pretrain"]
+    assert submit.main([*rows, "--dry-run", "cluster.gpu_memory_gb=12"]) == 0
     assert "could share their teachers, but run apart" in capsys.readouterr().out
 
 

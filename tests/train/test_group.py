@@ -196,6 +196,7 @@ def test_a_student_that_fails_does_not_stop_the_others(runs):
 def test_stages_that_were_not_planned_together_are_refused(runs):
     small, large = read(runs, "together-zero1/small-zero1"), read(runs, "together-zero1/large-zero1")
     check_planned_together([large, small])
+    check_planned_together([large, dataclasses.replace(large, id="other")])  # the small one is complete, or cancelled
     apart = dataclasses.replace(large, execution=dataclasses.replace(large.execution, batch_parts=1))
     with pytest.raises(
         ConfigError, match="large-zero1 must have micro_batch=2, precision=fp32 and batch_parts=2 to share"
