@@ -23,7 +23,7 @@ def test_each_student_of_a_job_has_a_life_of_its_own(site, lab, new_site, tmp_pa
     (tmp_path / "alone").mkdir()
     alone = new_site(tmp_path / "alone")
     alone.submit(TRIO, "cluster.pretrain.share_teachers=false", often, "--until", "pretrain")
-    alone_jobs = alone.jobs()
+    lab.run("scancel", alone.record(c).job_id)
 
     site.brake.write_text(json.dumps({"updates": 6}))  # two of each student
     printed = site.submit(TRIO, often, "--until", "finetune")
@@ -63,4 +63,3 @@ def test_each_student_of_a_job_has_a_life_of_its_own(site, lab, new_site, tmp_pa
         alone.wait_for_result(stage)
         ours, theirs = (load_file(where.runs / stage / "weights.safetensors") for where in (site, alone))
         assert ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in theirs)
-    lab.run("scancel", *alone_jobs)
