@@ -2,21 +2,22 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from launch.cli.output import command, counted, print_next, print_table, short
 from launch.cli.parser import Request
+from launch.cli.plan_cost import group_memory, print_groups, print_totals
 from launch.cluster import EXAMPLE, ROOT, Cluster
 from launch.plan.arrays import build_arrays
 from launch.plan.differences import describe, target_text
 from launch.plan.graph import Node
-from launch.plan.together import SharedPlan, days_until_complete, gpus_of, memory_of_stages
+from launch.plan.rehearsed import costs
+from launch.plan.together import SharedPlan, gpus_of
 from launch.plan.weights import notes_on_weights
 from mvd.config import KINDS, Row, Test
-from mvd.flops import gpu_hours, saved_gpu_hours
 from mvd.identity import sizes_of
 from mvd.memory import GB, memory_of
 from mvd.stage import Stage
@@ -41,13 +42,13 @@ def print_settings(request: Request, nodes: Sequence[Node], needed: Sequence[str
 def print_plan(request: Request, nodes: Sequence[Node], plan: SharedPlan, needed: Sequence[str]) -> None:
     """Prints the stages with their batches, estimated cost and dependencies, and the sbatch calls."""
     rate = request.cluster.sustained_tflops
-    hours = [gpu_hours(node.recipe, rate) for node in nodes]
-    _print_stages(f"plan of {counted(len(request.rows), 'row')}", nodes, plan, hours)
+    found = costs(nodes, plan.stages, request.cluster, request.options.local)
+    _print_stages(f"plan of {counted(len(request.rows), 'row')}", nodes, plan, [cost.gpu_hours for cost in found])
     print(f"\n{_kind_counts(nodes)}")
     print_targets(request.rows)
     _print_given_weights(nodes)
-    _print_cost(nodes, plan, sum(hours), rate)
-    _print_groups(plan, rate)
+    print_totals(nodes, plan, found, rate)
+    print_groups(plan, rate)
     if not request.options.local:
         _print_arrays(request, nodes, plan)
     _print_needed(needed)
@@ -77,7 +78,7 @@ def print_scripts(cluster: Cluster, nodes: Sequence[Node], plan: SharedPlan) -> 
 
 def _print_stages(title: str, nodes: Sequence[Node], plan: SharedPlan, hours: Sequence[float]) -> None:
     number = {node.id: str(place) for place, node in enumerate(nodes, start=1)}
-    together = {stage.id: f"{_group_memory(group):,.1f}, shared" for group in _groups(plan) for stage in group}
+    together = {stage.id: f"{group_memory(group):,.1f}, shared" for group in plan.members() for stage in group}
     columns = ["#>", "kind", "stage", "rows>", "GPUs>", "micro-batch x accumulation x GPUs", "length>"]
     columns += ["deepspeed", "GB per GPU>", "GPU-hours>", "days>", "after #"]
     lines = [
@@ -100,50 +101,6 @@ def _print_stages(title: str, nodes: Sequence[Node], plan: SharedPlan, hours: Se
     print_table(title, columns, lines)
 
 
-def _print_cost(nodes: Sequence[Node], plan: SharedPlan, hours: float, rate: float) -> None:
-    """Prints the GPU-hours and days of the plan. hours: of all stages alone."""
-    days = days_until_complete(plan, rate)
-    last = [max(group, key=lambda name: days[name]) for group in plan.groups]
-    one_by_one = sum(days[node.id] for node in nodes if not any(node.id in group for group in plan.groups))
-    saved = sum(saved_gpu_hours([stage.recipe for stage in members], rate) for members in _groups(plan))
-    alone = f" ({hours:,.0f} without shared teachers)" if saved else ""
-    print(
-        f"about {hours - saved:,.0f} GPU-hours{alone} at {rate:g} TFLOP/s sustained per GPU "
-        "(cluster.sustained_tflops), without decoding, validation and recomputed activations;\n"
-        f"{one_by_one + sum(days[name] for name in last):,.1f} days one job after the other, "
-        f"{_longest_chain(nodes, days):,.1f} if all that can run at the same time do"
-    )
-
-
-def _groups(plan: SharedPlan) -> list[list[Stage]]:
-    return [[stage for stage in plan.stages if stage.id in group] for group in plan.groups]
-
-
-def _print_groups(plan: SharedPlan, rate: float) -> None:
-    """Prints which stages run together, what that saves of the GPU-hours above, and what memory it takes."""
-    number = {stage.id: place for place, stage in enumerate(plan.stages, start=1)}
-    for members in _groups(plan):
-        recipes = [stage.recipe for stage in members]
-        alone, saved = sum(gpu_hours(recipe, rate) for recipe in recipes), saved_gpu_hours(recipes, rate)
-        numbers = ", ".join(str(number[stage.id]) for stage in members)
-        print(
-            f"stages {numbers} run together with one pass of their teachers: {alone - saved:,.0f} instead of "
-            f"{alone:,.0f} GPU-hours, {saved:,.0f} saved; {_group_memory(members):,.1f} GB per GPU"
-        )
-    if plan.groups:
-        print(
-            "the next stages of a student start as soon as it is complete; "
-            "cluster.pretrain.share_teachers=false runs all of them apart"
-        )
-    for sentence in plan.apart:
-        print(sentence)
-
-
-def _group_memory(members: Sequence[Stage]) -> float:
-    """GB of each GPU for students in one job."""
-    return memory_of_stages(members).total(members[0].execution.micro_batch) / GB
-
-
 def memory_text(stage: Stage) -> str:
     """The counted memory of each GPU in training, and whether activations are recomputed; `-` for a test."""
     recipe, how = stage.recipe, stage.execution
@@ -152,14 +109,6 @@ def memory_text(stage: Stage) -> str:
     memory = memory_of(recipe, how.world_size, how.deepspeed, how.precision).total(how.micro_batch)
     recomputed = ", checkpointed" if getattr(recipe, "activation_checkpointing", False) else ""
     return f"{memory / GB:,.1f}{recomputed}"
-
-
-def _longest_chain(nodes: Sequence[Node], days: Mapping[str, float]) -> float:
-    """Days of the longest chain of stages that wait for each other."""
-    ends: dict[str, float] = {}
-    for node in nodes:  # parents first
-        ends[node.id] = days[node.id] + max((ends[parent] for parent in node.stage_parents), default=0.0)
-    return max(ends.values())
 
 
 def _print_arrays(request: Request, nodes: Sequence[Node], plan: SharedPlan) -> None:

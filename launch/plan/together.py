@@ -22,6 +22,10 @@ class SharedPlan(NamedTuple):
     groups: list[list[str]]
     apart: list[str]
 
+    def members(self) -> list[list[Stage]]:
+        """The stages of each group."""
+        return [[stage for stage in self.stages if stage.id in group] for group in self.groups]
+
 
 def plan_together(nodes: Sequence[Node], cluster: Cluster, asked: Sequence[str]) -> SharedPlan:
     """The stages of a plan as the cluster will run them; arguments and errors as those of `form_groups`."""
@@ -83,8 +87,7 @@ def days_until_complete(plan: SharedPlan, sustained_tflops: float) -> dict[str, 
     A student of a group is complete before the others have made more epochs than it has.
     """
     days = {s.id: gpu_hours(s.recipe, sustained_tflops) / gpus_of(s) / 24 for s in plan.stages}
-    for group in plan.groups:
-        members = [stage for stage in plan.stages if stage.id in group]
+    for members in plan.members():
         for stage in members:
             recipes = [_cut(other.recipe, stage.recipe.optimization.epochs) for other in members]
             days[stage.id] = shared_gpu_hours(recipes, sustained_tflops) / gpus_of(stage) / 24
