@@ -4,7 +4,8 @@ MVD_TEST_BRAKE=FILE: while the file exists, an attempt pauses after two updates 
 can rely on the stage being unfinished. The file may hold {"updates": 5} to pause after that many, and {"flush": 3,
 "rank": 1} to pause in the save that follows, when that rank flushes its third file to disk, as a rule in the thread
 that writes checkpoints; the training of that rank then pauses too. FILE.reached then holds the update of the run at
-which it pauses. While there is a FILE.error, that rank raises a RuntimeError with its text.
+which it pauses. While there is a FILE.error, that rank raises a RuntimeError with its text. While there is a
+FILE.silent, nothing pauses, and that rank computes wrongly or slowly, as the file says (a key of WRONG).
 MVD_TEST_FAULT=FILE: while the file exists, no stage starts. MVD_TEST_BAD=FILE: the node whose name is in the file
 cannot write to run directories; if the file is empty, the second rank's node.
 """
@@ -22,6 +23,8 @@ from types import ModuleType
 
 BRAKE, FAULT, BAD = (Path(os.environ.get(f"MVD_TEST_{name}", "/nowhere")) for name in ("BRAKE", "FAULT", "BAD"))
 
+SILENT = BRAKE.with_suffix(".silent")
+
 
 def brake(loop: ModuleType) -> None:
     plan = {"updates": 2, "flush": 0, "rank": 0} | json.loads(BRAKE.read_text() or "{}")
@@ -33,7 +36,7 @@ def brake(loop: ModuleType) -> None:
     def wait(run):
         if is_the_one:
             BRAKE.with_suffix(".reached").write_text(str(run.update))
-        while BRAKE.exists() and not loop.stop_requested():
+        while is_held(loop.stop_requested):
             fail()
             time.sleep(0.1)
 
@@ -47,6 +50,7 @@ def brake(loop: ModuleType) -> None:
         reached = is_the_one and flushes >= plan["flush"]
         if updates >= plan["updates"] and (reached or not plan["flush"]):
             wait(run)
+        go_wrong(run, is_the_one)
         updates += 1
         update_once(run, *arguments)
 
@@ -63,6 +67,39 @@ def brake(loop: ModuleType) -> None:
         return save(run)
 
     loop.TrainingRun._one_update, loop.TrainingRun._save = braked_update, braked_save
+
+
+def is_held(stop_requested: Callable[[], bool]) -> bool:
+    return BRAKE.exists() and not SILENT.exists() and not stop_requested()
+
+
+def go_wrong(run, is_the_one):
+    """Does what FILE.silent asks for, once in this process."""
+    if is_the_one and SILENT.exists() and not changed:
+        changed.append(WRONG[SILENT.read_text()](run))
+
+
+def flip_bit(run):
+    """Flips a bit of a weight."""
+    import torch
+
+    weight = next(weight for weight in run.task.model.parameters() if weight.ndim > 1 and not weight.eq(0).any())
+    weight.data.view(torch.int32).flatten()[3] ^= 1 << 20
+
+
+def slow_down(run):
+    """Makes updates longer by twice what the last one took, and by more than another process takes from this one."""
+    losses, seconds = run.task.losses, min(max(2 * run.rank_times.started, 0.5), 2.0)
+
+    def slower(*arguments):
+        time.sleep(seconds)
+        return losses(*arguments)
+
+    run.task.losses = slower
+
+
+WRONG = {"flipped bit": flip_bit, "slow rank": slow_down}
+changed = []
 
 
 def spoil(preflight: ModuleType) -> None:
