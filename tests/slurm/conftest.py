@@ -39,6 +39,7 @@ slurm:
     MVD_EXPECT_GPU: "0"
     OMP_NUM_THREADS: 1
     MVD_TEST_BRAKE: {folder}/brake
+    MVD_TEST_WRONG: {folder}/wrong
     MVD_TEST_FAULT: {folder}/fault
     MVD_TEST_BAD: {folder}/bad
 """

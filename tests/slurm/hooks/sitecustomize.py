@@ -7,7 +7,8 @@ that writes checkpoints; the training of that rank then pauses too. FILE.reached
 which it pauses. While there is a FILE.error, that rank raises a RuntimeError with its text. While there is a
 FILE.silent, nothing pauses, and that rank computes wrongly or slowly, as the file says (a key of WRONG).
 MVD_TEST_FAULT=FILE: while the file exists, no stage starts. MVD_TEST_BAD=FILE: the node whose name is in the file
-cannot write to run directories; if the file is empty, the second rank's node.
+cannot write to run directories; if the file is empty, the second rank's node. MVD_TEST_WRONG=FILE: linear layers give
+wrong numbers where and when FILE, which may come and go, says so (wrong_matmul.py).
 """
 
 import importlib.abc
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+WRONG = Path(os.environ.get("MVD_TEST_WRONG", "/nowhere/wrong"))
 BRAKE, FAULT, BAD = (Path(os.environ.get(f"MVD_TEST_{name}", "/nowhere")) for name in ("BRAKE", "FAULT", "BAD"))
 
 SILENT = BRAKE.with_suffix(".silent")
@@ -115,8 +117,14 @@ def spoil(preflight: ModuleType) -> None:
     preflight._write_test = refuse_or_write
 
 
+def multiply_wrongly(update: ModuleType) -> None:
+    from wrong_matmul import break_linear  # this folder is in PYTHONPATH
+
+    break_linear(update.Update, WRONG)
+
+
 class Change(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Changes a module right after its import, if the file that asks for it exists then."""
+    """Changes a module right after its import, if the file that asks for it, or its folder, exists then."""
 
     def __init__(self, file: Path, name: str, change: Callable[[ModuleType], None]) -> None:
         self.file, self.name, self.change = file, name, change
@@ -141,4 +149,9 @@ class Fault(importlib.abc.MetaPathFinder):
             raise RuntimeError("the fault that a test asked for")
 
 
-sys.meta_path[:0] = [Change(BRAKE, "mvd.train.loop", brake), Change(BAD, "mvd.distributed.preflight", spoil), Fault()]
+sys.meta_path[:0] = [
+    Change(BRAKE, "mvd.train.loop", brake),
+    Change(BAD, "mvd.distributed.preflight", spoil),
+    Change(WRONG.parent, "mvd.train.update", multiply_wrongly),
+    Fault(),
+]
