@@ -5,7 +5,7 @@ can rely on the stage being unfinished. The file may hold {"updates": 5} to paus
 "rank": 1} to pause in the save that follows, when that rank flushes its third file to disk, as a rule in the thread
 that writes checkpoints; the training of that rank then pauses too. FILE.reached then holds the update of the run at
 which it pauses. While there is a FILE.error, that rank raises a RuntimeError with its text. While there is a
-FILE.silent, nothing pauses, and that rank computes wrongly or slowly, as the file says (a key of WRONG).
+FILE.silent, nothing pauses, and that rank computes wrongly or slowly, as the file says (a key of SILENT_FAULTS).
 MVD_TEST_FAULT=FILE: while the file exists, no stage starts. MVD_TEST_BAD=FILE: the node whose name is in the file
 cannot write to run directories; if the file is empty, the second rank's node. MVD_TEST_WRONG=FILE: linear layers give
 wrong numbers where and when FILE, which may come and go, says so (wrong_matmul.py).
@@ -78,7 +78,7 @@ def is_held(stop_requested: Callable[[], bool]) -> bool:
 def go_wrong(run, is_the_one):
     """Does what FILE.silent asks for, once in this process."""
     if is_the_one and SILENT.exists() and not changed:
-        changed.append(WRONG[SILENT.read_text()](run))
+        changed.append(SILENT_FAULTS[SILENT.read_text()](run))
 
 
 def flip_bit(run):
@@ -100,7 +100,7 @@ def slow_down(run):
     run.task.losses = slower
 
 
-WRONG = {"flipped bit": flip_bit, "slow rank": slow_down}
+SILENT_FAULTS = {"flipped bit": flip_bit, "slow rank": slow_down}
 changed = []
 
 
