@@ -1,11 +1,12 @@
 """The faults of the storm on SLURM. Those of `ENDINGS` end an attempt, those of `BETWEEN` come between two attempts."""
 
 import contextlib
+import json
 import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -24,6 +25,7 @@ HARDWARE_ERROR = "CUDA error: uncorrectable ECC error encountered"
 HIDING = {"SQUEUE_STATES": "COMPLETED", "SQUEUE_PARTITION": "high"}  # hides a user's own job from squeue
 
 MOST_UPDATES = 8  # of an attempt before its fault comes, and those until weights are compared
+REPLICAS, AUDITS, SLOW = ("replicas",), ("audit", "recomputed"), ("slow",)  # in faults.jsonl
 # What job.json says of the end of an attempt.
 STOPPED = "stopped before a time limit"
 KILLED = "a process ended with exit code"
@@ -69,16 +71,16 @@ class Ending(NamedTuple):
 
     said: what job.json may say of it. strike: a context manager that lets the fault come, and undoes at its exit what
     would outlast the attempt. moment: "rendezvous" or "training" if the fault can come only then. after: whether the
-    processes must start again in the same allocation. names: the kind of fault that faults.jsonl must have of the
-    rank's host, and of no other. avoids: whether that host must be avoided afterwards. takes: a node that the fault
-    takes away may be named too. updates: how many must be left in the run, for the fault to be found.
+    processes must start again in the same allocation. names: the kinds of fault one of which faults.jsonl must have of
+    the rank's host, and none of another. avoids: whether that host must be avoided afterwards. takes: whether the fault
+    takes a node away, which may be named too. updates: how many must be left in the run, for the fault to be found.
     """
 
     said: tuple[str | None, ...]
     strike: Strike
     moment: str = "any"
     after: After = After.NEW
-    names: str | None = None
+    names: Collection[str] = ()
     avoids: bool = False
     takes: bool = False
     updates: int = 0
@@ -170,21 +172,24 @@ def _hardware_error(victim: Victim) -> Iterator[None]:
     error.unlink()
 
 
-def _silent(wrong: str, kind: str) -> Strike:
+def _silent(wrong: str, kinds: Collection[str]) -> Strike:
     """The rank computes wrongly or slowly, and raises no error; once faults.jsonl has it, another process is killed."""
 
     @contextmanager
     def strike(victim: Victim) -> Iterator[None]:
         def found() -> bool:
-            return any(fault["fault"] == kind for fault in victim.files.read_faults()[known:])
+            return any(fault["fault"] in kinds for fault in victim.files.read_faults()[known:])
 
         known, silent = len(victim.files.read_faults()), victim.site.brake.with_suffix(".silent")
+        if wrong == "matmul":
+            victim.site.wrong.write_text(json.dumps({"host": victim.host_of[victim.rank], "from": 1}))
         silent.write_text(wrong)
-        victim.site.wait(f"the {kind} fault of the {wrong}", lambda: found() or victim.files.result.exists())
-        assert found(), f"the run is complete, and no {kind} fault was found"
+        victim.site.wait(f"the fault of the {wrong}", lambda: found() or victim.files.result.exists())
+        assert found(), f"the run is complete, and the fault of the {wrong} was not found"
         silent.unlink()
         _kill([next(pid for rank, pid in victim.tasks.items() if rank != victim.rank)])
         yield
+        victim.site.wrong.unlink(missing_ok=True)
 
     return strike
 
@@ -210,7 +215,7 @@ ENDINGS = {
         _at_once(lambda victim: _kill([victim.tasks[victim.rank]], signal.SIGSTOP)),
         "rendezvous",
         After.SPARE,
-        names="rendezvous",
+        names=("rendezvous",),
         avoids=True,
     ),
     "hang": Ending(
@@ -218,27 +223,30 @@ ENDINGS = {
         _at_once(lambda victim: _kill([victim.tasks[victim.rank]], signal.SIGSTOP)),
         "training",
         After.SPARE,
-        names="hang",
+        names=("hang",),
         avoids=True,
     ),
     "hardware error": Ending(
-        ("uncorrectable ECC",), _hardware_error, "training", After.SPARE, names="hardware", avoids=True
+        ("uncorrectable ECC",), _hardware_error, "training", After.SPARE, names=("hardware",), avoids=True
     ),
     "flipped bit of a weight": Ending(
         (KILLED,),
-        _silent("flipped bit", "replicas"),
+        _silent("flipped bit", REPLICAS),
         "training",
         After.SPARE,
-        names="replicas",
+        names=REPLICAS,
         avoids=True,
         updates=MOST_UPDATES,
     ),
+    "wrong matmul": Ending(
+        (KILLED,), _silent("matmul", AUDITS), "training", After.SPARE, names=AUDITS, avoids=True, updates=MOST_UPDATES
+    ),
     "slow rank": Ending(
         (KILLED,),
-        _silent("slow rank", "slow"),
+        _silent("slow rank", SLOW),
         "training",
         After.SAME,
-        names="slow",
+        names=SLOW,
         updates=MOST_UPDATES + SLOW_REPORTS,
     ),
 }

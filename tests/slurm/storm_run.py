@@ -226,7 +226,7 @@ class Run:
         if guilty is not None:
             assert ending is not None
             self.storm.guilty += 1
-            found = [fault for fault in faults if fault["fault"] == ending.names]
+            found = [fault for fault in faults if fault["fault"] in ending.names]
             assert any(guilty in fault["hosts"] or guilty in fault["message"] for fault in found), (guilty, faults)
             self.storm.named += 1
 
