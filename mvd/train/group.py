@@ -4,7 +4,7 @@ Each micro-batch is read, and seen by the teachers, once; then each student make
 the end of its update, its step. Everything else is the student's own, as if it ran alone: engine, random state,
 schedule, checkpoints, metrics, faults and result. With the same micro-batch and processes its weights are bit-equal.
 
-Time runs in units of the smallest global batch (mvd.sharing). A student that is ahead, since its checkpoint is newer or
+Time runs in units of the smallest global batch that was planned (mvd.sharing). A student that is ahead, since its checkpoint is newer or
 another one went back to its own, waits until the loader comes to its next unit.
 """
 
@@ -24,7 +24,7 @@ from mvd.distributed.faults import RunFailed
 from mvd.distributed.process import Process, exit_together
 from mvd.distributed.signals import Interrupted
 from mvd.distributed.watchdog import heartbeat, next_turn
-from mvd.sharing import Alignment, smallest_batch
+from mvd.sharing import Alignment
 from mvd.stage import Stage
 from mvd.train.bad_updates import RollBack
 from mvd.train.loop import TrainingRun
@@ -156,7 +156,7 @@ class Group:
         with exit_together():
             teachers = Teachers(self.source.recipe, self.source.inputs, how.precision, process.device)
         self.shared = Shared(dataset, DeviceBatches(iter(()), process.device), teachers)
-        unit = smallest_batch([stage.recipe for stage in stages])
+        unit = self.source.recipe.optimization.global_batch
         self.members = [Member(stage, unit) for stage in stages]
         self.is_stopping = False
 

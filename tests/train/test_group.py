@@ -36,7 +36,8 @@ VIDEOS = 44
 ZERO = ("zero0", "zero1", "zero2", "sharded")
 # Run directory -> the updates whose loss is not finite on the second process.
 BAD = {"trio/streak": (5, 6, 7), "trio/hopeless": tuple(range(5, 11))}
-STOPPED_AT = 3  # the update of the small student in which the second process is asked to stop
+# Run directory -> the update in which the second process is asked to stop: in the middle of update 2 of the large one.
+STOPPED = {f"together-{zero}/small-{zero}": 3 for zero in ZERO if zero != "zero1"}
 
 
 def run_all(folder: Path) -> None:
@@ -51,7 +52,7 @@ def run_all(folder: Path) -> None:
     if process.is_first:
         copy_to_join(folder)
     dist.barrier()
-    for group in ("together-zero0", "together-zero1", "together-zero2", "trio"):
+    for group in ("together-zero0", "together-zero1", "together-zero2", "trio", "rest"):
         run_one_group(folder / group, process.rank, passes)
     for name in ("small-sharded", "large-sharded"):
         run_stage(Stage.from_yaml(folder / "alone" / name))
@@ -93,7 +94,7 @@ def count_passes() -> list[int]:
 
 def break_runs(rank: int) -> None:
     """Makes losses depend on the global random state too, some of them not finite, and stops a run."""
-    build, stopped = TrainingRun.__init__, []
+    build, stopped = TrainingRun.__init__, set()
 
     def build_broken(run: TrainingRun, stage: Stage, *arguments) -> None:
         build(run, stage, *arguments)
@@ -101,8 +102,8 @@ def break_runs(rank: int) -> None:
 
         def broken(engine, batch):
             number = run.update + 1
-            if where == "together-zero2/small-zero2" and number == STOPPED_AT and rank == 1 and not stopped:
-                stopped.append(number)
+            if number == STOPPED.get(where) and rank == 1 and where not in stopped:
+                stopped.add(where)
                 os.kill(os.getpid(), signal.SIGUSR2)
             factor = math.nan if number in BAD.get(where, ()) and rank == 1 else 1 + torch.rand(())
             return {name: loss * factor for name, loss in losses(engine, batch).items()}
@@ -138,6 +139,10 @@ def runs(tmp_path_factory, motion_root, teachers) -> Path:
     stage("trio", "large", **large)
     stage("alone", "without-streak", **longer)
     write_json(folder / "alone" / "without-streak" / "skipped.json", {"skipped": [5, 6, 7], "rollbacks": []})
+    for name in ("large", "other"):
+        stage("rest", name, **large)
+    for where in ("alone", "together-zero2"):  # a signal comes in the middle of this update
+        write_json(folder / where / "large-zero2" / "skipped.json", {"skipped": [2], "rollbacks": []})
     succeed(run_all, folder)
     return folder
 
@@ -185,6 +190,12 @@ def test_a_bad_student_goes_back_alone(runs):
     record = json.loads((runs / "trio" / "streak" / "skipped.json").read_text())
     assert record["skipped"] == [5, 6, 7] and record["rollbacks"][0]["to"] == 4
     assert not (runs / "trio" / "large" / "faults.jsonl").exists()
+
+
+def test_students_go_on_without_the_one_with_the_smallest_batch(runs):
+    """It is complete, but their updates still consist of two of its batches each."""
+    for name in ("large", "other"):
+        assert_same(runs, f"rest/{name}", "alone/large-zero1")
 
 
 def test_a_student_that_fails_does_not_stop_the_others(runs):
