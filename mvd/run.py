@@ -24,7 +24,7 @@ import torch.distributed as dist
 from mvd.batch import Batch, solve_batch, solve_shared
 from mvd.config import ConfigError
 from mvd.data.class_names import class_names_of
-from mvd.distributed.exit_codes import INVALID, OK, RETRYABLE, STOPPED
+from mvd.distributed.exit_codes import INVALID, OK, RETRYABLE, STOPPED, leave
 from mvd.distributed.explain import explain_errors
 from mvd.distributed.faults import HostFault, PeerLost, RunFailed
 from mvd.distributed.ownership import check_owner
@@ -213,4 +213,4 @@ def _print_error(message: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
