@@ -4,8 +4,8 @@ Each micro-batch is read, and seen by the teachers, once; then each student make
 the end of its update, its step. Everything else is the student's own, as if it ran alone: engine, random state,
 schedule, checkpoints, metrics, faults and result. With the same micro-batch and processes its weights are bit-equal.
 
-Time runs in units of the smallest global batch that was planned (mvd.sharing). A student that is ahead, since its checkpoint is newer or
-another one went back to its own, waits until the loader comes to its next unit.
+Time runs in units of the smallest global batch of the planned group (mvd.sharing). A student that is ahead, since its
+checkpoint is newer or another one went back to its own, waits until the loader comes to its next unit.
 """
 
 import logging

@@ -67,6 +67,7 @@ class Storm:
         self.faults: Counter[str] = Counter()
         self.lost: dict[str, list[int]] = defaultdict(list)  # updates to repeat, by what ended the attempt
         self.attempts = self.runs = 0
+        self.endings: list[str] = []  # that are still to come before any is repeated
         self.data, self.stages = finetuning(folder) if students == 1 else group(folder, students)
 
     def close(self) -> None:
@@ -124,19 +125,21 @@ class Storm:
         if damaged:
             self.faults[damage(damaged.directory, draw)] += 1
         resumed = {stage.id: _newest(stage) for stage in left if stage is not damaged}
-        ending = "none" if quiet else draw.choice(list(ENDINGS))
+        ending = "none" if quiet else self.next_ending()
         plan = self.plan(ending, draw.choice(left), quiet)
         pipe = self.hide_video() if ending == "hanging video" else None
         for note in self.notes.iterdir():
             note.unlink()
         paths = [write_stage(_with_timeout(stage, 5.0 if pipe else 120.0)) for stage in left]
-        codes = self.attempt(paths, plan, draw.uniform(0.5, 8.0) if ending == "kill at any time" else None)
+        killed_after = draw.uniform(0.5, 6.0 + 2.0 * len(left)) if ending == "kill at any time" else None
+        codes = self.attempt(paths, plan, killed_after)
         if pipe:
             self.give_back(pipe)
         full = bool(plan.ballast and plan.ballast.exists())
         if plan.ballast and full:
             plan.ballast.unlink()
             self.faults["full disk"] += 1
+        self.faults["USR1"] += plan.asked in self.made(plan.stage)
         self.settle(left, ending, codes, full)
         self.check_steady(resumed)
         names = " ".join(stage.id for stage in left)
@@ -167,6 +170,10 @@ class Storm:
         note = self.notes / name
         return [int(line) for line in note.read_text().split()] if note.exists() else []
 
+    def next_ending(self) -> str:
+        self.endings = self.endings or self.random.sample(list(ENDINGS), len(ENDINGS))
+        return self.endings.pop()
+
     def plan(self, ending: str, stage: Stage, quiet: bool) -> Plan:
         """The faults of an attempt, at an update of this stage."""
         draw, plan = self.random, Plan(self.notes, stage=stage.id)
@@ -181,7 +188,6 @@ class Storm:
             plan = plan._replace(ballast=self.disk / "ballast")
         if draw.random() < 0.2:
             plan = plan._replace(asked=min(soon))
-            self.faults["USR1"] += 1
         if draw.random() < 0.3:
             plan = plan._replace(flaky=draw.randrange(5))
             self.faults["failing reads"] += 1
@@ -256,7 +262,9 @@ def _mount(folder: Path, megabytes: int) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=50, help="how many at least (50)")
-    parser.add_argument("--group", type=int, choices=(1, 2, 3), default=1, help="students that share their teachers (1)")
+    parser.add_argument(
+        "--group", type=int, choices=(1, 2, 3), default=1, help="students that share their teachers (1)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="which storm (0)")
     arguments = parser.parse_args()
     started = time.monotonic()

@@ -111,7 +111,7 @@ def _fill(ballast: Path) -> None:
 
 
 def _break_save(plan: Plan) -> None:
-    """Ends the process in a flush of a file of the stage, most of which come from the thread that writes checkpoints."""
+    """Ends the process in a flush of a file of the stage, most of which come from a thread that writes."""
     save, flush, flushes = TrainingRun._save, os.fsync, []
 
     def flush_or_die(descriptor: int) -> None:
