@@ -151,7 +151,7 @@ class Group:
             check_planned_together(stages)
             self.source = loaded_stage(stages)
             dataset = build_dataset(self.source)
-        check_start(self.source, process, dataset)
+        check_start(self.source, process, dataset, [stage for stage in stages if stage.id != self.source.id])
         how = self.source.execution
         with exit_together():
             teachers = Teachers(self.source.recipe, self.source.inputs, how.precision, process.device)
@@ -215,6 +215,7 @@ class Group:
                 member.begin_update()
         for _ in range(self.source.execution.accumulation):
             if not members:
+                heartbeat("reading videos")
                 next(self.shared.batches)  # left over at the end of an epoch
                 continue
             self._one_micro_batch(members, members[0].training.next_batch())

@@ -67,6 +67,7 @@ class Storm:
         self.faults: Counter[str] = Counter()
         self.lost: dict[str, list[int]] = defaultdict(list)  # updates to repeat, by what ended the attempt
         self.attempts = self.runs = 0
+        self.damaged: set[str] = set()  # stages whose newest checkpoint is, and that have not gone on since
         self.endings: list[str] = []  # that are still to come before any is repeated
         self.data, self.stages = finetuning(folder) if students == 1 else group(folder, students)
 
@@ -91,6 +92,7 @@ class Storm:
         expected = self.undisturbed()
         while self.faults.total() < faults:
             self.runs += 1
+            self.damaged.clear()
             shutil.rmtree(self.disk / "runs", ignore_errors=True)
             stages = self.stages(self.disk / "runs")
             for stage in stages:
@@ -121,10 +123,11 @@ class Storm:
             left = draw.sample(left, len(left) - 1)
             self.faults["left out"] += 1
         saved = [stage for stage in left if _newest(stage)]
-        damaged = draw.choice(saved) if saved and not quiet and draw.random() < 0.3 else None
-        if damaged:
+        if saved and not quiet and draw.random() < 0.3:
+            damaged = draw.choice(saved)
             self.faults[damage(damaged.directory, draw)] += 1
-        resumed = {stage.id: _newest(stage) for stage in left if stage is not damaged}
+            self.damaged.add(damaged.id)
+        resumed = {stage.id: _newest(stage) for stage in left if stage.id not in self.damaged}
         ending = "none" if quiet else self.next_ending()
         plan = self.plan(ending, draw.choice(left), quiet)
         pipe = self.hide_video() if ending == "hanging video" else None
@@ -142,6 +145,7 @@ class Storm:
         self.faults["USR1"] += plan.asked in self.made(plan.stage)
         self.settle(left, ending, codes, full)
         self.check_steady(resumed)
+        self.damaged -= {stage.id for stage in left if self.made(stage.id)}
         names = " ".join(stage.id for stage in left)
         print(f"attempt {self.attempts} of {names}, {ending}: exit codes {codes}, {self.faults.total()} faults so far")
 
