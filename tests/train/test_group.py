@@ -186,8 +186,8 @@ def assert_same(runs: Path, company: str, alone: str) -> None:
 def test_a_student_is_the_same_alone_and_in_company(runs, zero, size):
     """Under zero0, the large one joins from a checkpoint of its solo run; a signal interrupts all but zero1.
 
-    Under zero2, the update of the large one that it interrupts is one that is skipped; under ZeRO stage 3, the small one
-    has to go back then.
+    Under zero2, the update of the large one that it interrupts is one that is skipped; under ZeRO stage 3, the small
+    one has to go back then.
     """
     assert_same(runs, f"together-{zero}/{size}-{zero}", f"alone/{size}-{zero}")
 
