@@ -146,8 +146,8 @@ class Storm:
         self.settle(left, ending, codes, full)
         self.check_steady(resumed)
         self.damaged -= {stage.id for stage in left if self.made(stage.id)}
-        names = " ".join(stage.id for stage in left)
-        print(f"attempt {self.attempts} of {names}, {ending}: exit codes {codes}, {self.faults.total()} faults so far")
+        attempt = f"attempt {self.attempts} of {' '.join(stage.id for stage in left)}, {ending}"
+        print(f"{attempt}: exit codes {codes}, {self.faults.total()} faults so far", flush=True)
 
     def settle(self, left: Sequence[Stage], ending: str, codes: list[int | None], full: bool) -> None:
         """Counts an attempt's faults; an attempt may end only as one of them explains."""
