@@ -45,15 +45,15 @@ def finetuning(folder: Path) -> tuple[Data, Students]:
 def group(folder: Path, count: int) -> tuple[Data, Students]:
     """Two or three students with drop path, one of them with half the batch of the others.
 
-    An epoch has five updates of 8 videos, or two of 16 and a unit that belongs to no update of theirs. The one with the
-    smaller batch is complete first.
+    An epoch has five updates of 8 videos, or two of 16 and a unit that belongs to no update of theirs. The third is
+    complete an epoch before the others.
     """
     data = Data(folder, 44)
     folder.joinpath("teachers").mkdir()
     teachers = write_teachers(folder / "teachers")
     double = {"global_batch": 16, "accumulation": 4, "batch_parts": 2}
     differing = {
-        "small": {"epochs": 3, "schedule_epochs": 3, "checkpoint_every": 3},
+        "small": {"epochs": 5, "schedule_epochs": 5, "checkpoint_every": 3},
         "large": {"epochs": 5, "schedule_epochs": 5, "checkpoint_every": 2, **double},
         "third": {"epochs": 4, "schedule_epochs": 4, "checkpoint_every": 2, "base_lr": 0.008, **double},
     }
