@@ -34,6 +34,7 @@ from mvd.distributed.signals import Interrupted, signal_handlers
 from mvd.distributed.watchdog import Watchdog
 from mvd.evaluation.multiview import merge_shards, run_test
 from mvd.provenance import earlier_seconds, record_attempt, result_facts
+from mvd.rehearsal import rehearse
 from mvd.sharing import smallest_batch
 from mvd.stage import Stage
 from mvd.train.group import train_together
@@ -98,7 +99,10 @@ def run_group(stages: Sequence[Stage]) -> None:
 
 def _run_to_the_end(stage: Stage, process: Process) -> dict[str, Any]:
     _record_start(stage, process)
-    body = run_test(stage, process) if stage.kind == "test" else train(stage, process)
+    if stage.execution.rehearsal is not None:
+        body = rehearse(stage, process)
+    else:
+        body = run_test(stage, process) if stage.kind == "test" else train(stage, process)
     return _write_result(stage, body, process)
 
 
