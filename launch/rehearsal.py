@@ -119,14 +119,14 @@ def _submit(request: Request, planned: Sequence[Planned]) -> list[str]:
 
 def _submit_one(job: Job, cluster: Cluster, code: Path, queued: Mapping[str, str]) -> str:
     waits = [queued[parent] for parent in job.node.stage_parents if parent in queued]
-    array = Array("#1", (job.stage,), job.layout, ":".join(("afterok", *waits)) if waits else "")
+    array = Array("#1", ((job.stage,),), job.layout, ":".join(("afterok", *waits)) if waits else "")
     rows, parents = {job.node.id: list(job.node.rows)}, {job.node.id: job.node.stage_parents}
     return submit_array(array, cluster, code, {}, rows, parents)
 
 
 def _short_jobs(cluster: Cluster) -> Cluster:
-    """The profile for the rehearsals' jobs: their folder, a short time limit, no spare nodes."""
+    """The profile for the rehearsals' jobs: their folder, a short time limit, exactly the nodes of the layout."""
     least = 2 * cluster.slurm.warning_seconds / 3600
     hours = min(cluster.slurm.time_limit_hours, max(HOURS, least))
-    jobs = dataclasses.replace(cluster.slurm, time_limit_hours=hours, spare_nodes=0)
+    jobs = dataclasses.replace(cluster.slurm, time_limit_hours=hours, spare_nodes=0, shrink=False)
     return dataclasses.replace(cluster, runs=str(rehearsals_folder(cluster)), slurm=jobs)

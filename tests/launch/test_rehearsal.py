@@ -237,9 +237,8 @@ def test_a_job_that_failed_is_reported_until_it_is_forced(profile, tmp_path, fak
         return {name: record for name, record in found.items() if record}
 
     assert submit.main(["vith_k400", "--rehearse"]) == 0
-    assert (
-        len(fake_slurm.called("sbatch")) == 5 and "see what they found, once they are done" in capsys.readouterr().out
-    )
+    assert len(fake_slurm.called("sbatch")) == 5
+    assert "see what they found, once they are done" in capsys.readouterr().out
     (whole,) = [name for name in records() if name.startswith("pretrain") and not name.endswith("-resumed")]
     job, resumed = records()[whole], records()[f"{whole}-resumed"]
     assert f"#SBATCH --dependency=afterok:{job.job_id}\n" in resumed.script.read_text()
