@@ -81,8 +81,7 @@ def reason_to_requeue(folders: Sequence[RunDirectory], record: Record, job: Queu
     attempt = record.attempts[-1]
     if attempt.shrunk_to and try_to("checkpoints", folders[0].progress) == attempt.saved:
         return f"it has saved nothing new with {attempt.shrunk_to} processes"  # they may have too little memory
-    blamed = blamed_since(folders, attempt.started)
-    if not record.outlasts_nodes and blamed:
+    if not record.outlasts_nodes and (blamed := blamed_since(folders, attempt.started)):
         return f"{', '.join(blamed)} is to blame, and it has no spare nodes"
     if record.outlasts_nodes:
         try:
@@ -92,6 +91,7 @@ def reason_to_requeue(folders: Sequence[RunDirectory], record: Record, job: Queu
         if _place(folders, record, allocated, attempt.start + 1) is None:
             if len(allocated) < record.nodes:
                 return f"only {len(allocated)} of {record.nodes} nodes are left"
+            blamed = blamed_since(folders, _start_of_allocation(record))
             return f"{', '.join(blamed)} is to blame, and no spare node is left"
     _end_processes(record.job_id)
     return None
