@@ -11,6 +11,7 @@ once. SIGUSR1: saves a checkpoint and continues. Exit codes: 0 complete, 2 it ca
 """
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import logging
@@ -234,7 +235,8 @@ def _leave_process_group(code: int) -> None:
 
 def _print_error(message: str) -> None:
     """Prints the command's last word, which stays plain: one sentence for a person."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the log may be on the disk that is full; the exit code must still tell
+        print(f"error: {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ Each micro-batch is read, and seen by the teachers, once; then each student make
 the end of its update, its step. Everything else is the student's own, as if it ran alone: engine, random state,
 schedule, checkpoints, metrics, faults and result. With the same micro-batch and processes its weights are bit-equal.
 
-Time runs in units of the smallest global batch (mvd.sharing). A student that is ahead, since its checkpoint is newer or
-another one went back to its own, waits until the loader comes to its next unit.
+Time runs in units of the smallest global batch of the planned group (mvd.sharing). A student that is ahead, since its
+checkpoint is newer or another one went back to its own, waits until the loader comes to its next unit.
 """
 
 import logging
@@ -24,7 +24,7 @@ from mvd.distributed.faults import RunFailed
 from mvd.distributed.process import Process, exit_together
 from mvd.distributed.signals import Interrupted
 from mvd.distributed.watchdog import heartbeat, next_turn
-from mvd.sharing import Alignment, smallest_batch
+from mvd.sharing import Alignment
 from mvd.stage import Stage
 from mvd.train.bad_updates import RollBack
 from mvd.train.loop import TrainingRun
@@ -153,12 +153,12 @@ class Group:
             check_planned_together(stages)
             self.source = loaded_stage(stages)
             dataset = build_dataset(self.source)
-        check_start(self.source, process, dataset)
+        check_start(self.source, process, dataset, [stage for stage in stages if stage.id != self.source.id])
         how = self.source.execution
         with exit_together():
             teachers = Teachers(self.source.recipe, self.source.inputs, how.precision, process.device)
         self.shared = Shared(dataset, DeviceBatches(iter(()), process.device), teachers)
-        unit = smallest_batch([stage.recipe for stage in stages])
+        unit = self.source.recipe.optimization.global_batch
         self.members = [Member(stage, unit) for stage in stages]
         self.is_stopping = False
 
@@ -217,6 +217,7 @@ class Group:
                 member.begin_update()
         for _ in range(self.source.execution.accumulation):
             if not members:
+                heartbeat("reading videos")
                 next(self.shared.batches)  # left over at the end of an epoch
                 continue
             self._one_micro_batch(members, members[0].training.next_batch())
