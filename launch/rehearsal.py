@@ -110,7 +110,7 @@ def _submit(request: Request, planned: Sequence[Planned]) -> None:
 
 def _submit_one(job: Job, cluster: Cluster, code: Path, queued: Mapping[str, str]) -> str:
     waits = [queued[parent] for parent in job.node.stage_parents if parent in queued]
-    array = Array("#1", (job.stage,), job.layout, ":".join(("afterok", *waits)) if waits else "")
+    array = Array("#1", ((job.stage,),), job.layout, ":".join(("afterok", *waits)) if waits else "")
     rows, parents = {job.node.id: list(job.node.rows)}, {job.node.id: job.node.stage_parents}
     return submit_array(array, cluster, code, {}, rows, parents)
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from launch.cli.output import command, counted, print_next, print_table, short
 from launch.cli.parser import Request
-from launch.cli.plan_output import print_totals
+from launch.cli.plan_cost import print_totals
 from launch.cluster import Cluster
 from launch.local.run import CORES
 from launch.plan.graph import Node
 from launch.plan.rehearsals import Planned
 from launch.plan.rehearsed import costs, figures_of, rehearsals_folder
 from launch.plan.resolve import build_stage
+from launch.plan.together import SharedPlan
 from launch.stage_state import State, from_plan, stage_states
 from mvd.batch import solve_batch
 from mvd.config import Test
@@ -83,7 +84,7 @@ def print_report(request: Request, planned: Sequence[Planned], nodes: Sequence[N
     stages = [build_stage(node, cluster) for node in nodes]
     if found:
         print()
-        print_totals(nodes, stages, costs(nodes, stages, cluster, local), cluster.sustained_tflops)
+        print_totals(nodes, SharedPlan(stages, [], []), costs(nodes, stages, cluster, local), cluster.sustained_tflops)
     if found or failed:
         _print_changes(profile_changes(found, list(failed.values()), cluster, local))
     _print_next(request, planned, states)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from launch.slurm.client import slurm
 from launch.slurm.jobs import EndedJob, QueuedJob
@@ -58,7 +58,8 @@ class Record:
     has; None in a record of version 0.1. requeue_exit: an exit code after which the site's SLURM requeues a job.
     spare_nodes: nodes of the job beyond those that its processes use. fewer: smaller numbers of processes with which
     the job may go on if it has too few nodes; none if the profile does not allow it (slurm.shrink).
-    warning_seconds: how long before its time limit the job is told to save.
+    warning_seconds: how long before its time limit the job is told to save. together: ids of the other stages of the
+    job, with which this one shares its teachers.
     """
 
     job_id: str
@@ -76,6 +77,7 @@ class Record:
     spare_nodes: int = 0
     warning_seconds: int = 0
     fewer: list[int] = field(default_factory=list)
+    together: list[str] = field(default_factory=list)
 
     @property
     def is_local(self) -> bool:
@@ -126,6 +128,27 @@ class Record:
         return never_started or self.directory in (None, job.directory)
 
 
+class Member(NamedTuple):
+    """A stage of a job."""
+
+    files: RunDirectory
+    record: Record
+
+
+def was_cancelled(files: RunDirectory, folder: str) -> bool:
+    """Whether launch/cancel.py has taken a stage out of a job that goes on. folder: of the job's submission."""
+    try:
+        return files.cancelled.read_text() == folder
+    except FileNotFoundError:
+        return False
+
+
+def has_left(files: RunDirectory, record: Record) -> bool:
+    """Whether a stage that shared its job with others is complete, has failed or was cancelled; the job may go on."""
+    is_over = record.error is not None or files.result.exists() or was_cancelled(files, record.folder)
+    return bool(record.together) and is_over
+
+
 def jobs_in_queue(records: Iterable[Record]) -> dict[str, QueuedJob]:
     """Job id -> job, for the records' jobs that are in the queue.
 
@@ -134,6 +157,22 @@ def jobs_in_queue(records: Iterable[Record]) -> dict[str, QueuedJob]:
     """
     by_id = {record.job_id: record for record in records}
     return {job: entry for job, entry in slurm.queue(by_id).items() if job in by_id and by_id[job].is_of(entry)}
+
+
+def active_jobs(runs: Path) -> dict[str, list[Record]]:
+    """Stage id -> records of its queued or running jobs, for the whole runs folder.
+
+    Raises:
+        ConfigError: squeue does not answer.
+    """
+    found: dict[str, list[Record]] = {}
+    for path in (*runs.glob("*/job.json"), *sorted(runs.glob("*/shards/*/job.json"))):
+        record = read_record(RunDirectory(path.parent))
+        if record and not record.is_local and not has_left(RunDirectory(path.parent), record):
+            found.setdefault(path.relative_to(runs).parts[0], []).append(record)
+    queued = jobs_in_queue(record for records in found.values() for record in records)
+    alive = {stage: [record for record in records if record.job_id in queued] for stage, records in found.items()}
+    return {stage: records for stage, records in alive.items() if records}
 
 
 def jobs_in_history(records: Iterable[Record]) -> dict[str, EndedJob]:

@@ -33,10 +33,11 @@ class Place(NamedTuple):
     shrunk_to: int = 0
 
 
-def place_for(files: RunDirectory, record: Record, start: int) -> Place | None:
+def place_for(folders: Sequence[RunDirectory], record: Record, start: int) -> Place | None:
     """Nodes of the next processes: as many as planned, without spare, lost and blamed ones; or fewer, if that may be.
 
-    start: how often the job has started its processes again in this allocation. Returns None for all of the job's.
+    folders: of the stages that will run, and record: of one of them. start: how often the job has started its processes
+    again in this allocation. Returns None for all of the job's.
 
     Raises:
         ConfigError: too few nodes are left, and the job is requeued; or there is no scontrol.
@@ -44,7 +45,7 @@ def place_for(files: RunDirectory, record: Record, start: int) -> Place | None:
     if not record.outlasts_nodes:
         return None
     allocated = _allocated(record, start)
-    place = _place(files, record, allocated, start)
+    place = _place(folders, record, allocated, start)
     if place is None:  # SLURM has requeued the job after the loss of some, or removes them only now
         slurm.requeue(record.job_id)
         slurm.resize(record.job_id, record.nodes + record.spare_nodes)
@@ -66,8 +67,11 @@ def srun_options(place: Place | None, start: int) -> list[str]:
     return [*options, f"--nodes={nodes}", f"--ntasks={tasks}", *each, f"--nodelist={','.join(place.nodes)}"]
 
 
-def reason_to_requeue(files: RunDirectory, record: Record, job: QueuedJob) -> str | None:
-    """Why the next attempt needs another allocation; None if this one will do. Ends what is left of the processes."""
+def reason_to_requeue(folders: Sequence[RunDirectory], record: Record, job: QueuedJob) -> str | None:
+    """Why the next attempt needs another allocation; None if this one will do. Ends what is left of the processes.
+
+    folders: of the stages that are to go on, and record: that of the first one.
+    """
     if not record.folder:
         return "job.json cannot be read"
     if job.seconds_left - record.warning_seconds < max(record.warning_seconds, SHORTEST_SECONDS):
@@ -75,34 +79,34 @@ def reason_to_requeue(files: RunDirectory, record: Record, job: QueuedJob) -> st
     if slurm.is_preempted(record.job_id):
         return "it is preempted"
     attempt = record.attempts[-1]
-    if attempt.shrunk_to and try_to("checkpoints", files.progress) == attempt.saved:
+    if attempt.shrunk_to and try_to("checkpoints", folders[0].progress) == attempt.saved:
         return f"it has saved nothing new with {attempt.shrunk_to} processes"  # they may have too little memory
-    if not record.outlasts_nodes and (blamed := blamed_since(files, attempt.started)):
+    if not record.outlasts_nodes and (blamed := blamed_since(folders, attempt.started)):
         return f"{', '.join(blamed)} is to blame, and it has no spare nodes"
     if record.outlasts_nodes:
         try:
             allocated = slurm.hostnames(job.nodes)
         except ConfigError as error:
             return str(error)
-        if _place(files, record, allocated, attempt.start + 1) is None:
+        if _place(folders, record, allocated, attempt.start + 1) is None:
             if len(allocated) < record.nodes:
                 return f"only {len(allocated)} of {record.nodes} nodes are left"
-            blamed = blamed_since(files, _start_of_allocation(record))
+            blamed = blamed_since(folders, _start_of_allocation(record))
             return f"{', '.join(blamed)} is to blame, and no spare node is left"
     _end_processes(record.job_id)
     return None
 
 
-def _place(files: RunDirectory, record: Record, allocated: Sequence[str], start: int) -> Place | None:
+def _place(folders: Sequence[RunDirectory], record: Record, allocated: Sequence[str], start: int) -> Place | None:
     """As `place_for`; None if too few nodes are left.
 
     Nodes that were blamed in this allocation are left out, those that were blamed before only if there are others:
     SLURM has given them although they were to be avoided.
     """
-    bad = blamed_since(files, _start_of_allocation(record)) if start else []
+    bad = blamed_since(folders, _start_of_allocation(record)) if start else []
     good = [node for node in allocated if node not in bad]
     if len(good) >= record.nodes:
-        blamed = try_to("faults.jsonl", lambda: blamed_hosts([files.whole.path])) or []
+        blamed = try_to("faults.jsonl", lambda: blamed_hosts([files.whole.path for files in folders])) or []
         return Place(choose(good, record.nodes, blamed), _per_node())
     layout = largest_layout(record.fewer, len(good), _per_node()) if start else None
     return Place(good[: layout.nodes], layout.gpus, layout.nodes * layout.gpus) if layout else None
@@ -128,9 +132,9 @@ def choose(allocated: Sequence[str], count: int, blamed: Sequence[str]) -> list[
     return [node for node in allocated if node in chosen]
 
 
-def blamed_since(files: RunDirectory, since: str) -> list[str]:
-    """The hosts that faults are blamed on since a time, as in job.json."""
-    faults = try_to("faults.jsonl", files.whole.read_faults) or []
+def blamed_since(folders: Sequence[RunDirectory], since: str) -> list[str]:
+    """The hosts that faults of these stages are blamed on since a time, as in job.json."""
+    faults = [fault for files in folders for fault in try_to("faults.jsonl", files.whole.read_faults) or []]
     return sorted({host for fault in faults if fault["time"] >= since for host in fault["hosts"]})
 
 

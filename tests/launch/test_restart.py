@@ -7,9 +7,10 @@ import json
 import pytest
 
 from launch.job import attempts, guard, restart
-from launch.job.attempts import FOLDERS, REFUSED, main
+from launch.job.attempts import REFUSED, main
 from launch.job.record import Record, now, read_record, write_record
 from launch.job.restart import choose
+from launch.job.students import FOLDERS
 from launch.slurm.jobs import QueuedJob
 from mvd.run_directory import RunDirectory
 
@@ -29,7 +30,7 @@ def job(tmp_path, monkeypatch, fake_slurm):
     monkeypatch.setattr(restart.time, "sleep", lambda _: None)
     record = Record("24", str(tmp_path), now(), 2, ["row"], [], spare_nodes=1, warning_seconds=300)
     write_record(RunDirectory(tmp_path / "stage"), record)
-    (tmp_path / FOLDERS).write_text(json.dumps([str(tmp_path / "stage")]))
+    (tmp_path / FOLDERS).write_text(json.dumps([[str(tmp_path / "stage")]]))
     fake_slurm.runs("24", nodes="node[1,2,3]")
     return Job(tmp_path, fake_slurm, monkeypatch)
 

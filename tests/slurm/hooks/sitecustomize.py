@@ -1,11 +1,12 @@
 """Faults that a test asks for. Python imports this module at its start in jobs that have this folder in PYTHONPATH.
 
-MVD_TEST_BRAKE=FILE: while the file exists, an attempt pauses after two updates until it is told to stop, so that a test
-can rely on the stage being unfinished. The file may hold {"updates": 5} to pause after that many, and {"flush": 3,
-"rank": 1} to pause in the save that follows, when that rank flushes its third file to disk, as a rule in the thread
-that writes checkpoints; the training of that rank then pauses too. FILE.reached then holds the update of the run at
-which it pauses. While there is a FILE.error, that rank raises a RuntimeError with its text. While there is a
-FILE.silent, nothing pauses, and that rank computes wrongly or slowly, as the file says (a key of SILENT_FAULTS).
+MVD_TEST_BRAKE=FILE: while the file exists, an attempt pauses after two updates (of all its students together) until it
+is told to stop, so that a test can rely on the stage being unfinished. The file may hold {"updates": 5} to pause after
+that many, and {"flush": 3, "rank": 1} to pause in the save that follows, when that rank flushes its third file to disk,
+as a rule in the thread that writes checkpoints; the training of that rank then pauses too. FILE.reached then holds the
+update of the run at which it pauses. While there is a FILE.error, that rank raises a RuntimeError with its text. While
+there is a FILE.silent, nothing pauses, and that rank computes wrongly or slowly, as the file says (a key of
+SILENT_FAULTS).
 MVD_TEST_FAULT=FILE: while the file exists, no stage starts. MVD_TEST_BAD=FILE: the node whose name is in the file
 cannot write to run directories; if the file is empty, the second rank's node. MVD_TEST_WRONG=FILE: linear layers give
 wrong numbers where and when FILE, which may come and go, says so (wrong_matmul.py).
@@ -31,7 +32,7 @@ SILENT = BRAKE.with_suffix(".silent")
 def brake(loop: ModuleType) -> None:
     plan = {"updates": 2, "flush": 0, "rank": 0} | json.loads(BRAKE.read_text() or "{}")
     is_the_one = int(os.environ["RANK"]) == plan["rank"]
-    update_once, save, flush = loop.TrainingRun._one_update, loop.TrainingRun._save, os.fsync
+    begin_update, save, flush = loop.TrainingRun.begin_update, loop.TrainingRun._save, os.fsync
     error = BRAKE.with_suffix(".error")
     updates = flushes = 0
 
@@ -54,7 +55,7 @@ def brake(loop: ModuleType) -> None:
             wait(run)
         go_wrong(run, is_the_one)
         updates += 1
-        update_once(run, *arguments)
+        begin_update(run, *arguments)
 
     def braked_save(run):
         def braked_flush(descriptor):
@@ -68,7 +69,7 @@ def brake(loop: ModuleType) -> None:
             os.fsync = braked_flush
         return save(run)
 
-    loop.TrainingRun._one_update, loop.TrainingRun._save = braked_update, braked_save
+    loop.TrainingRun.begin_update, loop.TrainingRun._save = braked_update, braked_save
 
 
 def is_held(stop_requested: Callable[[], bool]) -> bool:
