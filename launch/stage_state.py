@@ -25,6 +25,8 @@ TAIL_BYTES = 16_384
 
 def result_text(result: dict[str, Any]) -> str:
     """The result of a stage in one line: loss, and accuracies with their split."""
+    if "rehearsal" in result:
+        return "rehearsed"
     if "top1" in result:
         return f"test top-1 {result['top1']:.1f} %, top-5 {result['top5']:.1f} %"
     loss = f"training loss {result['loss']:.4f}" if result.get("loss") is not None else "no loss"

@@ -32,6 +32,7 @@ EXAMPLES = """examples:
   python launch/submit.py experiments/all --dry-run                the plan of all fourteen rows
   python launch/submit.py experiments/vith_k400 --dry-run --script the sbatch scripts that an administrator may ask for
   python launch/submit.py experiments/vith_k400 --layouts          micro-batch, memory and days on 1, 2, 4, 8 nodes
+  python launch/submit.py experiments/vith_k400 --rehearse         try and measure every different stage in short jobs
   python launch/submit.py experiments/vith_k400 --show             all settings of a row
   python launch/submit.py vitb_from_vitb_k400 teachers=train --dry-run
   python launch/submit.py demo finetune.seed=1 --local --until pretrain
@@ -48,13 +49,17 @@ def main(argv: Sequence[str]) -> int:
 
         request = dataclasses.replace(request, cluster=this_machine(request.cluster))
     nodes = build_graph(request.rows, options.until)
-    if options.layouts:
-        print_layouts(request, nodes)
-        return 0
     if not nodes:
         raise ConfigError(
             f"the given weights replace all stages up to {options.until}, so nothing is left to run; omit --until"
         )
+    if options.rehearse:
+        from launch.rehearsal import rehearse
+
+        return rehearse(request, nodes)
+    if options.layouts:
+        print_layouts(request, nodes)
+        return 0
     needed = missing_settings(nodes, request.cluster)
     stages = [build_stage(node, request.cluster) for node in nodes]
     groups = form_groups(nodes, request.cluster, options.together) if options.local else []
@@ -102,6 +107,12 @@ def build_parser() -> Parser:
         "--until", choices=KINDS, default="test", metavar="KIND", help=f"last kind of stage to run: {', '.join(KINDS)}"
     )
     parser.add_argument("--local", action="store_true", help="run on this machine's GPUs, or on its CPU")
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="try every different stage in a short job, and print what that measured; the plan uses it from then on. "
+        "With --dry-run: print what would be rehearsed",
+    )
     parser.add_argument(
         "--force", metavar="STAGE", help="start this stage (a kind, or a name from the plan) from scratch"
     )

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from mvd.batch import Batch, solve_batch, solve_shared
 from mvd.config import ConfigError
 from mvd.data.class_names import class_names_of
-from mvd.distributed.exit_codes import INVALID, OK, RETRYABLE, STOPPED
+from mvd.distributed.exit_codes import INVALID, OK, RETRYABLE, STOPPED, leave
 from mvd.distributed.explain import explain_errors
 from mvd.distributed.faults import HostFault, PeerLost, RunFailed
 from mvd.distributed.ownership import check_owner
@@ -33,6 +33,7 @@ from mvd.distributed.signals import Interrupted, signal_handlers
 from mvd.distributed.watchdog import Watchdog
 from mvd.evaluation.multiview import merge_shards, run_test
 from mvd.provenance import earlier_seconds, record_attempt, result_facts
+from mvd.rehearsal import rehearse
 from mvd.sharing import smallest_batch
 from mvd.stage import Stage
 from mvd.train.group import train_together
@@ -97,7 +98,10 @@ def run_group(stages: Sequence[Stage]) -> None:
 
 def _run_to_the_end(stage: Stage, process: Process) -> dict[str, Any]:
     _record_start(stage, process)
-    body = run_test(stage, process) if stage.kind == "test" else train(stage, process)
+    if stage.execution.rehearsal is not None:
+        body = rehearse(stage, process)
+    else:
+        body = run_test(stage, process) if stage.kind == "test" else train(stage, process)
     return _write_result(stage, body, process)
 
 
@@ -213,4 +217,4 @@ def _print_error(message: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

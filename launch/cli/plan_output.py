@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -13,6 +14,7 @@ from launch.cluster import EXAMPLE, ROOT, Cluster
 from launch.plan.arrays import build_arrays
 from launch.plan.differences import describe, target_text
 from launch.plan.graph import Node
+from launch.plan.rehearsed import Cost, costs
 from launch.plan.together import memory_of_stages
 from launch.plan.weights import notes_on_weights
 from mvd.config import KINDS, Row, Test
@@ -50,24 +52,43 @@ def print_plan(
     groups: ids of the stages that run together (launch.plan.together).
     """
     rate = request.cluster.sustained_tflops
-    hours = [gpu_hours(node.recipe, rate) for node in nodes]
-    _print_stages(f"plan of {counted(len(request.rows), 'row')}", nodes, stages, hours)
-    days = {stage.id: cost / gpus_of(stage) / 24 for stage, cost in zip(stages, hours, strict=True)}
+    found = costs(nodes, stages, request.cluster, request.options.local)
+    _print_stages(f"plan of {counted(len(request.rows), 'row')}", nodes, stages, [cost.gpu_hours for cost in found])
     print(f"\n{_kind_counts(nodes)}")
     print_targets(request.rows)
     _print_given_weights(nodes)
-    print(
-        f"about {sum(hours):,.0f} GPU-hours at {rate:g} TFLOP/s sustained per GPU (cluster.sustained_tflops), "
-        "without decoding, validation and recomputed activations;\n"
-        f"{sum(days.values()):,.1f} days one after the other, {_longest_chain(nodes, days):,.1f} if all stages that "
-        "can run at the same time do"
-    )
+    print_totals(nodes, stages, found, rate)
     _print_groups(stages, groups, rate)
     if not request.options.local:
         _print_arrays(request, nodes, stages)
     _print_needed(needed)
     accuracies = ("see the accuracies reached so far", command("report.py", *request.words))
     print_next([*_first_steps(request, needed), accuracies])
+
+
+def print_totals(nodes: Sequence[Node], stages: Sequence[Stage], found: Sequence[Cost], rate: float) -> None:
+    """Prints GPU-hours and days of a whole plan, and which stages they were measured for. rate: sustained_tflops."""
+    hours = sum(cost.gpu_hours for cost in found)
+    days = {stage.id: cost.gpu_hours / gpus_of(stage) / 24 for stage, cost in zip(stages, found, strict=True)}
+    estimated = (
+        f"at {rate:g} TFLOP/s sustained per GPU (cluster.sustained_tflops), without decoding, validation and "
+        "recomputed activations"
+    )
+    measured = {str(place): cost.measured for place, cost in enumerate(found, start=1) if cost.measured}
+    if measured:
+        where = ", ".join(dict.fromkeys(_measured_on(figures) for figures in measured.values()))
+        others = f"; the others {estimated}" if len(measured) < len(found) else ", without validation"
+        estimated = f"at the rates that rehearsals measured on {where} for # {', '.join(measured)}{others}"
+    print(
+        f"about {hours:,.{0 if hours >= 10 else 2}f} GPU-hours {estimated};\n"
+        f"{sum(days.values()):,.1f} days one after the other, {_longest_chain(nodes, days):,.1f} if all stages that "
+        "can run at the same time do"
+    )
+
+
+def _measured_on(figures: Mapping[str, Any]) -> str:
+    """For instance `NVIDIA H100 80GB HBM3 with generated samples`."""
+    return (figures["gpu"] or "CPUs") + (" with generated samples" if figures["generated_data"] else "")
 
 
 def print_targets(rows: Sequence[Row]) -> None:

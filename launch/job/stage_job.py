@@ -1,7 +1,6 @@
 """What every process of a SLURM job runs: one stage, from whatever its run directory holds, or a share of preparing."""
 
 import argparse
-import contextlib
 import json
 import os
 import signal
@@ -10,7 +9,6 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from submitit import JobEnvironment
 from submitit.helpers import TorchDistributedEnvironment
@@ -20,7 +18,7 @@ from launch.job.log import say
 from launch.job.record import now
 from launch.slurm.client import PATIENT, slurm
 from mvd.config import ConfigError
-from mvd.distributed.exit_codes import INVALID, RETRYABLE, STOPPED
+from mvd.distributed.exit_codes import INVALID, RETRYABLE, STOPPED, leave
 from mvd.host import hostname
 from mvd.owner import VARIABLE, Owner, lost_to, read_owner
 from mvd.run_directory import RunDirectory
@@ -99,14 +97,6 @@ def wait_for_owner(files: RunDirectory) -> Owner:
             raise ConfigError(f"{files.path} does not belong to job {own} but to {owner or 'none'}")
         time.sleep(0.5)
     return owner
-
-
-def leave(code: int) -> NoReturn:
-    """Ends this process at once: Python's own exit may wait for threads of gloo until srun kills the process."""
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
 
 
 def use_nodes_of_step() -> None:

@@ -14,6 +14,8 @@ JOB_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # process of a job, and its workers with it.
 LOADER_START_METHOD = "fork"
 
+SECONDS_TO_DIE = 5.0  # for a killed worker, which a disk that does not answer may hold for longer
+
 
 def follow_parent() -> None:
     """Ignore the job's stop signals, and die with the parent (PR_SET_PDEATHSIG).
@@ -28,12 +30,20 @@ def follow_parent() -> None:
 
 @atexit.register
 def kill_workers() -> None:
-    """Kill remaining workers at exit, after an error in the middle of an epoch or if a read hangs.
+    """Kill remaining workers: at exit, after an error in the middle of an epoch, or if a read hangs.
 
-    Python's own atexit hook would send them SIGTERM, which they ignore, and then join them for ever.
+    Python's own atexit hook would send them SIGTERM, which they ignore, and then join them for ever. PyTorch's handler
+    of SIGCHLD raises an error, wherever the process is by then, if a worker is killed: it must not see this.
     """
-    for worker in multiprocessing.active_children():
+    workers = multiprocessing.active_children()
+    if not workers:
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
         worker.kill()
+    for worker in workers:
+        worker.join(SECONDS_TO_DIE)
+    signal.signal(signal.SIGCHLD, handler)
 
 
 def keep_freed_memory() -> None:

@@ -13,6 +13,7 @@ import torch
 from mvd import run as run_module
 from mvd.data.datasets import SampleKey, TrainDataset
 from mvd.data.video.errors import Unreadable
+from mvd.distributed.exit_codes import leave
 from mvd.train.loop import TrainingRun
 
 NAN_AT = 9  # the update whose loss is not a number on the second process, in every attempt that comes to it
@@ -44,7 +45,7 @@ def be(rank: int, port: int, stage: Path, plan: Plan) -> None:
     if plan.flaky is not None:
         _break_reads(plan.flaky)
     sys.argv = ["mvd.run", str(stage)]
-    sys.exit(run_module.main())
+    leave(run_module.main())
 
 
 def _break_update(rank: int, log: Path, plan: Plan) -> None:

@@ -76,7 +76,7 @@ def test_a_second_owner_of_a_run_directory_is_refused(site, lab):
     site.brake.unlink()
     site.wait_for_result(PRETRAIN)
     site.wait("the end of the first job", lambda: read_owner(files) is None)
-    assert site.queued(first.job_id, second.job_id) == {}
+    site.wait("both jobs to leave the queue", lambda: not site.queued(first.job_id, second.job_id))
 
 
 def test_a_job_that_slurm_gave_the_same_id_is_left_alone(site, lab):
