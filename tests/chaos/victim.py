@@ -15,8 +15,9 @@ from mvd.data.datasets import SampleKey, TrainDataset
 from mvd.data.video.errors import Unreadable
 from mvd.distributed.exit_codes import leave
 from mvd.train.loop import TrainingRun
+from tests.bad_batches import break_batches
 
-NAN_AT = 9  # the update whose loss is not a number on the second process, in every attempt that comes to it
+NAN_AT = 9  # the update whose loss is not a number for what the second process reads, in every attempt
 
 
 class Plan(NamedTuple):
@@ -49,17 +50,10 @@ def be(rank: int, port: int, stage: Path, plan: Plan) -> None:
 
 
 def _break_update(rank: int, log: Path, plan: Plan) -> None:
-    build, update_once = TrainingRun.__init__, TrainingRun._one_update
+    update_once = TrainingRun._one_update
 
-    def build_with_nan(run: TrainingRun, *arguments: Any) -> None:
-        build(run, *arguments)
-        losses = run.task.losses
-
-        def losses_or_nan(engine: Any, batch: Any) -> Any:
-            bad = math.nan if run.update + 1 == NAN_AT and rank == 1 else 1.0
-            return {name: loss * bad for name, loss in losses(engine, batch).items()}
-
-        run.task.losses = losses_or_nan
+    def mark(run: TrainingRun) -> str | None:
+        return "loss" if run.update + 1 == NAN_AT and rank == 1 else None
 
     def update_or_signal(run: TrainingRun, *arguments: Any) -> None:
         if plan.ending == "signal" and run.update + 1 == plan.update and rank in plan.ranks:
@@ -71,7 +65,8 @@ def _break_update(rank: int, log: Path, plan: Plan) -> None:
             with open(log, "a") as handle:
                 handle.write(f"{run.update + 1}\n")
 
-    TrainingRun.__init__, TrainingRun._one_update = build_with_nan, update_or_signal
+    TrainingRun._one_update = update_or_signal
+    break_batches(mark, lambda _, losses: {name: loss * math.nan for name, loss in losses.items()})
 
 
 def _fill(ballast: Path) -> None:
