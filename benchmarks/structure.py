@@ -39,7 +39,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("mvd.models", "mvd.data"),
     ("mvd.evaluation",),
     ("mvd.train",),
-    ("mvd.run", "mvd.export", "mvd.predict", "mvd.probe"),
+    ("mvd.run", "mvd.export", "mvd.predict", "mvd.probe", "mvd.rehearsal", "mvd.stand_ins"),
     ("experiments",),
     ("launch", "launch.cluster"),
     ("launch.snapshot", "launch.plan"),
@@ -51,6 +51,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("launch.report",),
     ("launch.local",),
     ("launch.slurm.submit",),
+    ("launch.rehearsal", "launch.rehearsal_report"),
     (
         *("launch.submit", "launch.status", "launch.cancel", "launch.logs"),
         *("launch.prepare", "launch.inspect_data", "launch.doctor"),

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -50,9 +51,20 @@ def count_gpus() -> int:
 
 def gpu_memory_gb() -> float | None:
     """Memory of this machine's smallest NVIDIA GPU in GB (10^9 bytes); None if nvidia-smi does not say."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]  # in MiB
-    listed = subprocess.run(query, capture_output=True, text=True, check=False)
-    sizes = [int(line) for line in listed.stdout.split() if line.isdigit()]
+    sizes = [int(line) for line in _ask_gpus("memory.total") if line.isdigit()]  # in MiB
     return min(sizes) * 2**20 / 1e9 if sizes else None
+
+
+def gpu_name() -> str | None:
+    """Name of this machine's first NVIDIA GPU; None if no GPU is visible, or nvidia-smi does not say."""
+    return next(iter(_ask_gpus("name")), None) if count_gpus() else None
+
+
+@lru_cache
+def _ask_gpus(field: str) -> tuple[str, ...]:
+    """What nvidia-smi says about each GPU; nothing if it is not there or fails."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+    listed = subprocess.run(query, capture_output=True, text=True, check=False)
+    return tuple(listed.stdout.splitlines()) if listed.returncode == 0 else ()

@@ -19,6 +19,23 @@ WRITTEN_BY_ALL = {"world_size", "micro_batch", "accumulation", "deepspeed", "pre
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """That a stage is only rehearsed (mvd.rehearsal), in a run directory of its own.
+
+    updates: of a training stage, before it saves. random_weights: roles of inputs that random weights stand in for.
+    generated_data: whether generated samples stand in for the data set. resume_from: the run directory of a rehearsal
+    on another number of GPUs, whose checkpoint this one resumes, and then deletes. keep_checkpoint: whether another
+    rehearsal will resume this one's.
+    """
+
+    updates: int = 40
+    random_weights: list[str] = field(default_factory=list)
+    generated_data: bool = False
+    resume_from: str | None = None
+    keep_checkpoint: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Execution(RunSettings):
     """How and where a stage runs: everything that does not change its result.
 
@@ -26,7 +43,7 @@ class Execution(RunSettings):
     batch that are divided among the processes one after the other, as if each were an update; more than 1 if the stage
     shares its teachers with a student of a smaller global batch (mvd.sharing). deepspeed: name of a file in
     ds_configs/. runs: the folder of all run directories. shards: number of jobs of `world_size` processes each that
-    share a test; shard: the index of this one.
+    share a test; shard: the index of this one. rehearsal: null for a run that counts.
     """
 
     world_size: int = 1
@@ -39,6 +56,7 @@ class Execution(RunSettings):
     precision: Precision = "bf16"
     runs: str = "runs"
     data: DatasetPaths | None = None
+    rehearsal: Rehearsal | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

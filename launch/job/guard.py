@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from launch.job.attempts import files_of, job_id
-from launch.job.record import read_record
+from launch.job.students import folders_of, own_members
+from launch.job.this_job import job_id
 from launch.slurm.client import PATIENT, slurm
 from mvd.config import ConfigError
 
@@ -38,10 +38,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _requeue(submission: str) -> int:
-    record = read_record(files_of(Path(submission)))
+    members = own_members(folders_of(Path(submission)), job_id())
     refused = slurm.requeue(job_id())
-    if not refused and record is not None:
-        slurm.resize(job_id(), record.nodes + record.spare_nodes)
+    if not refused and members:
+        slurm.resize(job_id(), members[0].record.nodes + members[0].record.spare_nodes)
     return 1 if refused else 0
 
 

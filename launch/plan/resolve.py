@@ -69,23 +69,32 @@ def missing_settings(nodes: Sequence[Node], cluster: Cluster) -> list[str]:
     return list(needed)
 
 
+def data_is_missing(node: Node, cluster: Cluster) -> bool:
+    """Whether the profile does not name the stage's data set, or its folder or a list of it does not exist."""
+    paths = cluster.datasets.get(node.recipe.dataset)
+    return paths is None or _first_missing(node, paths) is not None
+
+
+def _first_missing(node: Node, paths: DatasetPaths) -> Path | None:
+    """The first folder or list of the stage's data set that does not exist; a generated one is written when needed."""
+    facts, root = dataset_of(node.recipe), Path(paths.root)
+    if facts.generated:
+        return None
+    if facts.media == "image":
+        needed = [root, root / "train"]
+    else:
+        needed = [root, *(root / getattr(paths, split) for split in SPLITS.get(node.kind, ("train",)))]
+    return next((path for path in needed if not path.exists()), None)
+
+
 def _check_data(node: Node, cluster: Cluster) -> None:
     """Checks that the data set's folder and lists exist, and that they match the row's own_dataset."""
     dataset = node.recipe.dataset
     paths = cluster.datasets[dataset]
-    if dataset_of(node.recipe).generated:
-        return
-    root = Path(paths.root)
-    splits = SPLITS.get(node.kind, ("train",))
-    if dataset_of(node.recipe).media == "image":
-        needed = [root, root / "train"]
-    else:
-        needed = [root, *(root / getattr(paths, split) for split in splits)]
-    for path in needed:
-        if not path.exists():
-            raise ConfigError(f"datasets.{dataset}: {path} does not exist; correct the path in the cluster profile")
+    if (missing := _first_missing(node, paths)) is not None:
+        raise ConfigError(f"datasets.{dataset}: {missing} does not exist; correct the path in the cluster profile")
     if node.recipe.own_dataset is not None:
-        _check_declaration(node, paths, splits)
+        _check_declaration(node, paths, SPLITS.get(node.kind, ("train",)))
 
 
 def _check_declaration(node: Node, paths: DatasetPaths, splits: Iterable[Split]) -> None:

@@ -83,7 +83,7 @@ def preflight(stage: Stage, process: Process, samples: SampleCheck) -> None:
     memory = _check(mine, lambda: _memory(process.device)) or 0.0
     _check(mine, lambda: samples.read(process.rank))
     _check(mine, lambda: _write_test(stage, process.rank))
-    bandwidth = _check(mine, lambda: _all_reduce(process)) or 0.0
+    bandwidth = _check(mine, lambda: all_reduce_bandwidth(process)) or 0.0
     rates = _check(mine, lambda: _rates(process.device)) or {}
     packages = tuple(f"{name} {_version(name)}" for name in PACKAGES)
     facts = (*packages, f"Python {platform.python_version()}", samples.description)
@@ -134,7 +134,7 @@ def _write_test(stage: Stage, rank: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def _all_reduce(process: Process) -> float:
+def all_reduce_bandwidth(process: Process) -> float:
     """Sums a tensor over all processes three times; returns the median bandwidth of what a process sends, in GB/s."""
     values = torch.ones(MEGABYTES[process.device.type] * 2**18, device=process.device)
     seconds, correct = [], True

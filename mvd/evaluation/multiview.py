@@ -5,7 +5,7 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,18 @@ from mvd.stage import Stage
 logger = logging.getLogger(__name__)
 
 
+class Tested(NamedTuple):
+    """What a process has tested.
+
+    unreadable: index -> reason of its unreadable videos. stopped: whether a signal has stopped all processes early.
+    videos_per_second: of all processes, after their first video; None if that is not known.
+    """
+
+    unreadable: dict[int, str]
+    stopped: bool
+    videos_per_second: float | None
+
+
 def run_test(stage: Stage, process: Process) -> dict[str, Any]:
     """The multi-view test: each video is decoded once by one process; softmax per view, mean, top-1 and top-5.
 
@@ -56,11 +68,11 @@ def run_test(stage: Stage, process: Process) -> dict[str, Any]:
     with exit_together():
         preflight(stage, process, check_samples(entries, stage.execution.reader))
         heartbeat("starting", 0)
-        model = _load_classifier(stage).to(process.device)
-    unreadable, stopped = _write_logits(model, stage, entries, process)
-    if stopped:
+        model = load_classifier(stage).to(process.device)
+    tested = write_logits(model, stage, entries, process)
+    if tested.stopped:
         raise Interrupted(f"{stage.id}: stopped by a signal; start it again to test the remaining videos", update=0)
-    unread = report_unreadable(entries, unreadable)
+    unread = report_unreadable(entries, tested.unreadable)
     _stop_at_too_many(stage, unread, math.ceil(len(entries) / stage.execution.shards), process)
     if not process.is_first:
         return {}
@@ -93,7 +105,7 @@ def merge_shards(stage: Stage) -> None:
     stage.files.write_result({**facts, **accuracy, "wall_seconds": seconds, "provenance": result_facts(stage)})
 
 
-def _load_classifier(stage: Stage) -> nn.Module:
+def load_classifier(stage: Stage) -> nn.Module:
     """The fine-tuned network; ConfigError if the file is not one of a whole classifier with its head."""
     model = build_classifier(stage.recipe.size, num_classes=dataset_of(stage.recipe).classes)
     report = load_weights(model, stage.inputs["finetune"])
@@ -119,13 +131,8 @@ def _stop_at_too_many(stage: Stage, unread: int, videos: int, process: Process) 
 
 
 @torch.no_grad()
-def _write_logits(
-    model: nn.Module, stage: Stage, entries: list[Entry], process: Process
-) -> tuple[dict[int, str], bool]:
-    """Tests this process's share of the videos, except for those already in its file from an earlier attempt.
-
-    Returns index -> reason of the unreadable videos, and whether a signal has stopped all processes early.
-    """
+def write_logits(model: nn.Module, stage: Stage, entries: list[Entry], process: Process) -> Tested:
+    """Tests this process's share of the videos, except for those already in its file from an earlier attempt."""
     recipe, how = stage.recipe, stage.execution
     path = stage.job_files.logits(process.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +164,7 @@ def _write_logits(
         progress.show(turn, len(unreadable))
     progress.close()
     save_logits(path, concatenate(parts), entries)
-    return unreadable, stopped
+    return Tested(unreadable, stopped, progress.steady_rate())
 
 
 class _TestProgress:
@@ -165,12 +172,20 @@ class _TestProgress:
 
     def __init__(self, process: Process, turns: int) -> None:
         self.turns, self.world_size, self.started = turns, process.world_size, time.monotonic()
+        self.shown: list[float] = []  # when each turn ended
         self.line = Progress("test", turns, 0) if process.is_first else None
 
     def show(self, turn: int, unreadable: int) -> None:
+        self.shown.append(time.monotonic())
         if self.line is not None:
             rate = turn * self.world_size / (time.monotonic() - self.started)
             self.line.show(turn, f"{rate:.1f} videos/s, {unreadable} unreadable")
+
+    def steady_rate(self) -> float | None:
+        """Videos/s after the first turn, which waits for the loader to start; None for fewer than two turns."""
+        if len(self.shown) < 2:
+            return None
+        return (len(self.shown) - 1) * self.world_size / (self.shown[-1] - self.shown[0])
 
     def close(self) -> None:
         if self.line is not None:

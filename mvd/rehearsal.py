@@ -1,0 +1,233 @@
+"""A rehearsal: a stage's own loop in its real layout for a few updates, with a save and a resume, to measure it.
+
+launch/rehearsal.py plans rehearsals; `execution.rehearsal` says how one differs from the stage. A test is rehearsed
+with a few videos. Each has a run directory of its own.
+"""
+
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvd.config import ConfigError, DatasetPaths, Recipe, Test
+from mvd.data.datasets import load_entries
+from mvd.data.loader import worker_count
+from mvd.data.sample_check import check_samples
+from mvd.data.workers import kill_workers
+from mvd.distributed.faults import RunFailed
+from mvd.distributed.preflight import all_reduce_bandwidth, preflight
+from mvd.distributed.process import Process, exit_together, gather
+from mvd.distributed.signals import Interrupted
+from mvd.distributed.watchdog import heartbeat
+from mvd.evaluation.multiview import load_classifier, write_logits
+from mvd.monitoring.metrics import gpu_throughput, peak_memory_gb
+from mvd.monitoring.progress import Progress
+from mvd.run_directory import RunDirectory
+from mvd.stage import Rehearsal, Stage
+from mvd.stand_ins import write_samples, write_weights
+from mvd.train.bad_updates import RollBack
+from mvd.train.loop import TrainingRun
+from mvd.train.shared import free_memory
+
+RESUMED_UPDATES = 2  # after a resume
+VIDEOS_PER_PROCESS = 4  # of a test
+STAND_INS = "stand-ins"  # in the run directory, deleted at the end
+
+
+def rehearse(stage: Stage, process: Process) -> dict[str, Any]:
+    """Rehearses a stage with `execution.rehearsal`; returns the content of result.json, figures under `rehearsal`.
+
+    Figures: gpus, micro_batch, gpu (its name, None on a CPU), gpu_memory_gb, memory_gb (the peak of a process),
+    loader_workers, generated_data, samples_per_second, data_wait_share, save_seconds, save_stall_seconds (for which
+    training stood still), save_gb, resume_seconds, all_reduce_gb_per_second and those of mvd.flops.throughput, as far
+    as they apply.
+
+    Raises:
+        What `mvd.train.loop.train` and `mvd.evaluation.multiview.run_test` raise.
+    """
+    started, how = time.monotonic(), stage.execution.rehearsal or Rehearsal()
+    real = _with_stand_ins(stage, how, process)
+    measured = _test(real, process) if stage.kind == "test" else _train(real, how, process)
+    if process.world_size > 1:
+        measured["all_reduce_gb_per_second"] = min(gather(all_reduce_bandwidth(process)))
+    on_gpu = process.device.type == "cuda"
+    figures = {
+        "gpus": process.world_size,
+        "micro_batch": stage.execution.micro_batch,
+        "gpu": torch.cuda.get_device_name(process.device) if on_gpu else None,
+        **({"gpu_memory_gb": torch.cuda.get_device_properties(process.device).total_memory / 1e9} if on_gpu else {}),
+        "loader_workers": worker_count(stage.execution.workers),
+        "generated_data": how.generated_data,
+        **measured,
+    }
+    if process.is_first:
+        _clean(stage.files, how)
+    return {"rehearsal": figures, "wall_seconds": time.monotonic() - started}
+
+
+class ShortRun(TrainingRun):
+    """A run that ends after so many more updates and leaves `spare` ones for a resume; without evaluations.
+
+    save_seconds: how long the checkpoint took that it ends with. save_stall_seconds: the part of it for which training
+    stood still.
+    """
+
+    def __init__(self, stage: Stage, process: Process, updates: int, spare: int) -> None:
+        super().__init__(stage, process)
+        self.total_updates = min(self.total_updates, self.update + updates, max(self.total_updates - spare, 1))
+        self.evaluations.evaluators = []
+        self.save_seconds = self.save_stall_seconds = 0.0
+        if self.progress is not None:
+            self.progress.close()
+            self.progress = Progress(f"rehearsal of {stage.kind}", self.total_updates, self.update)
+
+    def _save(self) -> bool:
+        started = time.monotonic()
+        try:
+            return super()._save()
+        finally:
+            self.save_stall_seconds = time.monotonic() - started
+
+    def _save_at_the_end(self, save: Callable[[], bool]) -> None:
+        started = time.monotonic()
+        super()._save_at_the_end(save)
+        self.save_seconds = self.save_seconds or time.monotonic() - started  # the second call is for the weights
+
+
+def _train(stage: Stage, how: Rehearsal, process: Process) -> dict[str, Any]:
+    if how.resume_from is not None:
+        with exit_together():
+            if process.is_first and not stage.files.complete_checkpoints():
+                _link_checkpoint(RunDirectory(Path(how.resume_from)), stage.files)
+        return _run(stage, process, RESUMED_UPDATES, spare=0)
+    figures = _run(stage, process, how.updates, spare=2 * RESUMED_UPDATES)
+    if process.is_first:
+        figures |= rates(stage.files.read_metrics(), stage)
+        figures |= gpu_throughput(stage.recipe, figures["samples_per_second"], process)
+    resumed = _run(stage, process, RESUMED_UPDATES, spare=RESUMED_UPDATES)
+    return {**figures, "resume_seconds": resumed["resume_seconds"]}
+
+
+def _run(stage: Stage, process: Process, updates: int, spare: int) -> dict[str, Any]:
+    """Trains from the newest checkpoint, saves and returns the figures. resume_seconds: until it could train."""
+    while True:
+        with suppress(RollBack):
+            return _run_from_newest(stage, process, updates, spare)
+        free_memory()
+
+
+def _run_from_newest(stage: Stage, process: Process, updates: int, spare: int) -> dict[str, Any]:
+    started = time.monotonic()
+    run = ShortRun(stage, process, updates, spare)
+    ready = time.monotonic()
+    try:
+        run.to_the_end()
+        figures = {
+            "memory_gb": max(gather(peak_memory_gb(process.device))),
+            "resume_seconds": ready - started,
+            "save_seconds": run.save_seconds,
+            "save_stall_seconds": run.save_stall_seconds,
+        }
+        if process.is_first:
+            size = sum(path.stat().st_size for path in stage.files.complete_checkpoints()[-1].rglob("*"))
+            figures["save_gb"] = size / 1e9
+    finally:
+        run.close()
+        kill_workers()
+    del run
+    free_memory()  # two engines would not fit on a GPU
+    return figures
+
+
+def rates(records: Sequence[dict[str, Any]], stage: Stage) -> dict[str, float]:
+    """Samples/s and the share of the time spent waiting for data, from the reports in metrics.jsonl.
+
+    Those that begin in the first quarter of the updates are left out: the loader starts, and blocks are compiled.
+    """
+    batch = stage.recipe.optimization.global_batch
+    reports, begun = [], 0
+    for record in records:
+        if "samples_per_second" in record:
+            reports.append((begun, record["update"] - begun, record))
+            begun = record["update"]
+    if not reports:
+        raise RunFailed(f"{stage.id}: no update had a finite loss, so there is nothing to measure; check its inputs")
+    measured = [report for report in reports if report[0] >= begun / 4] or reports[-1:]
+    seconds = [updates * batch / record["samples_per_second"] for _, updates, record in measured]
+    waited = [spent * record["data_wait_share"] for spent, (_, _, record) in zip(seconds, measured, strict=True)]
+    samples = batch * sum(updates for _, updates, _ in measured)
+    return {"samples_per_second": samples / sum(seconds), "data_wait_share": sum(waited) / sum(seconds)}
+
+
+def _test(stage: Stage, process: Process) -> dict[str, Any]:
+    with exit_together():
+        entries = load_entries(stage, "test")[: VIDEOS_PER_PROCESS * process.world_size]
+    with exit_together():
+        preflight(stage, process, check_samples(entries, stage.execution.reader))
+        model = load_classifier(stage).to(process.device)
+    stage.files.logits(process.rank).unlink(missing_ok=True)  # of an attempt before
+    tested = write_logits(model, stage, entries, process)
+    if tested.stopped:
+        raise Interrupted(f"{stage.id}: stopped by a signal; start it again", update=0)
+    if tested.unreadable:
+        raise RunFailed(f"{stage.id}: {next(iter(tested.unreadable.values()))}; prepare the data set again")
+    figures = {"memory_gb": max(gather(peak_memory_gb(process.device)))}
+    if tested.videos_per_second is not None:
+        figures["samples_per_second"] = tested.videos_per_second
+        figures |= gpu_throughput(stage.recipe, tested.videos_per_second, process)
+    return figures
+
+
+def _with_stand_ins(stage: Stage, how: Rehearsal, process: Process) -> Stage:
+    """The stage with the inputs and the data that stand in for missing ones, which the first process writes.
+
+    A fine-tuning begins from random weights without a file.
+    """
+    folder, recipe = stage.directory / STAND_INS, stage.recipe
+    inputs = {role: folder / f"{role}.safetensors" for role in how.random_weights if role != "pretrain"}
+    data = DatasetPaths(root=str(folder / "data")) if how.generated_data else stage.execution.data
+    with exit_together():
+        if process.is_first:
+            heartbeat("writing stand-ins", 0)
+            shutil.rmtree(folder, ignore_errors=True)
+            for role, path in inputs.items():
+                write_weights(role, recipe, path)
+            if how.generated_data:
+                write_samples(recipe, folder / "data", _samples_needed(recipe, how, process))
+    return dataclasses.replace(
+        stage,
+        inputs=stage.inputs | {role: str(path) for role, path in inputs.items()},
+        execution=dataclasses.replace(stage.execution, data=data),
+    )
+
+
+def _samples_needed(recipe: Recipe, how: Rehearsal, process: Process) -> int:
+    """Generated samples with which training does not come to the end of an epoch."""
+    if isinstance(recipe, Test):
+        return VIDEOS_PER_PROCESS * process.world_size
+    return recipe.optimization.global_batch * (how.updates + 2 * RESUMED_UPDATES + 1)
+
+
+def _link_checkpoint(source: RunDirectory, target: RunDirectory) -> None:
+    """Makes the newest checkpoint of a run directory that of another one, by hard links."""
+    complete = source.complete_checkpoints()
+    if not complete:
+        raise ConfigError(f"{source.path} has no checkpoint to resume; remove that folder and rehearse again")
+    shutil.rmtree(target.checkpoints, ignore_errors=True)
+    shutil.copytree(complete[-1], target.checkpoints / complete[-1].name, copy_function=os.link)
+
+
+def _clean(files: RunDirectory, how: Rehearsal) -> None:
+    """Deletes what is large and of no further use, of this rehearsal and of the one that it resumed."""
+    folders = [files.path / STAND_INS, *([] if how.keep_checkpoint else [files.checkpoints])]
+    if how.resume_from is not None:
+        folders.append(RunDirectory(Path(how.resume_from)).checkpoints)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    files.weights.unlink(missing_ok=True)
