@@ -37,6 +37,9 @@ class Claim(NamedTuple):
     hardware: str
 
 
+Agreement = Callable[[Claim, Claim], bool]
+
+
 class Audits:
     """Compares replicas and repeats forward passes on other processes; all processes call its methods together.
 
@@ -85,6 +88,7 @@ class Audits:
         if self.bad_updates.is_bad(losses):
             heartbeat("recomputing the losses", update.number)
             self._compare(update.raws, torch.stack(update.losses).tolist(), "recomputed", update.number)
+            heartbeat("updating weights", update.number)
 
     def _compare(
         self,
@@ -94,18 +98,18 @@ class Audits:
         update: int,
     ) -> None:
         """before: the losses that training has computed for each of the micro-batches, to be compared too."""
-        exact = not before
+        same = partial(agree, tolerance=self.tolerance, exact=not before)
         for place, raw in enumerate(raws):
             trained = [self._claim(tuple(before[place]))] if before else []
             others = [self._repeat(pass_on(raw, self.process))] if self.process.world_size > 1 else []
             found: list[tuple[list[Claim], list[Claim]]] = gather(([*trained, self._repeat(raw)], others))
             for author in range(len(found)):
                 claims = [*found[author][0], *found[author - 1][1]]
-                if not all(self._same(claim, claims[0], exact) for claim in claims):
+                if not all(same(claim, claims[0]) for claim in claims):
                     votes: list[Claim] = gather(self._repeat(share(raw, source=author)))
-                    self._name(claims, votes, exact, fault, update)
+                    self._name(claims, votes, same, fault, update)
 
-    def _name(self, claims: list[Claim], votes: list[Claim], exact: bool, fault: str, update: int) -> None:
+    def _name(self, claims: list[Claim], votes: list[Claim], same: Agreement, fault: str, update: int) -> None:
         """Names the processes whose losses are not those of the majority. votes: of all processes, computed again."""
         hosts: list[str] = gather(hostname())
 
@@ -113,22 +117,15 @@ class Audits:
             last = {claim.rank: claim.losses[0] for claim in claims}
             return ", ".join(f"rank {rank} on {hosts[rank]} got {loss:.9g}" for rank, loss in last.items())
 
-        usual = majority(votes, partial(self._same, exact=exact))
+        usual = majority(votes, same)
         if usual is None:
             message = f"the losses of the same micro-batch differ, and most processes do not agree: {told(votes)}"
             go_back(self.stage, self.process, fault, message, update, [], self.newest)
-        wrong = [claim for claim in (*votes, *claims) if not self._same(claim, usual, exact)]
+        wrong = [claim for claim in (*votes, *claims) if not same(claim, usual)]
         if wrong:
             message = f"{told(wrong)} as the loss of a micro-batch for which most processes get {usual.losses[0]:.9g}"
             blamed, repeats = [hosts[claim.rank] for claim in wrong], wrong[0] in votes
             go_back(self.stage, self.process, fault, message, update, blamed, self.newest, repeats)
-
-    def _same(self, one: Claim, other: Claim, exact: bool) -> bool:
-        tolerance = 0.0 if exact and one.hardware == other.hardware else self.tolerance
-        return all(
-            math.isclose(mine, its, rel_tol=tolerance) or (math.isnan(mine) and math.isnan(its))
-            for mine, its in zip(one.losses, other.losses, strict=True)
-        )
 
     def _claim(self, losses: tuple[float, ...]) -> Claim:
         kind = f"{hardware(self.process.device)}, {'compiled' if self.forward.compilation.is_on else 'not compiled'}"
@@ -151,7 +148,16 @@ class Audits:
         return self._claim(tuple(torch.stack([loss.detach().float() for loss in named.values()]).tolist()))
 
 
-def majority(votes: Sequence[Claim], same: Callable[[Claim, Claim], bool]) -> Claim | None:
+def agree(one: Claim, other: Claim, tolerance: float, exact: bool) -> bool:
+    """Whether two results are the same. exact: bit for bit, if they are of the same kind of hardware."""
+    allowed = 0.0 if exact and one.hardware == other.hardware else tolerance
+    return all(
+        math.isclose(mine, its, rel_tol=allowed) or (math.isnan(mine) and math.isnan(its))
+        for mine, its in zip(one.losses, other.losses, strict=True)
+    )
+
+
+def majority(votes: Sequence[Claim], same: Agreement) -> Claim | None:
     """A vote that more than half of all are the same as; None if there is none, as of two that differ."""
     counts = [sum(same(vote, other) for other in votes) for vote in votes]
     most = max(counts)

@@ -86,10 +86,10 @@ class Update:
         self.agreed.start_copy()
         heartbeat("reading videos", self.number)
         self.batches.read_ahead()
+        heartbeat("updating weights", self.number)
         means = self.agreed.read()
         losses = dict(zip(self.names, means, strict=False))
         check(self, losses)
-        heartbeat("updating weights", self.number)
         return losses | {"grad_norm": take_step(self.engine)}, means[len(losses) :]
 
     def suspects(self, values: dict[str, float]) -> tuple[str, list[int]]:

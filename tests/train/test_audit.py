@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mvd.run import run_stage
 from mvd.stage import Stage
 from mvd.train import bad_updates
 from mvd.train import engine as engine_module
-from mvd.train.audit import Audits, Claim, majority
+from mvd.train.audit import Audits, Claim, agree, majority
 from mvd.train.loop import TrainingRun
 from mvd.train.update import Update
 from tests.runs import read_result, small_stage, succeed, write_stage
@@ -163,9 +164,17 @@ def test_without_the_recomputation_the_same_loss_ends_in_other_weights(runs):
 
 
 def test_who_has_the_majority():
-    def vote(*losses: float) -> Claim | None:
+    def vote(*losses: float, exact: bool = True) -> Claim | None:
         claims = [Claim(rank, (loss,), "GPU") for rank, loss in enumerate(losses)]
-        return majority(claims, lambda one, other: one.losses == other.losses)
+        return majority(claims, partial(agree, tolerance=1e-4, exact=exact))
 
     assert vote(2.0, 1.0, 1.0) == Claim(1, (1.0,), "GPU")
     assert vote(1.0, 2.0) is None and vote(1.0, 1.0, 2.0, 2.0) is None
+    assert vote(1.0, 1.00001) is None and vote(1.0, 1.00001, exact=False) is not None
+    assert vote(math.nan, math.nan) is not None and vote(math.inf, 1.0, exact=False) is None
+
+
+def test_other_hardware_may_round_otherwise():
+    one, other = Claim(0, (1.0, 0.5), "GPU"), Claim(1, (1.00001, 0.5), "another GPU")
+    assert agree(one, other, tolerance=1e-4, exact=True) and not agree(one, other, tolerance=1e-6, exact=True)
+    assert not agree(one, other._replace(hardware="GPU"), tolerance=1e-4, exact=True)
