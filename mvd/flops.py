@@ -51,11 +51,16 @@ def shared_gpu_hours(recipes: Sequence[Pretrain], sustained_tflops: float) -> fl
 
 def saved_gpu_hours(recipes: Sequence[Pretrain], sustained_tflops: float) -> float:
     """GPU hours that pre-trainings save if they share one pass of their teachers instead of running alone."""
+    return saved_tflop(recipes) / sustained_tflops / 3600
+
+
+def saved_tflop(recipes: Sequence[Pretrain]) -> float:
+    """TFLOP that pre-trainings save if they share one pass of their teachers instead of running alone."""
     samples = dataset_of(recipes[0]).train_samples
     optimizations = [recipe.optimization for recipe in recipes]
     alone = sum(samples // how.global_batch * how.global_batch * how.epochs for how in optimizations)
     saved = alone - teacher_samples(recipes)
-    return saved * _teaching(recipes[0].teacher) / 1e12 / sustained_tflops / 3600
+    return saved * _teaching(recipes[0].teacher) / 1e12
 
 
 def probe_share(recipe: Pretrain | VideoTeacher, videos: int, samples: int, every_epochs: int) -> float:

@@ -80,4 +80,4 @@ def test_the_plans_that_the_readme_shows(shell):
     printed = shell.type(plan)
     for cells in re.findall(r"^\d  (?:pretrain|finetune|test) .*$", readme, flags=re.MULTILINE):
         assert re.sub(r" +", " ", cells) in re.sub(r" +", " ", printed)
-    assert "2 fine-tunings, 2 tests" in shell.type("python launch/submit.py experiments/demo --dry-run")
+    assert "3 fine-tunings, 3 tests" in shell.type("python launch/submit.py experiments/demo --dry-run")

@@ -133,11 +133,11 @@ def end(folders: Sequence[RunDirectory], code: int, reason: str = "") -> int:
     if left:
         say(f"=== {left[0].record.error or left[0].record.attempts[-1].error}")
     _give_back([member for member in members if member not in left])
-    if is_group:
-        settle_children(folders)
     if left and left[0].record.error is None:
         return _go_on(left)
     _give_back(left)
+    if is_group:
+        settle_children(folders)
     is_well = try_to("job.json", partial(all_is_well, folders, job_id())) if is_group else not left
     return 0 if is_well else 1
 

@@ -31,7 +31,8 @@ def main(arguments: list[str]) -> int:
             job = slurm.queue([job_id()]).get(job_id())
             if job is None or job.state == "PENDING":
                 return 0
-            if job.nodes and first not in slurm.hostnames(job.nodes):
+            # squeue lists only nodes with processes of a job that is COMPLETING
+            if job.runs and job.nodes and first not in slurm.hostnames(job.nodes):
                 return _requeue(submission)
         except ConfigError:  # SLURM does not answer
             continue

@@ -5,7 +5,7 @@ good or was cancelled; the others go on, and the next start of the job leaves it
 
 The jobs of its children were submitted to start after the whole job. They need not wait for the other students: as soon
 as theirs is complete, SLURM is told to let them start, and if it has failed, they are cancelled. If SLURM does not
-answer, that is repeated at every start and end of an attempt.
+answer, that is repeated at every start of the job and at its end.
 """
 
 import json

@@ -151,6 +151,17 @@ SIZES: dict[str, Size] = {
         image=ImageShape(image_size=48, patch_size=12),
         image_training=ImageShape(image_size=48, patch_size=12),
     ),
+    # A smaller student for the teachers of the size above.
+    "nano": Size(
+        short_name="nano",
+        encoder=Transformer(width=48, depth=4, heads=3),
+        decoder=Transformer(width=48, depth=1, heads=3),
+        video_decoder=Transformer(width=48, depth=1, heads=3),
+        image_decoder=Transformer(width=48, depth=1, heads=3),
+        clip=ClipShape(image_size=48, patch_size=12),
+        image=ImageShape(image_size=48, patch_size=12),
+        image_training=ImageShape(image_size=48, patch_size=12),
+    ),
 }
 
 

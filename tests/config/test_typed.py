@@ -49,8 +49,8 @@ def test_overrides_are_typed():
 
 def test_an_override_reaches_every_row_that_has_the_section():
     assert {row.finetune.seed for row in load("all", "finetune.seed=7")} == {7}
-    distilled, scratch = load("demo", "pretrain.seed=7")
-    assert distilled.pretrain.seed == 7 and scratch.pretrain is None
+    distilled, scratch, smaller = load("demo", "pretrain.seed=7")
+    assert distilled.pretrain.seed == smaller.pretrain.seed == 7 and scratch.pretrain is None
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_row_file_runs_its_own_row_and_not_the_rows_that_it_imports(tmp_path):
     )
     assert [row.name for row in load(str(file))] == ["mine"]
     file.write_text("from experiments.demo import rows\n")
-    assert [row.name for row in load(str(file))] == ["demo", "demo_from_scratch"]
+    assert [row.name for row in load(str(file))] == ["demo", "demo_from_scratch", "demo_nano"]
     file.write_text("from experiments.demo import rows as known\nrows = known[1]\n")
     assert [row.name for row in load(str(file))] == ["demo_from_scratch"]
 

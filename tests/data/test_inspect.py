@@ -166,7 +166,7 @@ def test_the_command_writes_a_picture_of_all_stages(motion_root, run_inspect, tm
     words = ("demo", "--data", motion_root, "--videos", "2", "--output", "seen.png")
     result = run_inspect(*words, program=("-m", "mvd.data.inspect"))
     assert result.returncode == 0, result.stderr
-    assert "drawing demo, the first of 2 rows" in result.stdout
+    assert "drawing demo, the first of 3 rows" in result.stdout
     with Image.open(tmp_path / "seen.png") as picture:
         strips = 2 + 4 + 4 + 2 + 2  # image teacher, video teacher, pre-training, a mixed pair, two videos of the test
         assert picture.height == strips * (inspect.LINE + 48 + inspect.GAP) + inspect.GAP

@@ -7,8 +7,10 @@ import pytest
 
 from experiments import all as all_rows
 from experiments import demo, k400, ssv2
+from launch.cluster import Cluster
 from launch.plan.graph import build_graph
 from launch.plan.rows import load_rows
+from launch.plan.together import form_groups
 from mvd.batch import solve_batch
 from mvd.config import DATASETS, Row
 from mvd.config.sizes import SIZES
@@ -245,9 +247,15 @@ def test_a_row_and_its_teacher_files_name_the_same_stages():
 
 
 def test_the_demo_differs_from_scratch_by_its_pretraining_alone():
-    distilled, scratch = demo.rows
+    distilled, scratch, _ = demo.rows
     assert distilled.finetune == scratch.finetune and distilled.test == scratch.test
     assert scratch.pretrain is None and distilled.teachers == "train"
-    kinds = [node.kind for node in build_graph(demo.rows)]
+    kinds = [node.kind for node in build_graph(demo.rows[:2])]
     assert kinds == ["image_teacher", "video_teacher", "pretrain", "finetune", "finetune", "test", "test"]
     assert distilled.finetune.augmentation.flip == distilled.image_teacher.flip == 0  # a mirrored "left" is a "right"
+
+
+def test_the_demos_two_students_share_their_teachers():
+    nodes = build_graph(demo.rows)
+    students = [node.id for node in nodes if node.kind == "pretrain"]
+    assert form_groups(nodes, Cluster(), []) == [students] and len(students) == 2

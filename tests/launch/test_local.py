@@ -24,23 +24,23 @@ from tests.waiting import LIMIT
 # What a stage leaves: each process says who it is, the first one writes weights and the result.
 STAGE = """
 import json, os, pathlib, sys
-directory = pathlib.Path(sys.argv[1])
 rank = os.environ["RANK"]
-print(f"rank {rank} of {directory.name}", flush=True)
-os.write(2, b"error: a warning without a line end")
 seen = [os.environ[name] for name in ("WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS")]
-(directory / f"rank-{rank}").write_text(" ".join(seen))
-if rank == "0":
-    (directory / "weights.safetensors").touch()
-    result = {"epochs": 1, "wall_seconds": 3.4, "loss": 0.25, "top1": 75.0, "top5": 99.0, "unreadable": []}
-    if not directory.name.startswith("test"):
-        del result["top1"]
-    (directory / "result.json").write_text(json.dumps(result))
+for directory in map(pathlib.Path, sys.argv[1:]):
+    print(f"rank {rank} of {directory.name}", flush=True)
+    (directory / f"rank-{rank}").write_text(" ".join(seen))
+    if rank == "0":
+        (directory / "weights.safetensors").touch()
+        result = {"epochs": 1, "wall_seconds": 3.4, "loss": 0.25, "top1": 75.0, "top5": 99.0, "unreadable": []}
+        if not directory.name.startswith("test"):
+            del result["top1"]
+        (directory / "result.json").write_text(json.dumps(result))
+os.write(2, b"error: a warning without a line end")
 """
 
 
 def stand_in(program):
-    return lambda stage: [sys.executable, "-S", "-c", program, str(stage.directory)]
+    return lambda *stages: [sys.executable, "-S", "-c", program, *(str(stage.directory) for stage in stages)]
 
 
 @pytest.fixture(autouse=True)
@@ -76,8 +76,11 @@ def test_runs_every_stage_once_and_reports(words, tmp_path, monkeypatch, capfd):
         log = record.log(1).read_text()
         assert log.startswith(f"=== job {record.job_id}, rank 1 on ") and f"rank 1 of {node.id}\n" in log
         assert "error: a warning" in log and noted_rows(stage.files)["demo" if "demo" in node.rows else node.rows[0]]
-    assert first.count("has no logits; details of single videos need them") == 2
+    assert first.count("has no logits; details of single videos need them") == 3
     assert "test top-1 75.0 %, top-5 99.0 %" in first and "training loss 0.2500" in first and "3 s" in first
+    students = " and ".join(node.id for node in nodes if node.kind == "pretrain")
+    assert f"{students} ran together with one pass of their teachers" in first
+    assert "saved 27 % of the operations" in first
     assert "-m tensorboard.main --logdir" in first and "report.py demo" in first and "+5.0" in first
 
     monkeypatch.setattr(local, "stage_command", stand_in("raise SystemExit(1)"))

@@ -10,7 +10,7 @@ from launch.job.record import Attempt, Record
 from mvd.run_directory import RunDirectory, update_of
 from tests.chaos.damage import damage
 from tests.slurm.conftest import Site
-from tests.slurm.faults import BETWEEN, ENDINGS, KILLED, STOPPED, THREE_STOPS, After, Deck, Ending, Victim
+from tests.slurm.faults import BETWEEN, ENDINGS, KILLED, LOST, STOPPED, THREE_STOPS, After, Deck, Ending, Victim
 from tests.slurm.lab import processes
 
 if TYPE_CHECKING:
@@ -209,7 +209,10 @@ class Run:
         error = self.attempts()[self.number - 1].error
         expected = set(ending.said)
         if moment == "starting" and STOPPED in expected:
-            expected.add(KILLED)  # before there is anything to lose, processes leave at once
+            expected |= {
+                KILLED,
+                LOST,
+            }  # before there is anything to lose, they leave at once, or submitit requeues the job
         assert any(text in error for text in expected if text) if error else None in expected, (ending, moment, error)
 
     def check_names(self, ending: Ending | None, victim: Victim | None) -> None:

@@ -9,13 +9,15 @@ from launch.cluster import ROOT
 from tests.runs import timeless
 from tests.slurm.conftest import TINY, stage_ids
 
+ROWS = "tests/slurm/two"
+
 
 def test_the_demo_from_a_login_shell(site):
     """Both its rows, with the stages on 1 or 2 nodes and two tasks on each, to the report."""
     short = [f"{kind}.optimization.epochs=1" for kind in ("image_teacher", "video_teacher", "pretrain", "finetune")]
     cluster = ["nodes=2", "gpus_per_node=2", "pretrain.nodes=2"]
     alone = [f"{kind}.nodes=1" for kind in ("image_teacher", "video_teacher", "finetune")]
-    words = ["experiments/demo", *short, *(f"cluster.{setting}" for setting in (*cluster, *alone))]
+    words = [ROWS, *short, *(f"cluster.{setting}" for setting in (*cluster, *alone))]
 
     def shell(script: str, *options: str) -> str:
         line = shlex.join([f"launch/{script}", *words, *options])
@@ -27,8 +29,8 @@ def test_the_demo_from_a_login_shell(site):
         return done.stdout
 
     printed = shell("submit.py")
-    assert "submitted to SLURM" in printed and "2 x 2" in printed and "launch/status.py experiments/demo" in printed
-    ids = stage_ids("experiments/demo", *short)
+    assert "submitted to SLURM" in printed and "2 x 2" in printed and f"launch/status.py {ROWS}" in printed
+    ids = stage_ids(ROWS, *short)
     for stage in ids["test"]:
         site.wait_for_result(stage, seconds=900)
     report = shell("report.py", "--markdown")
