@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint typecheck chaos chaos-slurm slurm-up slurm-down bench-data bench-step bench-launching bench-gpu bench-saving bench-demo bench-together clean help
+.PHONY: demo test test-fast lint typecheck chaos chaos-slurm slurm-up slurm-down bench-data bench-step bench-launching bench-gpu bench-saving bench-checks bench-demo bench-together clean help
 
 help:
 	@echo "make demo        install, then train, distil, fine-tune and test the tiny row (under 8 minutes on 2 cores)"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench-launching  CPU time to launch an update of every row, against an earlier commit"
 	@echo "make bench-gpu   time every row's training updates on this machine's GPU"
 	@echo "make bench-saving  time checkpoints of the tiny and the base size on this machine's disk"
+	@echo "make bench-checks  2,000 undisturbed updates with all checks of their numbers: false alarms and cost (10 minutes)"
 	@echo "make bench-together  time students that share their teachers against one after the other"
 	@echo "make bench-demo  the demo over five seeds, with a control (an hour)"
 	@echo "make clean       remove .venv, the demo's runs and its data"
@@ -66,6 +67,9 @@ bench-gpu: .venv/installed
 
 bench-saving: .venv/installed
 	$(BIN)/python -m benchmarks.saving
+
+bench-checks: .venv/installed-test
+	$(BIN)/python -m benchmarks.checks
 
 bench-together: .venv/installed-test
 	$(BIN)/python -m benchmarks.together

@@ -62,7 +62,7 @@ class Times(NamedTuple):
 
 def compare(size: str, clips: int, updates: int, folder: Path, process: Process) -> tuple[Times, Times]:
     """Median times of one update of both students, one after the other and together."""
-    videos = _write_list(folder)
+    videos = write_list(folder)
     teachers = random_teachers(size, folder)
     stages = [_stage(recipe, clips, videos, teachers, folder) for recipe in STUDENTS[size]]
     group = Group(stages, process, lambda stage, result: None)
@@ -98,7 +98,7 @@ def _times(work: Callable[[], object]) -> Times:
     return Times(time.perf_counter() - started[0], time.process_time() - started[1])
 
 
-def _write_list(folder: Path) -> DatasetPaths:
+def write_list(folder: Path) -> DatasetPaths:
     """A training list of Kinetics-sized videos."""
     clips = write_clips(folder / "clips")["340x256"]
     lines = []

@@ -37,12 +37,14 @@ class Faults:
     slow_factor: float | None = 1.3
     avoid_slow: bool = False
     compare_every: int = 100
+    audit_every: int = 500
 
     def __post_init__(self) -> None:
         positive = ("save_failures", "save_again_seconds", "bad_updates", "hang_minutes", "rendezvous_minutes")
         for name in (*positive, "video_seconds"):
             check_positive(f"faults.{name}", getattr(self, name))
-        check(self.compare_every >= 0, f"faults.compare_every must be 0 (never) or more, got {self.compare_every}")
+        for name in ("compare_every", "audit_every"):
+            check(getattr(self, name) >= 0, f"faults.{name} must be 0 (never) or more, got {getattr(self, name)}")
         for name in ("spike_factor", "slow_factor"):
             factor = getattr(self, name)
             check(factor is None or factor > 1, f"faults.{name} must be above 1, or null, got {factor}")

@@ -1,6 +1,9 @@
 """The device of a process: one of the GPUs that it can see, or the CPU."""
 
 import os
+import platform
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 
@@ -49,6 +52,22 @@ def gpu_index(visible: int, local_rank: int) -> int:
     if local_rank >= visible:
         raise HostFault(f"{hostname()}: only {visible} GPUs are visible, too few for local rank {local_rank}")
     return local_rank
+
+
+def hardware(device: torch.device) -> str:
+    """What decides about the last bits of a result: the GPU, or the CPU with the threads that PyTorch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_model()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
+@lru_cache
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _why_no_gpu() -> str:

@@ -97,6 +97,30 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def pass_on(value: Any, process: Process) -> Any:
+    """Sends a value to the rank before this one, in a ring; returns that of the rank after. At least two ranks."""
+    received: list[Any] = [None]
+    before, after = (process.rank - 1) % process.world_size, (process.rank + 1) % process.world_size
+    if process.rank % 2 == 0:  # so that each sender has a receiver
+        dist.send_object_list([on_host(value)], before)
+    dist.recv_object_list(received, after)
+    if process.rank % 2 == 1:
+        dist.send_object_list([on_host(value)], before)
+    return received[0]
+
+
+def share(value: Any, source: int) -> Any:
+    """The value of one rank, on all of them."""
+    shared = [on_host(value) if dist.get_rank() == source else None]
+    dist.broadcast_object_list(shared, source)
+    return shared[0]
+
+
+def on_host(value: Any) -> Any:
+    """A dictionary with its tensors on the CPU, where another process can receive them."""
+    return {name: part.cpu() if isinstance(part, torch.Tensor) else part for name, part in value.items()}
+
+
 @contextmanager
 def exit_together() -> Iterator[None]:
     """Exit on every rank if the block raises ConfigError on any rank, so that none waits for one that is gone.
@@ -124,15 +148,22 @@ class PendingMean:
 
     def __init__(self, values: torch.Tensor) -> None:
         self.values = values
+        self.copied: torch.cuda.Event | None = None
         self.work = dist.all_reduce(values, async_op=values.is_cuda) if dist.get_world_size() > 1 else None
 
     def start_copy(self) -> None:
         """Queues the copy to the host; the work that is queued afterwards waits for the other ranks."""
         if self.work is not None:
             self.work.wait()
+        if self.values.is_cuda:
+            self.copied = torch.cuda.Event()
         self.values = self.values.to("cpu", non_blocking=True)
+        if self.copied is not None:
+            self.copied.record()
 
     def read(self) -> list[float]:
-        """The mean; on a GPU, the host must have read a result that was queued after `start_copy`."""
+        """The mean; on a GPU, the host waits for what was queued before `start_copy`."""
+        if self.copied is not None:
+            self.copied.synchronize()
         means: list[float] = (self.values / dist.get_world_size()).tolist()
         return means

@@ -76,6 +76,17 @@ class BadUpdates:
             reason = f"the {what} was not finite at {len(self.in_a_row)} updates in a row"
             self._roll_back(self.in_a_row, reason, newest())
 
+    def is_bad(self, losses: Mapping[str, float]) -> bool:
+        """Whether the next losses are not finite, or a spike among the last ones."""
+        return not all(map(math.isfinite, losses.values())) or self._is_spike(losses["loss"])
+
+    def _is_spike(self, loss: float) -> bool:
+        factor = self.stage.execution.faults.spike_factor
+        return factor is not None and loss > factor * self._median()
+
+    def _median(self) -> float:
+        return statistics.median(self.losses) if len(self.losses) >= SPIKE_MINIMUM else math.inf
+
     def record_good(self, update: int, loss: float, newest: Callable[[], int]) -> dict[str, float]:
         """Records the loss of an update; returns {"loss_spike": loss / median} if it is a spike, else {}.
 
@@ -86,9 +97,9 @@ class BadUpdates:
         """
         self.in_a_row = []
         faults = self.stage.execution.faults
-        median = statistics.median(self.losses) if len(self.losses) >= SPIKE_MINIMUM else math.inf
+        is_spike, median = self._is_spike(loss), self._median()
         self.losses.append(loss)
-        if faults.spike_factor is None or loss <= faults.spike_factor * median:
+        if not is_spike:
             return {}
         if self.process.is_first:
             message = f"the loss of update {update}, {loss:.4g}, is {loss / median:.1f} times the median of the last"

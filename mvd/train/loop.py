@@ -26,20 +26,20 @@ from mvd.monitoring.progress import Progress, training_text
 from mvd.monitoring.rank_times import RankTimes
 from mvd.provenance import record_training
 from mvd.stage import Stage
+from mvd.train.audit import Audits
 from mvd.train.bad_updates import BadUpdates, RollBack
 from mvd.train.checkpoint_policy import CheckpointPolicy
 from mvd.train.compilation import Compilation
 from mvd.train.engine import build_engine
 from mvd.train.evaluations import Evaluations
 from mvd.train.optimizer import build_optimizer
-from mvd.train.replicas import Replicas
 from mvd.train.sample_seeded_dropout import SampleSeededLayers
 from mvd.train.schedule import cosine_schedule
 from mvd.train.shared import Shared, check_start, free_memory, start_batches
 from mvd.train.skipped_files import SkippedFiles
 from mvd.train.stateful import Stateful, collect, restore
 from mvd.train.tasks import Task, build_task
-from mvd.train.update import Update
+from mvd.train.update import ForwardPass, Update
 from mvd.train.window import Window
 
 
@@ -94,7 +94,7 @@ class TrainingRun:
             settings.peak_lr, settings.floor_lr, settings.laid_out_epochs, settings.warmup_epochs, self.steps_per_epoch
         )
         model = self.task.model.to(process.device)
-        self.seeded_layers = SampleSeededLayers(model, how.precision)
+        layers = SampleSeededLayers(model, how.precision)
         self.bad_updates, self.window = BadUpdates(stage, process), Window()
         self.skipped_files = SkippedFiles(stage, process, len(self.dataset))
         made_by = {"precision": how.precision, "training list": fingerprint(self.dataset.entries)}
@@ -103,7 +103,8 @@ class TrainingRun:
             batch = Batch(how.micro_batch, how.accumulation, process.world_size)
             self.engine = build_engine(model, build_optimizer(model, settings), how.deepspeed, batch, how.precision)
             self.compilation = Compilation(stage, process, self.engine, self.task.watched)
-            self.replicas = Replicas(stage, process, self.engine, self.task.watched)
+            self.forward = ForwardPass(self.engine, self.task, layers, self.compilation, process.device)
+            self.audits = Audits(stage, process, self.forward, self.bad_updates, self.checkpoints.newest_finished)
             torch.manual_seed(recipe.seed * 1_000_003 + process.rank + 1)
             restore(self.stateful(), self.checkpoints.load(self.engine))
             self.update: int = self.checkpoints.newest
@@ -167,14 +168,13 @@ class TrainingRun:
             return
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
-        self.running = Update(self.engine, self.task, self.compilation, self.batches, number, accumulation)
+        self.running = Update(self.forward, self.batches, number, accumulation)
 
     def learn(self, raw: dict[str, Any], batch: dict[str, torch.Tensor]) -> None:
         """Adds the gradient of a micro-batch to the update that runs, if it is not skipped; see Update.learn."""
         self.loading.note(raw, self.batches.source)
         self.skipped_files.found.update(raw["unreadable"])
         if self.running is not None:
-            self.seeded_layers.draw(raw["layer_seeds"], self.process.device)
             self.running.learn(raw, batch, self._flags)
 
     def _flags(self) -> tuple[bool, ...]:
@@ -187,7 +187,7 @@ class TrainingRun:
         if (running := self.running) is None:
             return
         self.running = None
-        values, (self.stopping, self.saving, self.written) = running.step()
+        values, (self.stopping, self.saving, self.written) = running.step(self.audits.recompute_if_bad)
         self.rank_times.add(running.waited)
         if not math.isfinite(values["grad_norm"]):
             what, samples = running.suspects(values)
@@ -204,7 +204,7 @@ class TrainingRun:
         self.update += 1
         if self.written == 1:
             self.checkpoints.finish()
-        self.replicas.compare(self.update, self.checkpoints.newest_finished)
+        self.audits.check(self.update)
         self.pictures.draw(self.update, self.metrics)
         if self.update % self.stage.execution.log_every == 0 or self.is_finished:
             self._report(learning_rate)
@@ -259,7 +259,7 @@ class TrainingRun:
         """Starts to save, except during a series of bad updates, which the weights may cause; returns if it did."""
         if self.bad_updates.in_a_row and self.update < self.total_updates:
             return False
-        self.replicas.compare(self.update, self.checkpoints.newest_finished, before_save=True)
+        self.audits.check(self.update, before_save=True)
         heartbeat("saving", self.update)
         self.skipped_files.share((self.update - 1) // self.steps_per_epoch + 1)
         self.metrics.flush()

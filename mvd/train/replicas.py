@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -56,13 +57,7 @@ class Replicas:
         said = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in ranks)
         what = "has other weights than most ranks" if guilty else "have different weights, and most do not agree"
         message = f"{said} {what}, first in {where}"
-        checkpoint = newest()
-        again = gather(self._has_differed_since(checkpoint))[0]
-        if self.process.is_first:
-            record_fault(self.stage.files, "replicas", message, update, sorted({hosts[rank] for rank in guilty}))
-        if again:
-            raise HostFault(f"{self.stage.id}: {message}, again after a return to update {checkpoint}")
-        raise RollBack(message)
+        go_back(self.stage, self.process, "replicas", message, update, [hosts[rank] for rank in guilty], newest)
 
     def _checksums(self) -> Iterator[tuple[str, Tensor]]:
         """Each weight's name and the sum of its bits read as integers, an int64 scalar, whatever their order."""
@@ -72,9 +67,36 @@ class Replicas:
                     bits = weight.detach().contiguous().view(BITS[weight.element_size()])
                     yield f"{type(network).__name__}.{name}", bits.sum(dtype=torch.int64)
 
-    def _has_differed_since(self, checkpoint: int) -> bool:
-        faults = self.stage.files.read_faults() if self.process.is_first else []
-        return any(fault["fault"] == "replicas" and fault["update"] > checkpoint for fault in faults)
+
+def go_back(
+    stage: Stage,
+    process: Process,
+    kind: str,
+    message: str,
+    update: int,
+    hosts: Sequence[str],
+    newest: Callable[[], int],
+    repeats: bool = False,
+) -> NoReturn:
+    """Records wrong numbers of some hosts as a fault, and ends what the run has computed since its last checkpoint.
+
+    newest: see Replicas.compare. repeats: whether a host is known to compute wrongly still.
+
+    Raises:
+        RollBack: on every process.
+        HostFault: a host repeats it, or the same kind of fault came after the same checkpoint before; on every process.
+    """
+    checkpoint = newest()
+    earlier = stage.files.read_faults() if process.is_first else []
+    again = any(fault["fault"] == kind and fault["update"] > checkpoint for fault in earlier)
+    again, repeats = gather((again, repeats))[0]
+    if process.is_first:
+        record_fault(stage.files, kind, message, update, sorted(set(hosts)))
+    if repeats:
+        raise HostFault(f"{stage.id}: {message}, repeatedly; start it again on other hosts")
+    if again:
+        raise HostFault(f"{stage.id}: {message}, again after a return to update {checkpoint}")
+    raise RollBack(message)
 
 
 def odd_ones(values: Sequence[int]) -> list[int]:

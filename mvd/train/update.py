@@ -14,26 +14,33 @@ from mvd.distributed.process import PendingMean
 from mvd.distributed.watchdog import heartbeat
 from mvd.train.compilation import Compilation
 from mvd.train.engine import Engine, take_step
+from mvd.train.sample_seeded_dropout import SampleSeededLayers
 from mvd.train.tasks import Task
+
+
+class ForwardPass:
+    """The losses of micro-batches, with compiled blocks where that is on, and with the draws of their samples."""
+
+    def __init__(
+        self, engine: Engine, task: Task, layers: SampleSeededLayers, compilation: Compilation, device: torch.device
+    ) -> None:
+        self.engine, self.task, self.layers, self.compilation, self.device = engine, task, layers, compilation, device
+
+    def losses(self, raw: dict[str, Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See Task.losses. raw: as the loader gives it. batch: prepared, on the device."""
+        self.layers.draw(raw["layer_seeds"], self.device)
+        return self.compilation.run(partial(self.task.losses, self.engine, batch))
 
 
 class Update:
     """Collects what the update needs from one micro-batch to the next. number: of the update, counted from 1."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        task: Task,
-        compilation: Compilation,
-        batches: DeviceBatches,
-        number: int,
-        micro_batches: int,
-    ) -> None:
-        self.engine, self.task, self.compilation, self.batches = engine, task, compilation, batches
+    def __init__(self, forward: ForwardPass, batches: DeviceBatches, number: int, micro_batches: int) -> None:
+        self.forward, self.engine, self.batches = forward, forward.engine, batches
         self.number, self.micro_batches = number, micro_batches
         self.started, self.waited_before = time.monotonic(), batches.waited
         self.losses: list[Tensor] = []  # of each micro-batch, (names,)
-        self.samples: list[list[int]] = []  # of each micro-batch, the indices of its files
+        self.raws: list[dict[str, Any]] = []  # the micro-batches as the loader gave them
         self.names: list[str] = []
         self.agreed: PendingMean | None = None
 
@@ -48,11 +55,11 @@ class Update:
         raw: as the loader gives it. batch: prepared, on the device. flags: of this process, asked for after the last
         forward pass; the other ranks learn them with the losses.
         """
-        self.samples.append(raw["indices"].tolist())
+        self.raws.append(raw)
         heartbeat("in forward and backward", self.number)
         if self.losses:
             self.engine.step()  # within an update it only counts the micro-batch
-        named = self.compilation.run(partial(self.task.losses, self.engine, batch))
+        named = self.forward.losses(raw, batch)
         self.losses.append(torch.stack([loss.detach().float() for loss in named.values()]))
         self.names, loss = list(named), named["loss"]
         if len(self.losses) == self.micro_batches:
@@ -69,18 +76,21 @@ class Update:
         heartbeat("in forward and backward", self.number)
         return pending
 
-    def step(self) -> tuple[dict[str, float], list[float]]:
-        """Makes the optimizer step; returns the means of the losses with grad_norm, and of the flags."""
+    def step(self, check: Callable[["Update", dict[str, float]], None]) -> tuple[dict[str, float], list[float]]:
+        """Makes the optimizer step; returns the means of the losses with grad_norm, and of the flags.
+
+        check: is called with the means of the losses before the weights change.
+        """
         if self.agreed is None:
             raise RuntimeError(f"update {self.number} needs {self.micro_batches} micro-batches, got {len(self.losses)}")
         self.agreed.start_copy()
         heartbeat("reading videos", self.number)
         self.batches.read_ahead()
         heartbeat("updating weights", self.number)
-        norm = take_step(self.engine)
         means = self.agreed.read()
-        count = len(self.names)
-        return dict(zip(self.names, means[:count], strict=True)) | {"grad_norm": norm}, means[count:]
+        losses = dict(zip(self.names, means, strict=False))
+        check(self, losses)
+        return losses | {"grad_norm": take_step(self.engine)}, means[len(losses) :]
 
     def suspects(self, values: dict[str, float]) -> tuple[str, list[int]]:
         """What is not finite, "loss" or "gradient", and the files of this process that may be the cause.
@@ -89,5 +99,7 @@ class Update:
         """
         lossy = not all(math.isfinite(values[name]) for name in self.names)
         finite = torch.stack(self.losses).isfinite().all(dim=1).tolist()
-        suspects = [part for part, fine in zip(self.samples, finite, strict=True) if not (lossy and fine)]
+        suspects = [
+            raw["indices"].tolist() for raw, fine in zip(self.raws, finite, strict=True) if not (lossy and fine)
+        ]
         return "loss" if lossy else "gradient", [index for part in suspects for index in part]

@@ -17,6 +17,7 @@ from mvd.data.datasets import SampleKey, TrainDataset
 from mvd.data.video.errors import Unreadable
 from mvd.distributed.exit_codes import leave
 from mvd.train.loop import TrainingRun
+from tests.bad_batches import break_batches
 from tests.chaos.subjects import NAN
 
 
@@ -57,19 +58,10 @@ def be(rank: int, port: int, stages: Sequence[Path], plan: Plan) -> None:
 
 
 def _break_losses(rank: int) -> None:
-    build = TrainingRun.__init__
+    def mark(run: TrainingRun) -> str | None:
+        return "loss" if run.update + 1 in NAN.get(run.stage.id, ()) and rank == 1 else None
 
-    def build_with_nan(run: TrainingRun, *arguments: Any) -> None:
-        build(run, *arguments)
-        losses = run.task.losses
-
-        def losses_or_nan(engine: Any, batch: Any) -> Any:
-            bad = math.nan if run.update + 1 in NAN.get(run.stage.id, ()) and rank == 1 else 1.0
-            return {name: loss * bad for name, loss in losses(engine, batch).items()}
-
-        run.task.losses = losses_or_nan
-
-    TrainingRun.__init__ = build_with_nan
+    break_batches(mark, lambda _, losses: {name: loss * math.nan for name, loss in losses.items()})
 
 
 def _break_update(rank: int, plan: Plan) -> None:

@@ -20,6 +20,7 @@ from mvd.train import bad_updates
 from mvd.train import engine as engine_module
 from mvd.train.bad_updates import NonFiniteLoss
 from mvd.train.loop import TrainingRun
+from tests.bad_batches import break_batches
 from tests.runs import UPDATES, events, numbers, read_result, small_stage, succeed, write_stage
 from tests.train.test_engine import SHARDED
 
@@ -42,27 +43,31 @@ def run_all(folder: Path) -> None:
         write_json(stage.directory / f"engines-{process.rank}.json", left)
         build(run, stage, *arguments)
         engines.append((stage.id, weakref.ref(run.engine)))
-        losses, seen = run.task.losses, []
 
-        def broken(engine, batch):
-            named, number = losses(engine, batch), run.update + 1
-            seen.append(number)
-            if number in BAD_LOSS.get(run.stage.id, ()) and process.rank == 1 and seen.count(number) == 1:
-                return {name: loss + math.inf for name, loss in named.items()}  # the gradient is finite
-            if number in BAD_GRADIENT.get(run.stage.id, ()) and process.rank == 1:
-                return {"loss": named["loss"] + (named["loss"] * 0).sqrt()}  # the root of 0 has no slope
-            jump = 100.0 if number in JUMP.get(run.stage.id, ()) else 1.0
-            return {name: loss * jump for name, loss in named.items()}
-
-        run.task.losses = broken
+    def mark(run: TrainingRun) -> str | None:
+        name, number = run.stage.id, run.update + 1
+        if number in BAD_LOSS.get(name, ()) and process.rank == 1 and run.running and not run.running.raws:
+            return "loss"
+        if number in BAD_GRADIENT.get(name, ()) and process.rank == 1:
+            return "gradient"
+        return "jump" if number in JUMP.get(name, ()) else None
 
     TrainingRun.__init__ = build_broken
+    break_batches(mark, spoil)
     for path in sorted(folder.glob("*/stage.yaml")):
         stage = Stage.from_yaml(path)
         try:
             run_stage(stage)
         except NonFiniteLoss as error:
             write_json(stage.directory / f"given-up-{process.rank}.json", str(error))
+
+
+def spoil(word: str, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    if word == "loss":
+        return {name: loss + math.inf for name, loss in losses.items()}  # the gradient is finite
+    if word == "gradient":
+        return {"loss": losses["loss"] + (losses["loss"] * 0).sqrt()}  # the root of 0 has no slope
+    return {name: loss * 100 for name, loss in losses.items()}
 
 
 def skipping(stage: Stage, updates: list[int]) -> None:

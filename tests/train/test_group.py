@@ -19,7 +19,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from mvd.config import ConfigError
-from mvd.config.run_settings import DatasetPaths
+from mvd.config.run_settings import DatasetPaths, Faults
 from mvd.distributed.faults import RunFailed
 from mvd.distributed.process import start_processes
 from mvd.distributed.signals import Interrupted
@@ -31,10 +31,12 @@ from mvd.train.group import Group, Member
 from mvd.train.loop import TrainingRun
 from mvd.train.shared import check_planned_together
 from mvd.train.tasks import Teachers
+from tests.bad_batches import break_batches
 from tests.runs import again, numbers, read_result, small_stage, succeed, timeless, write_stage
 from tests.train.test_engine import SHARDED
 
 VIDEOS = 44
+COUNTED = ("zero0", "zero1")  # whose teachers' passes are counted, and so are not audited before a save
 ZERO = ("zero0", "zero1", "zero2", "sharded")
 # Run directory -> the updates whose loss is not finite on the second process.
 BAD = {
@@ -116,21 +118,26 @@ def break_runs(rank: int) -> None:
     """Makes losses depend on the global random state too, some of them not finite, and stops a run."""
     build, stopped = TrainingRun.__init__, set()
 
-    def build_broken(run: TrainingRun, stage: Stage, *arguments) -> None:
+    def build_drawing(run: TrainingRun, stage: Stage, *arguments) -> None:
         build(run, stage, *arguments)
         losses, where = run.task.losses, f"{stage.directory.parent.name}/{stage.id}"
 
-        def broken(engine, batch):
+        def drawing(engine, batch):
             number = run.update + 1
-            if number == STOPPED.get(where) and rank == 1 and where not in stopped:
+            if number == STOPPED.get(where) and rank == 1 and run.running and where not in stopped:
                 stopped.add(where)
                 os.kill(os.getpid(), signal.SIGUSR2)
-            factor = math.nan if number in BAD.get(where, ()) and rank == 1 else 1 + torch.rand(())
+            factor = 1.0 if number in BAD.get(where, ()) else 1 + torch.rand(())
             return {name: loss * factor for name, loss in losses(engine, batch).items()}
 
-        run.task.losses = broken
+        run.task.losses = drawing
 
-    TrainingRun.__init__ = build_broken
+    def mark(run: TrainingRun) -> str | None:
+        where = f"{run.stage.directory.parent.name}/{run.stage.id}"
+        return "loss" if run.update + 1 in BAD.get(where, ()) and rank == 1 else None
+
+    TrainingRun.__init__ = build_drawing
+    break_batches(mark, lambda _, losses: {name: loss * math.nan for name, loss in losses.items()})
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +150,8 @@ def runs(tmp_path_factory, motion_root, teachers) -> Path:
     data = DatasetPaths(root=str(motion_root), train=str(folder / "train.csv"))
 
     def stage(where: str, name: str, zero: str = "zero1", **how) -> Stage:
-        how = {"drop_path": 0.1, "checkpoint_every": 2, "deepspeed": zero, **how}
+        faults = Faults(audit_every=0 if where.startswith("together") and zero in COUNTED else 500)
+        how = {"drop_path": 0.1, "checkpoint_every": 2, "deepspeed": zero, "faults": faults, **how}
         made = small_stage("pretrain", name, folder / where, data, teachers, **how)
         write_stage(made)
         return made

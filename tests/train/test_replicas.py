@@ -52,7 +52,9 @@ def runs(tmp_path_factory, motion_root, teachers) -> dict[str, Stage]:
     how |= {"schedule_epochs": None, "checkpoint_every": 4, "deepspeed": "zero0"}
     made = {}
     for name in FLIPS:
-        faults = Faults(compare_every=0 if name == "unseen" else 2)
+        faults = Faults(compare_every=2)
+        if name == "unseen":
+            faults = Faults(compare_every=0, audit_every=0)  # an audit before a save would find it too
         made[name] = small_stage("pretrain", name, folder, motion_root, teachers, faults=faults, **how)
         write_stage(made[name])
     succeed(run_all, folder, count=3)
