@@ -1,7 +1,6 @@
 """The faults of the storm on SLURM. Those of `ENDINGS` end an attempt, those of `BETWEEN` come between two attempts."""
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -25,7 +24,7 @@ HARDWARE_ERROR = "CUDA error: uncorrectable ECC error encountered"
 HIDING = {"SQUEUE_STATES": "COMPLETED", "SQUEUE_PARTITION": "high"}  # hides a user's own job from squeue
 
 MOST_UPDATES = 8  # of an attempt before its fault comes, and those until weights are compared
-REPLICAS, AUDITS, SLOW = ("replicas",), ("audit", "recomputed"), ("slow",)  # in faults.jsonl
+REPLICAS, SLOW = ("replicas",), ("slow",)  # in faults.jsonl
 # What job.json says of the end of an attempt.
 STOPPED = "stopped before a time limit"
 KILLED = "a process ended with exit code"
@@ -181,15 +180,12 @@ def _silent(wrong: str, kinds: Collection[str]) -> Strike:
             return any(fault["fault"] in kinds for fault in victim.files.read_faults()[known:])
 
         known, silent = len(victim.files.read_faults()), victim.site.brake.with_suffix(".silent")
-        if wrong == "matmul":
-            victim.site.wrong.write_text(json.dumps({"host": victim.host_of[victim.rank], "from": 1}))
         silent.write_text(wrong)
         victim.site.wait(f"the fault of the {wrong}", lambda: found() or victim.files.result.exists())
         assert found(), f"the run is complete, and the fault of the {wrong} was not found"
         silent.unlink()
         _kill([next(pid for rank, pid in victim.tasks.items() if rank != victim.rank)])
         yield
-        victim.site.wrong.unlink(missing_ok=True)
 
     return strike
 
@@ -237,9 +233,6 @@ ENDINGS = {
         names=REPLICAS,
         avoids=True,
         updates=MOST_UPDATES,
-    ),
-    "wrong matmul": Ending(
-        (KILLED,), _silent("matmul", AUDITS), "training", After.SPARE, names=AUDITS, avoids=True, updates=MOST_UPDATES
     ),
     "slow rank": Ending(
         (KILLED,),
