@@ -10,7 +10,8 @@ help:
 	@echo "make test-fast   only the tests that start no processes and take no more than seconds; no SLURM"
 	@echo "make lint        check style (ruff) and types (mypy --strict)"
 	@echo "make typecheck   only the types"
-	@echo "make chaos       inject FAULTS=50 faults into a real run; its weights must equal those of an undisturbed run"
+	@echo "make chaos       inject FAULTS=50 faults into a real run; its weights must equal those of an undisturbed run;"
+	@echo "                 GROUP=2 or 3: into that many pre-trainings that share their teachers, against each alone"
 	@echo "make chaos-slurm  the same for a job on a virtual SLURM cluster (root on Debian or Ubuntu)"
 	@echo "make slurm-up    start a virtual SLURM cluster on this machine (root on Debian or Ubuntu) to try the launcher"
 	@echo "make slurm-down  stop the virtual SLURM cluster"
@@ -40,7 +41,7 @@ typecheck: .venv/installed-test
 	$(BIN)/mypy
 
 chaos: .venv/installed-test
-	$(BIN)/python -m tests.chaos.storm --faults $(or $(FAULTS),50)
+	$(BIN)/python -m tests.chaos.storm --faults $(or $(FAULTS),50) --group $(or $(GROUP),1)
 
 chaos-slurm: .venv/installed-test
 	$(BIN)/python -m tests.slurm.storm --faults $(or $(FAULTS),50)

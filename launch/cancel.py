@@ -14,9 +14,12 @@ if __name__ == "__main__":
 
 from launch.cli.output import command, print_next
 from launch.cli.parser import Parser, run_command
-from launch.job.record import Record, jobs_in_queue, locked, read_record
+from launch.job.record import Record, active_jobs, locked, read_record
+from launch.job.time_use import read_provenance
 from launch.plan.graph import build_graph
 from launch.slurm.client import slurm
+from mvd.files import write_text
+from mvd.owner import give_back, read_owner
 from mvd.run_directory import RunDirectory
 
 EXAMPLES = """examples:
@@ -34,10 +37,15 @@ def main(argv: Sequence[str]) -> int:
         active = active_jobs(runs)
         needed = still_needed(active, targets)
         doomed = {stage: jobs for stage, jobs in active.items() if stage in targets and stage not in needed}
-        if doomed:
-            slurm.cancel(record.job_id for jobs in doomed.values() for record in jobs)
+        going_on = {record.job_id for stage, jobs in active.items() if stage not in doomed for record in jobs}
+        if ending := {record.job_id for jobs in doomed.values() for record in jobs} - going_on:
+            slurm.cancel(sorted(ending))
+        for stage, (record, *_) in doomed.items():
+            if record.job_id in going_on:
+                take_out(RunDirectory(runs / stage), record)
     for stage, jobs in doomed.items():
-        print(f"cancelled: {stage}, job {', '.join(record.job_id for record in jobs)}")
+        goes_on = ", which goes on with the others" if jobs[0].job_id in going_on else ""
+        print(f"cancelled: {stage}, job {', '.join(record.job_id for record in jobs)}{goes_on}")
     for stage in sorted(needed & targets):
         print(f"left alone, since jobs of other rows wait for it: {stage}")
     records = {stage: read_record(RunDirectory(runs / stage)) for stage in sorted(targets)}
@@ -52,16 +60,19 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def active_jobs(runs: Path) -> dict[str, list[Record]]:
-    """Stage id -> records of its queued or running jobs, for the whole runs folder."""
-    found: dict[str, list[Record]] = {}
-    for path in (*runs.glob("*/job.json"), *sorted(runs.glob("*/shards/*/job.json"))):
-        record = read_record(RunDirectory(path.parent))
-        if record and not record.is_local:
-            found.setdefault(path.relative_to(runs).parts[0], []).append(record)
-    queued = jobs_in_queue(record for records in found.values() for record in records)
-    alive = {stage: [record for record in records if record.job_id in queued] for stage, records in found.items()}
-    return {stage: records for stage, records in alive.items() if records}
+def take_out(files: RunDirectory, record: Record) -> None:
+    """Takes a student out of a job that goes on with others: at once if it trains, else when the job starts.
+
+    Without its owner's record, the processes end it at their next save, for which they are asked here. Later starts of
+    the job leave it out.
+    """
+    write_text(files.cancelled, record.folder)
+    owner = read_owner(files)
+    if owner is not None and owner.job == record.job_id:
+        give_back(files, owner)
+    entries = read_provenance(files)
+    if owner is not None and entries and entries[-1].get("owner") == owner.name and "training" in entries[-1]:
+        slurm.ask_to_save(record.job_id)  # before that, the signal would end the processes
 
 
 def still_needed(active: dict[str, list[Record]], targets: set[str]) -> set[str]:

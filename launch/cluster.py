@@ -69,8 +69,9 @@ class Slurm:
 
     memory_gb: per node. array_parallelism: stages of one array that run at the same time; null for all.
     warning_seconds: how long before the time limit a job is told to save and requeue. spare_nodes: by how many a job of
-    a training stage asks for more nodes than it uses, to replace lost and blamed ones. setup: shell lines at the start
-    of the job. environment: variables of the job. options: further sbatch options, which override the fields here.
+    a training stage asks for more nodes than it uses, to replace lost and blamed ones. shrink: whether such a job goes
+    on with fewer GPUs if a node is lost or blamed and no spare one is left. setup: shell lines at the start of the job.
+    environment: variables of the job. options: further sbatch options, which override the fields here.
     """
 
     partition: str | None = None
@@ -83,6 +84,7 @@ class Slurm:
     time_limit_hours: float = 24.0
     warning_seconds: int = 300
     spare_nodes: int = 0
+    shrink: bool = False
     array_parallelism: int | None = None
     setup: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
@@ -122,6 +124,17 @@ class Layout(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.nodes} x {self.gpus}"
+
+
+def largest_layout(sizes: Iterable[int], nodes: int, gpus: int) -> Layout | None:
+    """The largest of these numbers of GPUs that up to so many nodes and GPUs per node give, on the fewest nodes."""
+    evenly = (
+        Layout(count, size // count)
+        for size in sorted(sizes, reverse=True)
+        for count in range(1, nodes + 1)
+        if size % count == 0 and size // count <= gpus
+    )
+    return next(evenly, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,15 +182,7 @@ class Cluster(RunSettings):
             return Layout(1, 1)
         if nodes is not None or isinstance(recipe, Test):
             return Layout(nodes or self.nodes, self.gpus_per_node)
-        most = self.nodes * self.gpus_per_node
-        sizes = (n for n in reversed(working_world_sizes(recipe)) if n <= most)
-        evenly = (
-            Layout(nodes, size // nodes)
-            for size in sizes
-            for nodes in range(1, self.nodes + 1)
-            if size % nodes == 0 and size // nodes <= self.gpus_per_node
-        )
-        return next(evenly)
+        return largest_layout(working_world_sizes(recipe), self.nodes, self.gpus_per_node) or Layout(1, 1)
 
     def gpus(self, kind: Kind, recipe: Recipe) -> int:
         """GPUs of one job, over all its nodes."""

@@ -19,7 +19,7 @@ from launch.plan.arrays import Array
 from launch.plan.graph import Node
 from launch.plan.rehearsals import Job, Planned, plan_rehearsals
 from launch.plan.rehearsed import rehearsals_folder
-from launch.rehearsal_report import again, print_rehearsals, print_report
+from launch.rehearsal_report import again, print_rehearsals, print_report, states_of
 from launch.slurm.client import slurm
 from launch.slurm.submit import queued_stages, submit_array
 from launch.snapshot import take_snapshot
@@ -50,12 +50,12 @@ def rehearse(request: Request, nodes: Sequence[Node]) -> int:
     if options.dry_run:
         print_next([("start them", again(request))])
         return 0
-    if options.local:
-        if _run_here(request, planned) == STOPPED:
-            return 130
-    else:
-        _submit(request, planned)
-    return print_report(request, planned, nodes)
+    submitted: list[str] = []
+    if not options.local:
+        submitted = _submit(request, planned)
+    elif _run_here(request, planned) == STOPPED:
+        return 130
+    return print_report(request, planned, nodes, submitted)
 
 
 def _jobs(planned: Sequence[Planned]) -> list[Job]:
@@ -86,12 +86,20 @@ def _run_here(request: Request, planned: Sequence[Planned]) -> int:
     return 0
 
 
-def _submit(request: Request, planned: Sequence[Planned]) -> None:
-    """Submits each rehearsal as a job of its own, and its resume as one that waits for it."""
+def _submit(request: Request, planned: Sequence[Planned]) -> list[str]:
+    """Submits each rehearsal as a job of its own, and its resume as one that waits for it; returns their names.
+
+    One that has failed is left for the report; --force repeats it.
+    """
     cluster = _short_jobs(request.cluster)
-    missing = [job for job in _jobs(planned) if not job.stage.files.read_result()]
+    failed = {name for name, state in states_of(request.cluster, planned).items() if state.word == "failed"}
+    missing = [
+        job
+        for job in _jobs(planned)
+        if not job.stage.files.read_result() and not failed.intersection((job.stage.id, *job.node.stage_parents))
+    ]
     if not missing:
-        return
+        return []
     if not slurm.is_available():
         here = command("submit.py", *request.words, "--rehearse", "--local")
         raise ConfigError(f"there is no sbatch on this machine; log in to the cluster, or rehearse here: {here}")
@@ -106,18 +114,19 @@ def _submit(request: Request, planned: Sequence[Planned]) -> None:
                 lines.append([number, job.stage.id, str(job.layout)])
     if lines:
         print_table("submitted to SLURM", ["job", "rehearsal", "nodes x GPUs"], lines)
+    return [name for _, name, _ in lines]
 
 
 def _submit_one(job: Job, cluster: Cluster, code: Path, queued: Mapping[str, str]) -> str:
     waits = [queued[parent] for parent in job.node.stage_parents if parent in queued]
-    array = Array("#1", (job.stage,), job.layout, ":".join(("afterok", *waits)) if waits else "")
+    array = Array("#1", ((job.stage,),), job.layout, ":".join(("afterok", *waits)) if waits else "")
     rows, parents = {job.node.id: list(job.node.rows)}, {job.node.id: job.node.stage_parents}
     return submit_array(array, cluster, code, {}, rows, parents)
 
 
 def _short_jobs(cluster: Cluster) -> Cluster:
-    """The profile for the rehearsals' jobs: their folder, a short time limit, no spare nodes."""
+    """The profile for the rehearsals' jobs: their folder, a short time limit, exactly the nodes of the layout."""
     least = 2 * cluster.slurm.warning_seconds / 3600
     hours = min(cluster.slurm.time_limit_hours, max(HOURS, least))
-    jobs = dataclasses.replace(cluster.slurm, time_limit_hours=hours, spare_nodes=0)
+    jobs = dataclasses.replace(cluster.slurm, time_limit_hours=hours, spare_nodes=0, shrink=False)
     return dataclasses.replace(cluster, runs=str(rehearsals_folder(cluster)), slurm=jobs)

@@ -8,13 +8,14 @@ from typing import Any
 
 from launch.cli.output import command, counted, print_next, print_table, short
 from launch.cli.parser import Request
-from launch.cli.plan_output import print_totals
+from launch.cli.plan_cost import print_totals
 from launch.cluster import Cluster
 from launch.local.run import CORES
 from launch.plan.graph import Node
 from launch.plan.rehearsals import Planned
 from launch.plan.rehearsed import costs, figures_of, rehearsals_folder
 from launch.plan.resolve import build_stage
+from launch.plan.together import SharedPlan
 from launch.stage_state import State, from_plan, stage_states
 from mvd.batch import solve_batch
 from mvd.config import Test
@@ -40,7 +41,7 @@ def again(request: Request, *options: str) -> str:
 
 def print_rehearsals(request: Request, planned: Sequence[Planned]) -> None:
     """Prints what is rehearsed, for which stages, in which layout, and what stands in for data and weights."""
-    states = _states(request.cluster, planned)
+    states = states_of(request.cluster, planned)
     columns = ["rehearsal", "state", "nodes x GPUs", "micro-batch x accumulation", "resumed on", "for"]
     lines = []
     for whole, resumed, stands_for in planned:
@@ -65,10 +66,13 @@ def stand_ins(stage: Stage) -> list[str]:
     return weights + [f"generated samples for {stage.recipe.dataset}"] * how.generated_data
 
 
-def print_report(request: Request, planned: Sequence[Planned], nodes: Sequence[Node]) -> int:
-    """Prints what the complete rehearsals found; returns 1 if one has failed, else 0."""
+def print_report(request: Request, planned: Sequence[Planned], nodes: Sequence[Node], submitted: Sequence[str]) -> int:
+    """Prints what the complete rehearsals found; returns 1 if one has failed, else 0.
+
+    submitted: names of jobs that have just been submitted.
+    """
     cluster, local = request.cluster, request.options.local
-    states = _states(cluster, planned)
+    states = states_of(cluster, planned) | dict.fromkeys(submitted, State("queued", "queued"))
     failed = {name: state.text for name, state in states.items() if state.lost or state.word in ("stopped", "damaged")}
     found = {
         whole.stage.id: figures
@@ -83,14 +87,16 @@ def print_report(request: Request, planned: Sequence[Planned], nodes: Sequence[N
     stages = [build_stage(node, cluster) for node in nodes]
     if found:
         print()
-        print_totals(nodes, stages, costs(nodes, stages, cluster, local), cluster.sustained_tflops)
-    if found or failed:
-        _print_changes(profile_changes(found, list(failed.values()), cluster, local))
-    _print_next(request, planned, states)
+        print_totals(nodes, SharedPlan(stages, [], []), costs(nodes, stages, cluster, local), cluster.sustained_tflops)
+    lines = profile_changes(found, list(failed.values()), cluster, local)
+    if found or lines:
+        _print_changes(lines)
+    _print_next(request, next(iter(failed), planned[0].whole.stage.id), states)
     return 1 if failed else 0
 
 
-def _states(cluster: Cluster, planned: Sequence[Planned]) -> dict[str, State]:
+def states_of(cluster: Cluster, planned: Sequence[Planned]) -> dict[str, State]:
+    """Name -> state of each job of the rehearsals."""
     nodes = [job.node for whole, resumed, _ in planned for job in (whole, resumed) if job is not None]
     return stage_states(from_plan(nodes), rehearsals_folder(cluster))
 
@@ -143,17 +149,18 @@ def _print_changes(lines: Sequence[str]) -> None:
         print(f"  {line}")
 
 
-def _print_next(request: Request, planned: Sequence[Planned], states: Mapping[str, State]) -> None:
+def _print_next(request: Request, repeated: str, states: Mapping[str, State]) -> None:
+    """Prints the next commands. repeated: the name of a rehearsal to repeat."""
     folder = f"cluster.runs={short(rehearsals_folder(request.cluster))}"
     own = ["--cluster", request.options.cluster] if request.options.cluster else []
     if any(state.word in ("queued", "waiting", "running", "ending") for state in states.values()):
         commands = [("see how far they are", command("status.py", folder, *own))]
-        commands += [("cancel one", command("cancel.py", planned[0].whole.stage.id, folder, *own))]
+        commands += [("cancel one", command("cancel.py", repeated, folder, *own))]
         commands += [("see what they found, once they are done", again(request))]
     else:
         local = ["--local"] * request.options.local
         commands = [("plan with the measured rates", command("submit.py", *request.words, *local, "--dry-run"))]
-        commands += [("rehearse one again", again(request, "--force", planned[0].whole.stage.id))]
+        commands += [("rehearse one again", again(request, "--force", repeated))]
     print_next(commands)
 
 

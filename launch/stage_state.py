@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from launch.job.record import Record, jobs_in_history, jobs_in_queue, read_record
+from launch.job.record import Record, has_left, jobs_in_history, jobs_in_queue, read_record, was_cancelled
 from launch.job.time_use import seconds_of_restarts
 from launch.plan.graph import Node
 from launch.slurm.client import slurm
@@ -152,7 +152,9 @@ def _job_state(
         return State("done", "done", record)
     if record.runs_locally:
         return State("running", f"running on {record.attempts[-1].host}: {_progress(stage, files)}", record)
-    if record.job_id in queued:
+    if was_cancelled(files, record.folder):
+        return State("cancelled", f"cancelled, while its job goes on with others{again}", record)
+    if record.job_id in queued and not has_left(files, record):
         job = queued[record.job_id]
         if job.is_completing:
             return State("ending", f"ending: SLURM cleans up after its job (COMPLETING){again}", record)
@@ -176,7 +178,9 @@ def _restarts(files: RunDirectory, record: Record) -> str:
     took = {kind: f" ({duration(round(seconds))} each)" for kind, seconds in seconds_of_restarts(files, record).items()}
     requeued = f"; requeued {record.requeued} times{took.get(False, '')}" if record.requeued else ""
     in_place = f"; restarted in place {record.restarted} times{took.get(True, '')}" if record.restarted else ""
-    return requeued + in_place
+    fewer = record.attempts[-1].shrunk_to if record.attempts else 0
+    shrunk = f"; on {fewer} GPUs until the next requeue" if fewer else ""
+    return requeued + in_place + shrunk
 
 
 def _ended(record: Record, state: str, again: str) -> State:

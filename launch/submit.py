@@ -21,8 +21,8 @@ from launch.cli.parser import Parser, Request, run_command
 from launch.cli.plan_output import print_plan, print_scripts, print_settings
 from launch.cluster import EXAMPLE
 from launch.plan.graph import Node, build_graph
-from launch.plan.resolve import build_stage, missing_settings
-from launch.plan.together import form_groups, with_shared_batches
+from launch.plan.resolve import missing_settings
+from launch.plan.together import plan_together
 from mvd.config import KINDS, ConfigError
 from mvd.stage import Stage
 
@@ -36,7 +36,7 @@ EXAMPLES = """examples:
   python launch/submit.py experiments/vith_k400 --show             all settings of a row
   python launch/submit.py vitb_from_vitb_k400 teachers=train --dry-run
   python launch/submit.py demo finetune.seed=1 --local --until pretrain
-  python launch/submit.py vits_from_vitb_k400 vitb_from_vitb_k400 --local --dry-run    two students, teachers shared
+  python launch/submit.py vits_from_vitb_k400 vitb_from_vitb_k400 --dry-run            two students, teachers shared
 """
 
 
@@ -61,25 +61,21 @@ def main(argv: Sequence[str]) -> int:
         print_layouts(request, nodes)
         return 0
     needed = missing_settings(nodes, request.cluster)
-    stages = [build_stage(node, request.cluster) for node in nodes]
-    groups = form_groups(nodes, request.cluster, options.together) if options.local else []
-    stages = with_shared_batches(stages, groups, request.cluster)
+    plan = plan_together(nodes, request.cluster, options.together)
     if options.force and (options.show or options.dry_run):
         raise ConfigError("--force changes the runs folder, so it cannot be combined with --show or --dry-run; omit it")
-    if options.together and not options.local:
-        raise ConfigError("--together runs several students in one job, which SLURM jobs do not; add --local")
     if options.script and not options.dry_run:
         raise ConfigError("--script prints what --dry-run would submit; add --dry-run")
     if options.show:
         print_settings(request, nodes, needed)
     elif options.script:
-        print_scripts(request.cluster, nodes, stages)
+        print_scripts(request.cluster, nodes, plan)
     elif options.dry_run:
-        print_plan(request, nodes, stages, needed, groups)
+        print_plan(request, nodes, plan, needed)
     elif needed:
         raise ConfigError(f"the cluster profile does not set {needed[0]}; add it there (see {EXAMPLE})")
     else:
-        return start(request, nodes, stages, groups)
+        return start(request, nodes, plan.stages, plan.groups)
     return 0
 
 
@@ -97,7 +93,7 @@ def start(
         return run_plan(request, nodes, stages, groups)
     from launch.slurm.submit import submit_plan
 
-    return submit_plan(request, nodes, stages)
+    return submit_plan(request, nodes, stages, groups)
 
 
 def build_parser() -> Parser:
@@ -121,7 +117,7 @@ def build_parser() -> Parser:
         action="append",
         default=[],
         metavar="ROW,ROW",
-        help="with --local: pre-trainings to run in one job with one pass of their teachers, instead of all that can; "
+        help="pre-trainings to run in one job with one pass of their teachers, instead of all that can; "
         "may be repeated",
     )
     instead = parser.add_mutually_exclusive_group()

@@ -32,7 +32,8 @@ class Owner:
 
     start: how often the job has since started its processes again, in the allocation that it holds. port: where its
     processes find each other; 0 if that is settled otherwise. directory: the job's working directory, which tells it
-    from another job that SLURM gave the same id later; None if it has none of its own.
+    from another job that SLURM gave the same id later; None if it has none of its own. together: ids of the stages that
+    train in this attempt, separated by commas, if it is of several.
     """
 
     job: str
@@ -42,6 +43,7 @@ class Owner:
     port: int = 0
     directory: str | None = None
     start: int = 0
+    together: str = ""
 
     @property
     def name(self) -> str:

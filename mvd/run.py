@@ -11,12 +11,12 @@ once. SIGUSR1: saves a checkpoint and continues. Exit codes: 0 complete, 2 it ca
 """
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import logging
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -72,11 +72,13 @@ def run_stage(stage: Stage) -> dict[str, Any]:
     return result
 
 
-def run_group(stages: Sequence[Stage]) -> None:
+def run_group(stages: Sequence[Stage], left: Callable[[Stage, str | None], object] | None = None) -> None:
     """Trains several pre-trainings that share their teachers (mvd.train.group); those that are complete are left out.
 
     Each has its own run directory, to which its result is written as soon as it is complete. Call it as `run_stage`,
     which says what it raises; RunFailed when all students that can be are complete.
+
+    left: is called on the first process when a student is complete, with None, or cannot continue, with the reason.
     """
     stages = [stage for stage in stages if stage.files.read_result() is None]
     if len(stages) < 2:
@@ -87,13 +89,33 @@ def run_group(stages: Sequence[Stage]) -> None:
     first, *others = (stage.files for stage in stages)
     with signal_handlers(), explain_errors(*stages):
         process = start_processes(first, limits)
+        tell = left if left is not None and process.is_first else _tell_nobody
         with Watchdog(first, process, limits.hang_minutes, others):
             with exit_together():
                 fitted = fit_group_to_processes(stages, process)
             with explain_errors(*fitted):
-                for stage in fitted:
-                    _record_start(stage, process)
-                train_together(fitted, process, partial(_write_result, process=process))
+                started = [stage for stage in fitted if _has_started(stage, process, tell)]
+
+                def complete(stage: Stage, body: dict[str, Any]) -> None:
+                    _write_result(stage, body, process)
+                    tell(stage, None)
+
+                if started:
+                    train_together(started, process, complete, tell)
+
+
+def _tell_nobody(_: Stage, __: str | None) -> None:
+    """Nobody waits for the students of a group that runs without SLURM."""
+
+
+def _has_started(stage: Stage, process: Process, failed: Callable[[Stage, str], object]) -> bool:
+    """Records the start of a group's student; False if its run directory is another attempt's."""
+    try:
+        _record_start(stage, process)
+    except RunFailed as error:
+        failed(stage, str(error))
+        return False
+    return True
 
 
 def _run_to_the_end(stage: Stage, process: Process) -> dict[str, Any]:
@@ -213,7 +235,8 @@ def _leave_process_group(code: int) -> None:
 
 def _print_error(message: str) -> None:
     """Prints the command's last word, which stays plain: one sentence for a person."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the log may be on the disk that is full; the exit code must still tell
+        print(f"error: {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

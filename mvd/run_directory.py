@@ -112,6 +112,11 @@ class RunDirectory:
         return self.path / "owner.json"
 
     @property
+    def cancelled(self) -> Path:
+        """The submission whose job goes on without this stage, which was cancelled (launch.job.record)."""
+        return self.path / "cancelled.txt"
+
+    @property
     def error(self) -> Path:
         """The error of the first process that failed in the current attempt (launch.job.stage_job)."""
         return self.path / "error.json"

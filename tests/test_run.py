@@ -1,7 +1,10 @@
 """`python -m mvd.run` as users and the launcher start it: exit codes, messages, and the run directory it leaves."""
 
 import dataclasses
+import errno
+import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -92,6 +95,15 @@ def test_an_error_is_shown_before_anything_that_waits_for_the_other_processes(tm
 def test_a_stage_file_that_does_not_exist_is_named(tmp_path, monkeypatch, capsys):
     assert main(tmp_path / "stage.yaml", monkeypatch) == 2
     assert str(tmp_path / "stage.yaml") in capsys.readouterr().err
+
+
+def test_an_error_that_a_full_disk_does_not_take_keeps_its_exit_code(tmp_path, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    assert main(tmp_path / "stage.yaml", monkeypatch) == 2
 
 
 def test_a_missing_teacher_ends_both_processes_with_one_sentence(tmp_path, motion_root, teachers):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cli.output import short
-from launch.job.record import jobs_in_queue, locked, now, read_record
+from launch.job.record import has_left, jobs_in_queue, locked, now, read_record
 from launch.plan.graph import Node
 from launch.slurm.client import slurm
 from mvd.config import ConfigError
@@ -39,7 +39,8 @@ def move_aside(name: str, nodes: Sequence[Node], stages: Sequence[Stage]) -> Non
 
 
 def _check_idle(directory: Path) -> None:
-    records = [record for files in RunDirectory(directory).job_files() if (record := read_record(files))]
+    folders = RunDirectory(directory).job_files()
+    records = [record for files in folders if (record := read_record(files)) and not has_left(files, record)]
     queued = jobs_in_queue(records) if slurm.is_available() else {}
     if queued or any(record.runs_locally for record in records):
         raise ConfigError(f"{directory.name} is queued or running; cancel it first")

@@ -6,10 +6,11 @@ from typing import Any
 
 from launch.cli.output import command, print_next, print_table
 from launch.cli.parser import Request
-from launch.cli.plan_output import gpus_of, memory_text
+from launch.cli.plan_output import memory_text
 from launch.cluster import Cluster
 from launch.plan.graph import Node
 from launch.plan.resolve import build_stage
+from launch.plan.together import gpus_of
 from mvd.config import KINDS
 from mvd.flops import gpu_hours
 

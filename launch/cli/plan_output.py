@@ -2,23 +2,22 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
 from launch.cli.output import command, counted, print_next, print_table, short
 from launch.cli.parser import Request
+from launch.cli.plan_cost import group_memory, print_groups, print_totals
 from launch.cluster import EXAMPLE, ROOT, Cluster
 from launch.plan.arrays import build_arrays
 from launch.plan.differences import describe, target_text
 from launch.plan.graph import Node
-from launch.plan.rehearsed import Cost, costs
-from launch.plan.together import memory_of_stages
+from launch.plan.rehearsed import costs
+from launch.plan.together import SharedPlan, gpus_of
 from launch.plan.weights import notes_on_weights
 from mvd.config import KINDS, Row, Test
-from mvd.flops import gpu_hours, saved_gpu_hours
 from mvd.identity import sizes_of
 from mvd.memory import GB, memory_of
 from mvd.stage import Stage
@@ -40,55 +39,21 @@ def print_settings(request: Request, nodes: Sequence[Node], needed: Sequence[str
     print_next([("see the plan", command("submit.py", *request.words, "--dry-run"))])
 
 
-def print_plan(
-    request: Request,
-    nodes: Sequence[Node],
-    stages: Sequence[Stage],
-    needed: Sequence[str],
-    groups: Sequence[Sequence[str]] = (),
-) -> None:
-    """Prints the stages with their batches, estimated cost and dependencies, and the sbatch calls.
-
-    groups: ids of the stages that run together (launch.plan.together).
-    """
+def print_plan(request: Request, nodes: Sequence[Node], plan: SharedPlan, needed: Sequence[str]) -> None:
+    """Prints the stages with their batches, estimated cost and dependencies, and the sbatch calls."""
     rate = request.cluster.sustained_tflops
-    found = costs(nodes, stages, request.cluster, request.options.local)
-    _print_stages(f"plan of {counted(len(request.rows), 'row')}", nodes, stages, [cost.gpu_hours for cost in found])
+    found = costs(nodes, plan.stages, request.cluster, request.options.local)
+    _print_stages(f"plan of {counted(len(request.rows), 'row')}", nodes, plan, [cost.gpu_hours for cost in found])
     print(f"\n{_kind_counts(nodes)}")
     print_targets(request.rows)
     _print_given_weights(nodes)
-    print_totals(nodes, stages, found, rate)
-    _print_groups(stages, groups, rate)
+    print_totals(nodes, plan, found, rate)
+    print_groups(plan, rate)
     if not request.options.local:
-        _print_arrays(request, nodes, stages)
+        _print_arrays(request, nodes, plan)
     _print_needed(needed)
     accuracies = ("see the accuracies reached so far", command("report.py", *request.words))
     print_next([*_first_steps(request, needed), accuracies])
-
-
-def print_totals(nodes: Sequence[Node], stages: Sequence[Stage], found: Sequence[Cost], rate: float) -> None:
-    """Prints GPU-hours and days of a whole plan, and which stages they were measured for. rate: sustained_tflops."""
-    hours = sum(cost.gpu_hours for cost in found)
-    days = {stage.id: cost.gpu_hours / gpus_of(stage) / 24 for stage, cost in zip(stages, found, strict=True)}
-    estimated = (
-        f"at {rate:g} TFLOP/s sustained per GPU (cluster.sustained_tflops), without decoding, validation and "
-        "recomputed activations"
-    )
-    measured = {str(place): cost.measured for place, cost in enumerate(found, start=1) if cost.measured}
-    if measured:
-        where = ", ".join(dict.fromkeys(_measured_on(figures) for figures in measured.values()))
-        others = f"; the others {estimated}" if len(measured) < len(found) else ", without validation"
-        estimated = f"at the rates that rehearsals measured on {where} for # {', '.join(measured)}{others}"
-    print(
-        f"about {hours:,.{0 if hours >= 10 else 2}f} GPU-hours {estimated};\n"
-        f"{sum(days.values()):,.1f} days one after the other, {_longest_chain(nodes, days):,.1f} if all stages that "
-        "can run at the same time do"
-    )
-
-
-def _measured_on(figures: Mapping[str, Any]) -> str:
-    """For instance `NVIDIA H100 80GB HBM3 with generated samples`."""
-    return (figures["gpu"] or "CPUs") + (" with generated samples" if figures["generated_data"] else "")
 
 
 def print_targets(rows: Sequence[Row]) -> None:
@@ -98,21 +63,22 @@ def print_targets(rows: Sequence[Row]) -> None:
             print(f"{row.name}: target {target_text(row)}; {differs}")
 
 
-def print_scripts(cluster: Cluster, nodes: Sequence[Node], stages: Sequence[Stage]) -> None:
+def print_scripts(cluster: Cluster, nodes: Sequence[Node], plan: SharedPlan) -> None:
     """Prints the batch script of every sbatch call; folders that are made on submission have placeholders."""
     from launch.slurm.sbatch import script_text
     from launch.slurm.script import parameters
 
     runs = Path(cluster.runs)
-    for array in build_arrays(nodes, stages, {}, cluster):
+    for array in build_arrays(nodes, plan.stages, {}, cluster, plan.groups):
         folder, code = runs / "jobs" / f"TIME-{array.stages[0].kind}-XXXX", runs / "code" / "COMMIT-XXXXXXXX"
         how = parameters(array, cluster, code, folder, array.dependency, cluster.slurm.excluded)
         print(f"# {array.name}: {', '.join(stage.id for stage in array.stages)}")
         print(script_text(folder, how, array.size))
 
 
-def _print_stages(title: str, nodes: Sequence[Node], stages: Sequence[Stage], hours: Sequence[float]) -> None:
+def _print_stages(title: str, nodes: Sequence[Node], plan: SharedPlan, hours: Sequence[float]) -> None:
     number = {node.id: str(place) for place, node in enumerate(nodes, start=1)}
+    together = {stage.id: f"{group_memory(group):,.1f}, shared" for group in plan.members() for stage in group}
     columns = ["#>", "kind", "stage", "rows>", "GPUs>", "micro-batch x accumulation x GPUs", "length>"]
     columns += ["deepspeed", "GB per GPU>", "GPU-hours>", "days>", "after #"]
     lines = [
@@ -125,35 +91,14 @@ def _print_stages(title: str, nodes: Sequence[Node], stages: Sequence[Stage], ho
             _batch_text(stage),
             _length_text(node),
             "-" if node.kind == "test" else stage.execution.deepspeed,
-            memory_text(stage),
+            together.get(stage.id) or memory_text(stage),
             f"{cost:,.1f}",
             f"{cost / gpus_of(stage) / 24:,.1f}",
             ", ".join(number[parent] for parent in node.stage_parents) or "-",
         ]
-        for node, stage, cost in zip(nodes, stages, hours, strict=True)
+        for node, stage, cost in zip(nodes, plan.stages, hours, strict=True)
     ]
     print_table(title, columns, lines)
-
-
-def _print_groups(stages: Sequence[Stage], groups: Sequence[Sequence[str]], rate: float) -> None:
-    """Prints which stages run together, what that saves of the GPU-hours above, and what memory it takes."""
-    number = {stage.id: place for place, stage in enumerate(stages, start=1)}
-    for group in groups:
-        members = [stages[number[name] - 1] for name in group]
-        recipes = [stage.recipe for stage in members]
-        alone, saved = sum(gpu_hours(recipe, rate) for recipe in recipes), saved_gpu_hours(recipes, rate)
-        memory = memory_of_stages(members).total(members[0].execution.micro_batch) / GB
-        numbers = ", ".join(str(number[name]) for name in group)
-        print(
-            f"stages {numbers} run together with one pass of their teachers: {alone - saved:,.0f} instead of "
-            f"{alone:,.0f} GPU-hours, {saved:,.0f} saved; {memory:,.1f} GB per GPU; pretrain.share_teachers=false in "
-            "the profile runs them apart"
-        )
-
-
-def gpus_of(stage: Stage) -> int:
-    """GPUs that a stage occupies at the same time, with all shards of a test."""
-    return stage.execution.world_size * stage.execution.shards
 
 
 def memory_text(stage: Stage) -> str:
@@ -166,23 +111,15 @@ def memory_text(stage: Stage) -> str:
     return f"{memory / GB:,.1f}{recomputed}"
 
 
-def _longest_chain(nodes: Sequence[Node], days: Mapping[str, float]) -> float:
-    """Days of the longest chain of stages that wait for each other."""
-    ends: dict[str, float] = {}
-    for node in nodes:  # parents first
-        ends[node.id] = days[node.id] + max((ends[parent] for parent in node.stage_parents), default=0.0)
-    return max(ends.values())
-
-
-def _print_arrays(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> None:
+def _print_arrays(request: Request, nodes: Sequence[Node], plan: SharedPlan) -> None:
     """Prints the sbatch calls for the stages that are not complete, assuming that none is queued yet."""
     number = {node.id: str(place) for place, node in enumerate(nodes, start=1)}
-    missing = [stage for stage in stages if not stage.files.read_result()]
-    arrays = build_arrays(nodes, missing, {}, request.cluster)
+    missing = [stage for stage in plan.stages if not stage.files.read_result()]
+    arrays = build_arrays(nodes, missing, {}, request.cluster, plan.groups)
     lines = [
         [
             array.name if array.size == 1 else f"{array.name}[0-{array.size - 1}]",
-            ", ".join(number[stage.id] for stage in array.stages),
+            ", ".join("+".join(number[stage.id] for stage in element) for element in array.elements),
             str(array.layout),
             array.dependency or "-",
         ]
@@ -190,8 +127,8 @@ def _print_arrays(request: Request, nodes: Sequence[Node], stages: Sequence[Stag
     ]
     print()
     print_table(counted(len(arrays), "sbatch call"), ["array", "stages #", "nodes x GPUs", "after"], lines)
-    if len(missing) < len(stages):
-        print(f"complete already: {len(stages) - len(missing)} of {len(stages)} stages")
+    if len(missing) < len(nodes):
+        print(f"complete already: {len(nodes) - len(missing)} of {len(nodes)} stages")
 
 
 def _print_given_weights(nodes: Sequence[Node]) -> None:

@@ -12,67 +12,86 @@ SLURM and the disk may fail for some minutes without ending the job: questions a
 disk, and the requeue at the end does not depend on it.
 """
 
-import json
-import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from launch.job.disk import try_to, with_disk
 from launch.job.log import say
 from launch.job.ownership import is_gone
-from launch.job.record import Attempt, Record, now, read_record, write_record
+from launch.job.record import Attempt, Member, Record, has_left, now, read_record, was_cancelled, write_record
 from launch.job.rendezvous import free_port
-from launch.job.restart import blamed_since, reason_to_requeue, srun_options
+from launch.job.requeue import requeue
+from launch.job.restart import blamed_since, place_for, reason_to_requeue, srun_options
+from launch.job.students import (
+    all_is_well,
+    folders_of,
+    not_cancelled,
+    own_members,
+    settle_children,
+    to_train,
+)
+from launch.job.this_job import is_this_attempt, job_id, queue_state, restarts, start
 from launch.job.verdict import judge, without_progress
 from launch.slurm.client import PATIENT, slurm
-from launch.slurm.exclusion import blamed_hosts, excludable_hosts, exclusion
-from launch.slurm.jobs import QueuedJob
 from mvd.config import ConfigError
 from mvd.host import hostname
 from mvd.owner import Owner, give_back, read_owner, take
 from mvd.run_directory import RunDirectory
 
-FOLDERS = "folders.json"  # of the submission: the record's folder of each element of the array
 REFUSED = 3  # exit code of a start that another one would not improve; Python's own after a crash is 1
 SECONDS_AGAIN = 30.0  # before the last attempt that may save nothing new
 SECONDS_FOR_RECORD = 600.0  # the launcher writes job.json when sbatch has answered
 
 
-def job_id() -> str:
-    """This job's id as SLURM shows it: `24`, or `24_3` in an array."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
-
-
-def restarts() -> int:
-    """How often SLURM has started this job again."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-
-
-def start() -> int:
-    """How often this job has started its processes again in the allocation that it holds."""
-    return int(os.environ.get("MVD_START", "0"))
-
-
-def begin(files: RunDirectory) -> list[str]:
-    """Makes this attempt the owner of the run directory and records it; returns srun's options for its processes.
+def begin(folders: Sequence[RunDirectory], submission: Path) -> list[str]:
+    """Makes this attempt the owner of its run directories and records it; returns srun's options for its processes.
 
     Raises:
-        ConfigError: job.json is not of this job, another attempt owns the directory, or the job could not be requeued.
+        ConfigError: job.json is not of this job, another attempt owns a directory, or the job could not be requeued.
     """
-    record = _wait_for_record(files)
-    _check_requeue(record)
-    options = srun_options(files, record, start())
-    owner = Owner(job_id(), restarts(), hostname(), now(), free_port(), record.directory, start())
+    members = _members(folders, submission)
+    _check_requeue(members[0].record)
+    place = place_for([files for files, _ in members], members[0].record, start())
+    together = ",".join(files.path.name for files, _ in members) if len(folders) > 1 else ""
+    directory = members[0].record.directory
+    owner = Owner(job_id(), restarts(), hostname(), now(), free_port(), directory, start(), together)
+    for member in members:
+        _start_stage(member, owner, place.shrunk_to if place else 0)
+        if was_cancelled(member.files, str(submission)):  # meanwhile
+            give_back(member.files, owner)
+    if len(folders) > 1:
+        settle_children(folders)
+    return srun_options(place, start())
+
+
+def _start_stage(member: Member, owner: Owner, shrunk_to: int) -> None:
+    files, record = member
     with_disk(lambda: take(files, owner, is_gone))
     with_disk(lambda: files.error.unlink(missing_ok=True))
     record.error = None  # of an attempt after which somebody else requeued the job
-    attempt = Attempt(job_id(), owner.host, owner.started, files.progress(), requeue=restarts(), start=start())
+    saved = files.progress()
+    attempt = Attempt(job_id(), owner.host, owner.started, saved, requeue=restarts(), start=start())
+    attempt.shrunk_to = shrunk_to
     record.attempts.append(attempt)
     with_disk(lambda: write_record(files, record))
-    return options
+
+
+def _members(folders: Sequence[RunDirectory], submission: Path) -> list[Member]:
+    """The stages to train, with their records, which are there once the launcher has written them."""
+    if len(folders) == 1:
+        return [Member(folders[0], _wait_for_record(folders[0]))]
+    left = not_cancelled(folders, submission)
+    if restarts() == start() == 0:
+        for files in left:
+            _wait_for_record(files)
+    members = own_members(left, job_id())
+    if not members:
+        raise ConfigError(f"all stages of job {job_id()} were cancelled, or submitted again; it ends")
+    return to_train(members)
 
 
 def _wait_for_record(files: RunDirectory) -> Record:
@@ -93,58 +112,82 @@ def _check_requeue(record: Record) -> None:
         )
 
 
-def end(files: RunDirectory, code: int, reason: str = "") -> int:
-    """Records how the attempt ended, and starts another one unless the stage is complete or has failed.
+def end(folders: Sequence[RunDirectory], code: int, reason: str = "") -> int:
+    """Records how the attempt ended, and starts another one unless its stages are complete or have failed.
 
     reason: why it ended, if the exit code does not say that. Returns the exit code of the job, which decides whether
     its children start.
     """
-    owner = _owner(files)
-    if owner is not None and (owner.job, owner.attempt, owner.start) != (job_id(), restarts(), start()):
-        say(f"=== {files.path} belongs to {owner}; this attempt leaves it alone")
+    is_group = len(folders) > 1
+    members = [Member(files, _own_record(files)) for files in folders if _is_mine(files, is_group)]
+    if not members and not is_group:
         return 1
-    record = _own_record(files)
-    attempt = record.attempts[-1]
-    attempt.ended = now()
-    complete = code == 0 and bool(try_to(files.result.name, files.result.exists))
-    if not complete:
-        judge(files, code, record)
-        attempt.error = reason or attempt.error
-    _try_to_write(files, record)  # now, since SLURM gives a requeued job a few seconds only
-    if not complete:
-        say(f"=== {record.error or attempt.error}")
-    if complete or record.error is not None:
-        _give_back(files, owner)
-        return 0 if complete else 1
-    return _go_on(files, record, owner)
+    for _, record in members:
+        record.attempts[-1].ended = now()
+    left = [member for member in members if not _is_over(member, code, is_group)]
+    if left:
+        judge(left, code)
+        left[0].record.attempts[-1].error = reason or left[0].record.attempts[-1].error
+        _agree(left)
+    _try_to_write(members)  # now, since SLURM gives a requeued job a few seconds only
+    if left:
+        say(f"=== {left[0].record.error or left[0].record.attempts[-1].error}")
+    _give_back([member for member in members if member not in left])
+    if left and left[0].record.error is None:
+        return _go_on(left)
+    _give_back(left)
+    if is_group:
+        settle_children(folders)
+    is_well = try_to("job.json", partial(all_is_well, folders, job_id())) if is_group else not left
+    return 0 if is_well else 1
 
 
-def _go_on(files: RunDirectory, record: Record, owner: Owner | None) -> int:
+def _is_over(member: Member, code: int, is_group: bool) -> bool:
+    """Whether a stage is complete, or has left its group."""
+    files, record = member
+    is_complete = (code == 0 or is_group) and bool(try_to(files.result.name, files.result.exists))
+    return is_complete or bool(try_to(files.cancelled.name, partial(has_left, files, record)))
+
+
+def _agree(members: Sequence[Member]) -> None:
+    """Notes for all stages what was found out for the first one."""
+    (_, first), *others = members
+    for _, record in others:
+        record.error, record.avoided = first.error, first.avoided
+        record.attempts[-1].error, record.attempts[-1].stopped = first.attempts[-1].error, first.attempts[-1].stopped
+
+
+def _go_on(members: Sequence[Member]) -> int:
     """Has the batch script start the processes again, or requeues the job; returns the exit code of the job."""
+    folders, record = [files for files, _ in members], members[0].record
     attempt = record.attempts[-1]
-    if not attempt.stopped and without_progress(files, record) > 1 and not blamed_since(files, attempt.started):
+    if not attempt.stopped and without_progress(members) > 1 and not blamed_since(folders, attempt.started):
         time.sleep(SECONDS_AGAIN)  # what two attempts have met may pass
-    state, job = _state()
+    state, job = queue_state()
     if state == "RUNNING" and job is not None and not attempt.stopped:
-        why = reason_to_requeue(files, record, job)
+        why = reason_to_requeue(folders, record, job)
         if why is None:
             say("=== its processes start again in this allocation")
             print("again", flush=True)  # for the batch script
             return 0
         say(f"=== the job is requeued, since {why}")
-    _give_back(files, owner)
+    _give_back(members)
     if state not in ("RUNNING", None):
         return 1
-    result = _requeue(files, record, asks=state is not None)
-    _try_to_write(files, record)
+    result = requeue(folders, record, asks=state is not None)
+    _agree(members)
+    _try_to_write(members)
     return result
 
 
-def _give_back(files: RunDirectory, owner: Owner | None) -> None:
-    try_to("owner.json", lambda: give_back(files, owner) if owner else None)
+def _give_back(members: Sequence[Member]) -> None:
+    for files, _ in members:
+        owner = _owner(files)
+        if owner is not None and is_this_attempt(owner):
+            try_to("owner.json", partial(give_back, files, owner))
 
 
-def end_without_batch_script(files: RunDirectory) -> None:
+def end_without_batch_script(folders: Sequence[RunDirectory]) -> None:
     """Do what the batch script does after the processes, if SLURM ends the job because the script alone has died.
 
     SLURM then sends SIGTERM to the processes and shows the job as COMPLETING until they have left (KillWait at most). A
@@ -156,7 +199,7 @@ def end_without_batch_script(files: RunDirectory) -> None:
         say(f"=== {error}")
         return
     if job is not None and job.lost_batch_script:
-        end(files, 0, f"SLURM ended the job, since its batch script alone was killed ({job.reason})")
+        end(folders, 0, f"SLURM ended the job, since its batch script alone was killed ({job.reason})")
 
 
 def _owner(files: RunDirectory) -> Owner | None:
@@ -165,6 +208,21 @@ def _owner(files: RunDirectory) -> Owner | None:
     except (ConfigError, OSError) as error:
         say(f"=== {error}")
         return None
+
+
+def _is_mine(files: RunDirectory, is_group: bool) -> bool:
+    """Whether a stage is in this attempt, as far as the disk tells."""
+    owner = _owner(files)
+    if owner is not None and not is_this_attempt(owner):
+        say(f"=== {files.path} belongs to {owner}; this attempt leaves it alone")
+        return False
+    return owner is not None or not is_group or not try_to(files.job.name, partial(_is_left_out, files))
+
+
+def _is_left_out(files: RunDirectory) -> bool:
+    """Whether a stage of a group has left the job, or was submitted again."""
+    record = read_record(files)
+    return record is None or record.job_id != job_id() or has_left(files, record)
 
 
 def _own_record(files: RunDirectory) -> Record:
@@ -180,81 +238,32 @@ def _own_record(files: RunDirectory) -> Record:
     return Record(job_id(), "", now(), 1, [], [], [attempt])
 
 
-def _requeue(files: RunDirectory, record: Record, asks: bool) -> int:
-    """Requeues the job, then sets the nodes to avoid, which SLURM changes only while a job waits.
-
-    asks: whether to ask SLURM first which nodes the job can do without; not if it does not answer.
-    """
-    attempt = record.attempts[-1]
-    if not slurm.has("scontrol") and record.requeue_exit is not None:
-        say(f"=== exiting with code {record.requeue_exit}, after which SLURM requeues the job")
-        return record.requeue_exit
-    blamed = try_to("faults.jsonl", lambda: blamed_hosts([files.whole.path])) or []
-    if asks:
-        avoided, reason = excludable_hosts(record.script, record.exclude, blamed)
-    else:
-        avoided, reason = record.avoided, "squeue did not answer"
-    refused = slurm.requeue(job_id())
-    if refused and _state()[0] in ("RUNNING", None):  # not if it has been requeued, and only the answer was lost
-        record.error = f"it could not be requeued ({refused}); after: {attempt.error}"
-        say(f"=== {record.error}")
-        return 1
-    if record.spare_nodes and (refused := slurm.resize(job_id(), record.nodes + record.spare_nodes)):
-        say(f"=== it asks for the nodes that are left: {refused}")
-    if avoided != record.avoided:
-        refused = slurm.exclude(job_id(), exclusion(record.exclude, avoided))
-        reason = refused or reason
-        record.avoided = record.avoided if refused else avoided
-    if record.avoided:
-        say(f"=== the next attempt avoids {', '.join(record.avoided)}")
-    for host in sorted(set(blamed) - set(record.avoided)):
-        attempt.error = f"{attempt.error}\n{host} is not avoided: {reason}"
-        say(f"=== {host} is not avoided: {reason}")
-    return 1
-
-
-def _state() -> tuple[str | None, QueuedJob | None]:
-    """This job's state, None if squeue does not answer; not RUNNING if it was cancelled, or requeued by others."""
-    try:
-        job = slurm.queue([job_id()]).get(job_id())
-    except ConfigError as error:
-        say(f"=== {error}")
-        return None, None
-    if job is None:
-        return "GONE", None
-    return ("RUNNING", None) if job.lost_batch_script else (job.state, job)
-
-
-def _try_to_write(files: RunDirectory, record: Record) -> None:
-    """Writes the record if the disk takes it; one that was made up for the requeue is not written."""
-    if record.folder:
-        try_to(files.job.name, lambda: write_record(files, record))
-
-
-def files_of(submission: Path) -> RunDirectory:
-    """The folder of this job's record."""
-    folders = with_disk(lambda: json.loads((submission / FOLDERS).read_text()))
-    return RunDirectory(Path(folders[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]))
+def _try_to_write(members: Sequence[Member]) -> None:
+    """Writes the records if the disk takes them; one that was made up for the requeue is not written."""
+    for files, record in members:
+        if record.folder:
+            try_to(files.job.name, partial(write_record, files, record))
 
 
 def main(arguments: list[str]) -> int:
     """Handles the start or the end of an attempt; returns the exit code."""
-    verb, submission, *rest = arguments
+    verb, folder, *rest = arguments
     slurm.pauses = PATIENT
-    files = files_of(Path(submission))
+    submission = Path(folder)
+    folders = folders_of(submission)
     try:
         if verb == "end":
-            return end(files, int(rest[0]))
-        print(*begin(files), flush=True)
+            return end(folders, int(rest[0]))
+        print(*begin(folders, submission), flush=True)
     except ConfigError as error:
         say(f"error: {error}")
         return REFUSED
     except OSError as error:
-        say(f"error: {error.filename or files.path}: {error.strerror}; fix that, then run submit.py again")
+        say(f"error: {error.filename or submission}: {error.strerror}; fix that, then run submit.py again")
         return REFUSED
     except Exception:
         say(traceback.format_exc())
-        if verb == "end" and rest[0] == "0" and not files.result.exists():  # what it has trained is saved
+        if verb == "end" and rest[0] == "0" and not all(files.result.exists() for files in folders):  # trained: saved
             say(f"=== the end of the attempt could not be recorded; requeuing it: {slurm.requeue(job_id()) or 'done'}")
         return 1
     return 0

@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from launch.job.attempts import files_of, job_id
-from launch.job.record import read_record
+from launch.job.students import folders_of, own_members
+from launch.job.this_job import job_id
 from launch.slurm.client import PATIENT, slurm
 from mvd.config import ConfigError
 
@@ -31,17 +31,18 @@ def main(arguments: list[str]) -> int:
             job = slurm.queue([job_id()]).get(job_id())
             if job is None or job.state == "PENDING":
                 return 0
-            if job.nodes and first not in slurm.hostnames(job.nodes):
+            # squeue lists only nodes with processes of a job that is COMPLETING
+            if job.runs and job.nodes and first not in slurm.hostnames(job.nodes):
                 return _requeue(submission)
         except ConfigError:  # SLURM does not answer
             continue
 
 
 def _requeue(submission: str) -> int:
-    record = read_record(files_of(Path(submission)))
+    members = own_members(folders_of(Path(submission)), job_id())
     refused = slurm.requeue(job_id())
-    if not refused and record is not None:
-        slurm.resize(job_id(), record.nodes + record.spare_nodes)
+    if not refused and members:
+        slurm.resize(job_id(), members[0].record.nodes + members[0].record.spare_nodes)
     return 1 if refused else 0
 
 

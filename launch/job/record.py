@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from launch.slurm.client import slurm
 from launch.slurm.jobs import EndedJob, QueuedJob
@@ -28,7 +28,7 @@ class Attempt:
 
     stopped: whether it ended because of a signal from outside, such as SLURM's before a time limit. requeue: SLURM's
     count of the job's restarts. start: how often the job has started its processes again since, in the allocation that
-    it holds.
+    it holds. shrunk_to: its number of processes, if it had fewer than planned; else 0.
     """
 
     job_id: str
@@ -40,6 +40,7 @@ class Attempt:
     stopped: bool = False
     requeue: int = 0
     start: int = 0
+    shrunk_to: int = 0
 
     @property
     def name(self) -> str:
@@ -55,8 +56,10 @@ class Record:
     last lines of the final error. exclude: the nodes that the profile excludes, as sbatch takes them. avoided: nodes
     that are excluded too, since faults were blamed on them. directory: the job's working directory, which no other job
     has; None in a record of version 0.1. requeue_exit: an exit code after which the site's SLURM requeues a job.
-    spare_nodes: nodes of the job beyond those that its processes use. warning_seconds: how long before its time limit
-    the job is told to save.
+    spare_nodes: nodes of the job beyond those that its processes use. fewer: smaller numbers of processes with which
+    the job may go on if it has too few nodes; none if the profile does not allow it (slurm.shrink).
+    warning_seconds: how long before its time limit the job is told to save. together: ids of the other stages of the
+    job, with which this one shares its teachers.
     """
 
     job_id: str
@@ -73,6 +76,8 @@ class Record:
     requeue_exit: int | None = None
     spare_nodes: int = 0
     warning_seconds: int = 0
+    fewer: list[int] = field(default_factory=list)
+    together: list[str] = field(default_factory=list)
 
     @property
     def is_local(self) -> bool:
@@ -101,6 +106,11 @@ class Record:
         return [attempt for attempt in self.attempts if attempt.job_id == self.job_id]
 
     @property
+    def outlasts_nodes(self) -> bool:
+        """Whether the job keeps its allocation if a node is lost or blamed (sbatch --no-kill)."""
+        return self.spare_nodes > 0 or bool(self.fewer)
+
+    @property
     def script(self) -> Path:
         """The batch script."""
         return Path(self.folder) / f"{self.job_id.partition('_')[0]}_submission.sh"
@@ -118,6 +128,27 @@ class Record:
         return never_started or self.directory in (None, job.directory)
 
 
+class Member(NamedTuple):
+    """A stage of a job."""
+
+    files: RunDirectory
+    record: Record
+
+
+def was_cancelled(files: RunDirectory, folder: str) -> bool:
+    """Whether launch/cancel.py has taken a stage out of a job that goes on. folder: of the job's submission."""
+    try:
+        return files.cancelled.read_text() == folder
+    except FileNotFoundError:
+        return False
+
+
+def has_left(files: RunDirectory, record: Record) -> bool:
+    """Whether a stage that shared its job with others is complete, has failed or was cancelled; the job may go on."""
+    is_over = record.error is not None or files.result.exists() or was_cancelled(files, record.folder)
+    return bool(record.together) and is_over
+
+
 def jobs_in_queue(records: Iterable[Record]) -> dict[str, QueuedJob]:
     """Job id -> job, for the records' jobs that are in the queue.
 
@@ -126,6 +157,22 @@ def jobs_in_queue(records: Iterable[Record]) -> dict[str, QueuedJob]:
     """
     by_id = {record.job_id: record for record in records}
     return {job: entry for job, entry in slurm.queue(by_id).items() if job in by_id and by_id[job].is_of(entry)}
+
+
+def active_jobs(runs: Path) -> dict[str, list[Record]]:
+    """Stage id -> records of its queued or running jobs, for the whole runs folder.
+
+    Raises:
+        ConfigError: squeue does not answer.
+    """
+    found: dict[str, list[Record]] = {}
+    for path in (*runs.glob("*/job.json"), *sorted(runs.glob("*/shards/*/job.json"))):
+        record = read_record(RunDirectory(path.parent))
+        if record and not record.is_local and not has_left(RunDirectory(path.parent), record):
+            found.setdefault(path.relative_to(runs).parts[0], []).append(record)
+    queued = jobs_in_queue(record for records in found.values() for record in records)
+    alive = {stage: [record for record in records if record.job_id in queued] for stage, records in found.items()}
+    return {stage: records for stage, records in alive.items() if records}
 
 
 def jobs_in_history(records: Iterable[Record]) -> dict[str, EndedJob]:

@@ -7,15 +7,18 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from submitit import JobEnvironment
 from submitit.helpers import TorchDistributedEnvironment
 
-from launch.job.attempts import end_without_batch_script, job_id, restarts, start
+from launch.job.attempts import end_without_batch_script
 from launch.job.log import say
 from launch.job.record import now
+from launch.job.students import leave_group
+from launch.job.this_job import job_id, restarts, start
 from launch.slurm.client import PATIENT, slurm
 from mvd.config import ConfigError
 from mvd.distributed.exit_codes import INVALID, RETRYABLE, STOPPED, leave
@@ -30,25 +33,33 @@ SECONDS_FOR_OWNER = 120.0  # a network disk may show the record of the first nod
 
 @dataclass(frozen=True)
 class StageJob:
-    """A stage, or a shard of one, for submitit to pickle; its state is all in the run directory."""
+    """A stage, a shard of one, or students that share their teachers, for submitit to pickle.
 
-    directory: str
-    shard: int
+    directories: of the stages, which have all of their state.
+    """
+
+    directories: Sequence[str]
+    shard: int = 0
 
     def __call__(self) -> None:
-        """Runs the stage in this process. Told to stop, it returns early: no result then means to go on later."""
-        stage = Stage.from_yaml(RunDirectory(Path(self.directory)).stage).in_shards()[self.shard]
-        note = ErrorNote(stage.job_files, int(os.environ["SLURM_PROCID"]))
+        """Runs the stages in this process. Told to stop, it returns early: no result then means to go on later."""
+        folders = [RunDirectory(Path(directory)) for directory in self.directories]
+        if len(folders) == 1:
+            folders = [self._stage(folders[0]).job_files]
+        note = ErrorNote(folders, int(os.environ["SLURM_PROCID"]))
         for number in (signal.SIGUSR2, signal.SIGTERM):  # submitit's own would requeue in the middle of a step
             signal.signal(number, note.leave)
         say(f"=== job {job_id()}, rank {note.rank} on {hostname()}, {now()}")
         try:
             os.environ[VARIABLE] = f"{job_id()}.{restarts()}.{start()}"
-            os.environ["MASTER_PORT"] = str(wait_for_owner(stage.job_files).port)
+            owner = wait_for_owner(folders)
+            os.environ["MASTER_PORT"] = str(owner.port)
+            chosen = [files for files in folders if files.path.name in owner.together.split(",")] or folders
+            note.folders = chosen
             use_nodes_of_step()
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
             export_job()
-            run(stage, note)
+            run([self._stage(files) for files in chosen], note)
         except Exception:
             said = traceback.format_exc().strip()
             say(said)
@@ -56,8 +67,11 @@ class StageJob:
             leave(1)
         except SystemExit as exit:
             leave(int(exit.code or 0))
-        if note.rank == 0 and not stage.job_files.result.exists():
-            end_without_batch_script(stage.job_files)
+        if note.rank == 0 and not all(files.result.exists() for files in chosen):
+            end_without_batch_script(folders)
+
+    def _stage(self, files: RunDirectory) -> Stage:
+        return Stage.from_yaml(files.whole.stage).in_shards()[self.shard]
 
 
 @dataclass(frozen=True)
@@ -85,18 +99,21 @@ class PrepareJob:
         os._exit(STOPPED)
 
 
-def wait_for_owner(files: RunDirectory) -> Owner:
-    """What launch.job.attempts recorded of this attempt.
+def wait_for_owner(folders: Sequence[RunDirectory]) -> Owner:
+    """What launch.job.attempts recorded of this attempt, in one of the folders at least.
 
     Raises:
-        ConfigError: the run directory belongs to another attempt.
+        ConfigError: the run directories belong to another attempt.
     """
     own, deadline = os.environ[VARIABLE], time.monotonic() + SECONDS_FOR_OWNER
-    while (owner := read_owner(files)) is None or owner.name != own:
+    while True:
+        for files in folders:
+            owner = read_owner(files)
+            if owner is not None and owner.name == own:
+                return owner
         if time.monotonic() > deadline:
-            raise ConfigError(f"{files.path} does not belong to job {own} but to {owner or 'none'}")
+            raise ConfigError(f"{folders[0].path} does not belong to job {own} but to {read_owner(folders[0])}")
         time.sleep(0.5)
-    return owner
 
 
 def use_nodes_of_step() -> None:
@@ -111,14 +128,17 @@ def export_job() -> None:
     os.environ.setdefault("MVD_EXPECT_GPU", "1")
 
 
-def run(stage: Stage, note: "ErrorNote") -> None:
+def run(stages: Sequence[Stage], note: "ErrorNote") -> None:
     """Imports torch, and trains or tests; exits with code 2 if another attempt would be no better."""
     from mvd.distributed.faults import HostFault, PeerLost, RunFailed
     from mvd.distributed.signals import Interrupted
-    from mvd.run import DISK_FAULTS, run_stage
+    from mvd.run import DISK_FAULTS, run_group, run_stage
 
     try:
-        run_stage(stage)
+        if len(stages) == 1:
+            run_stage(stages[0])
+        else:
+            run_group(stages, leave_group)
     except Interrupted as stop:
         say(stop)
     except (ConfigError, RunFailed) as error:
@@ -142,26 +162,31 @@ def run(stage: Stage, note: "ErrorNote") -> None:
         dist.destroy_process_group()
 
 
-@dataclass(frozen=True)
+@dataclass
 class ErrorNote:
-    """error.json, for launch.job.attempts; only the first process to fail writes it, since it makes the others fail."""
+    """error.json, for launch.job.attempts; only the first process to fail writes it, since it makes the others fail.
 
-    files: RunDirectory
+    folders: of the stages of the job; it is in the first that is still this attempt's and has no result.
+    """
+
+    folders: Sequence[RunDirectory]
     rank: int
 
     def write(self, lines: str, final: bool = False, signal_name: str | None = None) -> None:
         """Records an error's last lines. final: another attempt would meet it too. signal_name: its cause, if any."""
         entry = {"rank": self.rank, "host": hostname(), "lines": lines, "final": final, "signal": signal_name}
         try:
-            if (lost := lost_to(self.files)) is not None:
-                say(lost)
+            lost = {files: lost_to(files) for files in self.folders}
+            own = [files for files in self.folders if lost[files] is None]
+            if not own:
+                say(lost[self.folders[0]])
                 return
-            with open(self.files.error, "x") as handle:
+            with open(min(own, key=lambda files: files.result.exists()).error, "x") as handle:
                 json.dump(entry, handle)
         except FileExistsError:
             say("another process has failed before this one")
         except (ConfigError, OSError) as error:
-            say(f"{self.files.error} cannot be written: {error}")
+            say(f"{self.folders[0].error} cannot be written: {error}")
 
     def leave(self, number: int, _: object) -> None:
         """Handles a signal in the seconds before training, when nothing is lost by leaving at once."""

@@ -3,12 +3,12 @@
 import json
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.job.disk import try_to
-from launch.job.record import Record
+from launch.job.record import Member
 from launch.slurm.client import slurm
 from mvd.distributed.blame import SIGNALS, hardware_fault
 from mvd.distributed.exit_codes import STOPPED
@@ -49,23 +49,27 @@ class DeadTask(NamedTuple):
     signal: int
 
 
-def judge(files: RunDirectory, code: int, record: Record) -> None:
-    """Says in the record why the attempt ended, and whether that is the end of the stage."""
-    attempt, failure = record.attempts[-1], _failure(files)
+def judge(members: Sequence[Member], code: int) -> None:
+    """Says in the first stage's record why the attempt ended, and whether that is the end of all its stages."""
+    files, record = members[0]
+    attempt, failure = record.attempts[-1], _failure(members)
     attempt.stopped = _was_stopped(record.job_id, code, failure)
     crash = try_to("log", lambda: blame_dead_tasks(files.whole, record.log))  # the others' errors only follow from it
-    said = crash or (failure["lines"] if failure else _last_fault(files, attempt.started))
+    said = crash or (failure["lines"] if failure else _last_fault(members, attempt.started))
     attempt.error = _reason(code, said, explain_exit(code, step_state(record.log())))
-    if failure and failure.get("final"):
+    if failure and failure.get("final") and not attempt.shrunk_to:  # the memory may be enough for all processes
         record.error = attempt.error
-    elif (failed := without_progress(files, record)) >= MAX_FAILED_ATTEMPTS and not attempt.stopped:
+    elif (failed := without_progress(members)) >= MAX_FAILED_ATTEMPTS and not attempt.stopped:
         record.error = f"{failed} attempts have saved nothing new; the last one: {attempt.error}"
 
 
-def without_progress(files: RunDirectory, record: Record) -> int:
-    """How many attempts have failed since anything new was saved."""
-    saved = try_to("checkpoints", files.progress)
-    return sum(bool(a.ended) and not a.stopped and a.saved == saved for a in record.attempts)
+def without_progress(members: Sequence[Member]) -> int:
+    """How many attempts have failed since anything new was saved of any stage."""
+    counts = []
+    for files, record in members:
+        saved = try_to("checkpoints", files.progress)
+        counts.append(sum(bool(a.ended) and not a.stopped and a.saved == saved for a in record.attempts))
+    return min(counts)
 
 
 def _was_stopped(job: str, code: int, failure: dict[str, Any] | None) -> bool:
@@ -137,19 +141,22 @@ def blame_dead_tasks(files: RunDirectory, log: Callable[[int], Path]) -> str | N
     return "; ".join(messages) or None
 
 
-def _failure(files: RunDirectory) -> dict[str, Any] | None:
+def _failure(members: Sequence[Member]) -> dict[str, Any] | None:
     """What the first failing process recorded, if it could."""
-    try:
-        failure: dict[str, Any] = json.loads(files.error.read_text())
-    except (OSError, ValueError):  # ValueError: a full disk has cut it off
-        return None
-    return failure
+    for files, _ in members:
+        try:
+            failure: dict[str, Any] = json.loads(files.error.read_text())
+            return failure
+        except (OSError, ValueError):  # ValueError: a full disk has cut it off
+            continue
+    return None
 
 
-def _last_fault(files: RunDirectory, since: str) -> str | None:
+def _last_fault(members: Sequence[Member], since: str) -> str | None:
     """What training itself recorded last in this attempt, such as which host hung."""
-    faults = try_to("faults.jsonl", files.whole.read_faults)
-    return faults[-1]["message"] if faults and faults[-1]["time"] >= since else None
+    faults = [fault for files, _ in members for fault in try_to("faults.jsonl", files.whole.read_faults) or []]
+    recent = sorted((fault for fault in faults if fault["time"] >= since), key=lambda fault: str(fault["time"]))
+    return recent[-1]["message"] if recent else None
 
 
 def _reason(code: int, said: str | None, exit_reason: str) -> str:

@@ -12,7 +12,7 @@ from launch.cli.output import command, print_next, print_table, short, tensorboa
 from launch.cli.parser import Request
 from launch.cluster import CODE, Cluster
 from launch.job.ownership import is_gone
-from launch.job.record import Attempt, Record, jobs_in_queue, locked, now, read_record, write_record
+from launch.job.record import Attempt, Record, has_left, jobs_in_queue, locked, now, read_record, write_record
 from launch.local.processes import run_processes
 from launch.plan.differences import note_rows
 from launch.plan.graph import Node
@@ -173,7 +173,8 @@ def start_logs(record: Record, processes: int) -> None:
 def _new_record(node: Node, stage: Stage, folder: str) -> Record:
     """The record of this run for launch/status.py; refused while another run of the stage is active."""
     record = read_record(stage.files)
-    if record and (record.runs_locally or (slurm.is_available() and jobs_in_queue([record]))):
+    left = record is not None and has_left(stage.files, record)
+    if record and not left and (record.runs_locally or (slurm.is_available() and jobs_in_queue([record]))):
         raise ConfigError(f"{stage.id} is queued or running already, as job {record.job_id}; cancel that first")
     job = f"local-{os.getpid()}"
     attempt = Attempt(job, hostname(), now(), 0)

@@ -147,6 +147,14 @@ class SlurmClient:
         if answer.code:
             raise ConfigError(f"scancel failed ({answer.message}); try again")
 
+    def start_now(self, job_id: str) -> str:
+        """Lets a job start although those it waits for go on; returns SLURM's error, "" if there is none."""
+        return self._ask("scontrol", "update", f"JobId={job_id}", "Dependency=").message
+
+    def ask_to_save(self, job_id: str) -> str:
+        """Has a running job's processes save and go on; returns SLURM's error, "" if there is none."""
+        return self._ask("scancel", "--signal=USR1", job_id).message
+
     def requeue(self, job_id: str) -> str:
         """Puts a running job back into the queue under its id; returns SLURM's error, "" if there is none."""
         return self._ask("scontrol", "requeue", job_id).message

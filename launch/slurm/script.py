@@ -62,7 +62,7 @@ def parameters(
         "cpus_per_task": how.cpus_per_gpu,
         "mem": f"{how.memory_gb * 1000:.0f}M" if how.memory_gb else None,
         "dependency": dependency or None,
-        "no_kill": spares > 0,  # the job outlasts the loss of a node; launch.job.guard sees to that of the first
+        "no_kill": outlasts_nodes(array, how),  # launch.job.guard sees to the loss of the first node
     }
     settings = profile_parameters(how, code, asked, Layout(array.layout.nodes + spares, array.layout.gpus))
     guard = f'{GUARD} {python} launch.job.guard {where} "$SLURMD_NODENAME" &'
@@ -73,7 +73,7 @@ def parameters(
             AGAIN,
             *settings["setup"],
             SRUN,
-            *([guard] if spares else []),
+            *([guard] if outlasts_nodes(array, how) else []),
             "export MVD_START=-1",
             "while MVD_START=$((MVD_START + 1)); do",
             f"start=$({python} launch.job.attempts begin {where}) || again $?",
@@ -94,6 +94,12 @@ def parameters(
 def spare_nodes(array: Array, how: Slurm) -> int:
     """How many nodes a job asks for beyond those it uses: none for a test, which is short."""
     return 0 if array.stages[0].kind == "test" else how.spare_nodes
+
+
+def outlasts_nodes(array: Array, how: Slurm) -> bool:
+    """Whether a job keeps its allocation if a node is lost: it has spare ones, or can go on with fewer."""
+    shrinks = how.shrink and array.stages[0].kind != "test" and array.layout.nodes > 1
+    return spare_nodes(array, how) > 0 or shrinks
 
 
 def profile_parameters(how: Slurm, code: Path, asked: Mapping[str, Any], layout: Layout) -> dict[str, Any]:

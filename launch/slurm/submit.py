@@ -9,8 +9,8 @@ from pathlib import Path
 from launch.cli.output import command, print_next, print_table
 from launch.cli.parser import Request
 from launch.cluster import Cluster
-from launch.job.attempts import FOLDERS
-from launch.job.record import Record, jobs_in_queue, locked, now, read_record, write_record
+from launch.job.record import Record, has_left, jobs_in_queue, locked, now, read_record, write_record
+from launch.job.students import FOLDERS
 from launch.local.run import generate_data
 from launch.plan.arrays import Array, build_arrays
 from launch.plan.differences import note_rows
@@ -21,7 +21,8 @@ from launch.slurm.jobs import QueuedJob
 from launch.slurm.sbatch import call_sbatch, new_folder, write_script
 from launch.slurm.script import parameters, spare_nodes
 from launch.snapshot import take_snapshot
-from mvd.config import ConfigError
+from mvd.batch import working_world_sizes
+from mvd.config import ConfigError, Test
 from mvd.files import write_json, write_text
 from mvd.stage import Stage
 
@@ -29,8 +30,12 @@ SECONDS_FOR_CLEANUP = 120.0  # of jobs that have just ended
 POLL_SECONDS = 2.0
 
 
-def submit_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]) -> int:
+def submit_plan(
+    request: Request, nodes: Sequence[Node], stages: Sequence[Stage], groups: Sequence[Sequence[str]] = ()
+) -> int:
     """Submits the stages that are neither complete nor queued, and prints what it did; returns the exit code.
+
+    groups: ids of the stages that run in one job (launch.plan.together).
 
     Raises:
         ConfigError: there is no SLURM here, it rejects a job, or the runs folder cannot be written.
@@ -47,7 +52,7 @@ def submit_plan(request: Request, nodes: Sequence[Node], stages: Sequence[Stage]
         missing = [stage for stage in stages if not stage.files.read_result()]
         queued = queued_stages(missing)
         to_submit = [stage for stage in missing if stage.id not in queued]
-        arrays = build_arrays(nodes, to_submit, queued, request.cluster, slurm.largest_array())
+        arrays = build_arrays(nodes, to_submit, queued, request.cluster, groups, slurm.largest_array())
         submitted: dict[str, str] = {}  # name in the plan -> job id
         code = take_snapshot(runs)
         for array in arrays:
@@ -72,7 +77,7 @@ def queued_stages(stages: Sequence[Stage]) -> dict[str, str]:
     jobs: dict[str, list[str]] = {}
     records: list[Record] = []
     for stage in stages:
-        own = [record for files in stage.files.job_files() if (record := read_record(files))]
+        own = [r for files in stage.files.job_files() if (r := read_record(files)) and not has_left(files, r)]
         jobs[stage.id] = [record.job_id for record in own]
         if any(record.runs_locally for record in own):
             raise ConfigError(f"{stage.id} is running without SLURM, as {own[0].job_id}; let it end, or stop it")
@@ -121,24 +126,23 @@ def submit_array(
     """
     from launch.job.stage_job import StageJob
 
-    parts = [part for stage in array.stages for part in stage.in_shards()]
     folder = new_folder(Path(cluster.runs) / "jobs", array.stages[0].kind)
     for stage in array.stages:
         stage.directory.mkdir(parents=True, exist_ok=True)
         write_text(stage.files.stage, stage.to_yaml())
-    write_json(folder / FOLDERS, [str(part.job_directory) for part in parts])
+    write_json(folder / FOLDERS, [[str(part.job_directory) for part in parts] for parts in array.jobs])
     dependency, own = resolve(array.dependency, submitted), cluster.slurm.excluded
     how = parameters(array, cluster, code, folder, dependency, own)
     blamed = blamed_hosts(stage.directory for stage in array.stages)
     avoided, _ = excludable_hosts(write_script(folder, how, array.size), own, blamed)
     how = parameters(array, cluster, code, folder, dependency, exclusion(own, avoided))
-    jobs = [StageJob(str(part.directory), part.execution.shard) for part in parts]
+    jobs = [StageJob([str(part.directory) for part in parts], parts[0].execution.shard) for parts in array.jobs]
     job = call_sbatch(folder, how, jobs, array.stages[0].kind)
     record = Record(job, str(folder), now(), array.layout.nodes, [], [], exclude=own, avoided=avoided)
     record.directory, record.requeue_exit = str(folder), slurm.requeue_exit()
     record.spare_nodes, record.warning_seconds = spare_nodes(array, cluster.slurm), cluster.slurm.warning_seconds
     try:
-        write_records(array, record, rows, parents)
+        write_records(array, record, rows, parents, shrinks=cluster.slurm.shrink)
     except OSError as error:
         slurm.cancel([job])
         raise ConfigError(f"{error.filename}: {error.strerror}; job {job} is cancelled again; fix that") from error
@@ -153,13 +157,19 @@ def resolve(text: str, submitted: Mapping[str, str]) -> str:
     return re.sub(r"#\d+", lambda name: submitted[name.group()], text)
 
 
-def write_records(array: Array, whole: Record, rows: Mapping[str, list[str]], parents: Mapping[str, list[str]]) -> None:
-    """Writes the record of each element into its folder."""
-    parts = [part for stage in array.stages for part in stage.in_shards()]
-    for index, part in enumerate(parts):
-        job = whole.job_id if len(parts) == 1 else f"{whole.job_id}_{index}"
-        record = dataclasses.replace(whole, job_id=job, rows=rows[part.id], parents=parents[part.id])
-        write_record(part.job_files, record)
+def write_records(
+    array: Array, whole: Record, rows: Mapping[str, list[str]], parents: Mapping[str, list[str]], shrinks: bool
+) -> None:
+    """Writes the record of each stage or shard into its folder. shrinks: if jobs may go on with fewer processes."""
+    for index, parts in enumerate(array.jobs):
+        record = dataclasses.replace(whole, job_id=whole.job_id if array.size == 1 else f"{whole.job_id}_{index}")
+        if shrinks and array.layout.nodes > 1 and not isinstance(parts[0].recipe, Test):
+            sizes = set.intersection(*(set(working_world_sizes(part.recipe)) for part in parts))
+            record.fewer = sorted(size for size in sizes if size < array.layout.nodes * array.layout.gpus)
+        for part in parts:
+            record.rows, record.parents = rows[part.id], parents[part.id]
+            record.together = [other.id for other in parts if other.id != part.id]
+            write_record(part.job_files, record)
 
 
 def _with_progress(message: str, submitted: Mapping[str, str], total: int) -> str:

@@ -39,7 +39,10 @@ class SharedPixels:
 
 
 def _receive(sent: Any, shape: tuple[int, ...]) -> torch.Tensor:
-    descriptor = sent.detach()
+    try:
+        descriptor = sent.detach()
+    except (EOFError, ConnectionError, FileNotFoundError) as error:  # before PyTorch can see that the process is dead
+        raise RuntimeError(f"DataLoader worker ended before its batch was received ({error!r})") from error
     try:
         memory = _map(descriptor, math.prod(shape))
     finally:

@@ -51,7 +51,7 @@ class BadUpdates:
     def skips(self, update: int) -> bool:
         """Whether this update is skipped because of an earlier rollback."""
         skipped = update in self.record["skipped"]
-        if skipped:
+        if skipped and update not in self.skipped:  # in a group, a checkpoint may be saved in the middle of it
             self.skipped.append(update)
         return skipped
 

@@ -4,8 +4,8 @@ Each micro-batch is read, and seen by the teachers, once; then each student make
 the end of its update, its step. Everything else is the student's own, as if it ran alone: engine, random state,
 schedule, checkpoints, metrics, faults and result. With the same micro-batch and processes its weights are bit-equal.
 
-Time runs in units of the smallest global batch (mvd.sharing). A student that is ahead, since its checkpoint is newer or
-another one went back to its own, waits until the loader comes to its next unit.
+Time runs in units of the smallest global batch of the planned group (mvd.sharing). A student that is ahead, since its
+checkpoint is newer or another one went back to its own, waits until the loader comes to its next unit.
 """
 
 import logging
@@ -24,7 +24,7 @@ from mvd.distributed.faults import RunFailed
 from mvd.distributed.process import Process, exit_together
 from mvd.distributed.signals import Interrupted
 from mvd.distributed.watchdog import heartbeat, next_turn
-from mvd.sharing import Alignment, smallest_batch
+from mvd.sharing import Alignment
 from mvd.stage import Stage
 from mvd.train.bad_updates import RollBack
 from mvd.train.loop import TrainingRun
@@ -42,12 +42,14 @@ from mvd.train.tasks import Teachers
 logger = logging.getLogger(__name__)
 
 Complete = Callable[[Stage, dict[str, Any]], object]
+Failed = Callable[[Stage, str], object]
 
 
-def train_together(stages: Sequence[Stage], process: Process, complete: Complete) -> None:
+def train_together(stages: Sequence[Stage], process: Process, complete: Complete, failed: Failed) -> None:
     """Trains several students, each from its newest checkpoint to its end.
 
-    complete: is called with each stage and the content of its result.json, as soon as its weights are written.
+    complete: is called with each stage and the content of its result.json, as soon as its weights are written. failed:
+    with a stage that cannot continue, and why, while the others go on.
 
     Raises:
         ConfigError: the students cannot share their teachers as they are planned, or a setting or input is invalid.
@@ -55,7 +57,7 @@ def train_together(stages: Sequence[Stage], process: Process, complete: Complete
         HostFault: a machine failed the checks before the start; raised on every process.
         Interrupted: stopped by a signal; every student is saved. Raised on every process.
     """
-    group = Group(stages, process, complete)
+    group = Group(stages, process, complete, failed)
     try:
         group.to_the_end()
     finally:
@@ -143,20 +145,20 @@ class Member:
 class Group:
     """Students in training, and what they share."""
 
-    def __init__(self, stages: Sequence[Stage], process: Process, complete: Complete) -> None:
-        self.process, self.complete = process, complete
+    def __init__(self, stages: Sequence[Stage], process: Process, complete: Complete, failed: Failed) -> None:
+        self.process, self.complete, self.failed = process, complete, failed
         self.started = time.monotonic()
         heartbeat("starting", 0)
         with exit_together():
             check_planned_together(stages)
             self.source = loaded_stage(stages)
             dataset = build_dataset(self.source)
-        check_start(self.source, process, dataset)
+        check_start(self.source, process, dataset, [stage for stage in stages if stage.id != self.source.id])
         how = self.source.execution
         with exit_together():
             teachers = Teachers(self.source.recipe, self.source.inputs, how.precision, process.device)
         self.shared = Shared(dataset, DeviceBatches(iter(()), process.device), teachers)
-        unit = smallest_batch([stage.recipe for stage in stages])
+        unit = self.source.recipe.optimization.global_batch
         self.members = [Member(stage, unit) for stage in stages]
         self.is_stopping = False
 
@@ -215,6 +217,7 @@ class Group:
                 member.begin_update()
         for _ in range(self.source.execution.accumulation):
             if not members:
+                heartbeat("reading videos")
                 next(self.shared.batches)  # left over at the end of an epoch
                 continue
             self._one_micro_batch(members, members[0].training.next_batch())
@@ -267,8 +270,10 @@ class Group:
             member.ending, member.is_through = ending.with_traceback(None), True
             member.close()
             self.is_stopping |= isinstance(ending, Interrupted)
-            if self.process.is_first and not isinstance(ending, Interrupted):
-                logger.error("%s ends, the others go on: %s", member.stage.id, ending)
+            if not isinstance(ending, Interrupted):
+                if self.process.is_first:
+                    logger.error("%s ends, the others go on: %s", member.stage.id, ending)
+                self.failed(member.stage, str(ending))
 
     def _stop_if_asked(self) -> bool:
         """Once a signal has stopped one student, stops the others too; returns whether it did."""

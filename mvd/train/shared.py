@@ -30,10 +30,14 @@ class Shared(NamedTuple):
     teachers: Teachers
 
 
-def check_start(stage: Stage, process: Process, dataset: TrainDataset) -> None:
-    """Checks the hosts and some samples of the data, whose reads have a timeout from here on; see preflight."""
+def check_start(stage: Stage, process: Process, dataset: TrainDataset, others: Sequence[Stage] = ()) -> None:
+    """Checks the hosts and some samples of the data, whose reads have a timeout from here on; see preflight.
+
+    others: the further students that learn from this data; each has its own list of files that hang.
+    """
+    logs = [other.files.timed_out for other in others]
     with exit_together():
-        dataset.timeout = ReadTimeout.of_run(stage.files.timed_out, stage.execution.faults.video_seconds)
+        dataset.timeout = ReadTimeout.of_run(stage.files.timed_out, stage.execution.faults.video_seconds, logs)
     with exit_together():
         preflight(stage, process, check_samples(dataset.entries, stage.execution.reader))
     heartbeat("starting", 0)
@@ -74,7 +78,7 @@ def check_planned_together(stages: Sequence[Stage]) -> None:
                 f"{smallest.id} and {stage.id} must both use ZeRO stage 3, or neither, got {other.deepspeed} and "
                 f"{how.deepspeed}; set one in cluster.pretrain.deepspeed"
             )
-        parts = stage.recipe.optimization.global_batch // smallest.recipe.optimization.global_batch
+        parts = stage.recipe.optimization.global_batch // samples_of_unit(smallest)
         if (how.micro_batch, how.precision, how.batch_parts) != (other.micro_batch, other.precision, parts):
             raise ConfigError(
                 f"{stage.id} must have micro_batch={other.micro_batch}, precision={other.precision} and "
@@ -93,12 +97,27 @@ def as_student(stage: Stage) -> Student:
     return Student(stage.id, stage.recipe, stage.inputs)
 
 
+def samples_of_unit(stage: Stage) -> int:
+    """Samples of a unit (mvd.sharing), as planned: the smallest batch of a group, whose student may be complete."""
+    return int(stage.recipe.optimization.global_batch) // stage.execution.batch_parts
+
+
 def loaded_stage(stages: Sequence[Stage]) -> Stage:
-    """The stage whose updates the loader reads, unit by unit: the smallest batch, for as long as the longest student.
+    """The stage whose updates the loader reads: one for each unit, for as long as the longest student.
 
     Its run directory is that of the student with the smallest batch.
     """
     smallest = min(stages, key=lambda stage: stage.recipe.optimization.global_batch)
-    epochs = max(stage.recipe.optimization.epochs for stage in stages)
-    settings = dataclasses.replace(smallest.recipe.optimization, epochs=epochs, schedule_epochs=None, warmup_epochs=0)
-    return dataclasses.replace(smallest, recipe=dataclasses.replace(smallest.recipe, optimization=settings))
+    how, epochs = smallest.execution, max(stage.recipe.optimization.epochs for stage in stages)
+    settings = dataclasses.replace(
+        smallest.recipe.optimization,
+        global_batch=samples_of_unit(smallest),
+        epochs=epochs,
+        schedule_epochs=None,
+        warmup_epochs=0,
+    )
+    return dataclasses.replace(
+        smallest,
+        recipe=dataclasses.replace(smallest.recipe, optimization=settings),
+        execution=dataclasses.replace(how, accumulation=how.accumulation // how.batch_parts, batch_parts=1),
+    )

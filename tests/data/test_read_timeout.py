@@ -17,7 +17,7 @@ from pathlib import Path
 from mvd.data.video.read_timeout import ReadTimeout
 from mvd.data.video.reader import open_video
 pipe = sys.argv[1]
-timeout = ReadTimeout.of_run(Path(sys.argv[2]), 0.5)
+timeout = ReadTimeout.of_run(Path(sys.argv[2]), 0.5, [Path(sys.argv[2]).with_name("another.txt")])
 print("ready", flush=True)
 sys.stdin.readline()
 with timeout.reading(pipe):
@@ -31,9 +31,17 @@ def test_a_file_that_hangs_is_logged_twice_and_then_unreadable(tmp_path):
     for times in (1, 2):
         _hang(pipe, tmp_path, processes=1)
         assert (tmp_path / "hanging.txt").read_text().splitlines()[-1] == f"{times} {pipe}"
-    with pytest.raises(Unreadable, match="took more than 0.5 s, 2 times"):
-        with ReadTimeout.of_run(tmp_path / "hanging.txt", 0.5).reading(str(pipe)):
-            raise AssertionError("it must not be read again")
+    for log in ("hanging.txt", "another.txt"):
+        with pytest.raises(Unreadable, match="took more than 0.5 s, 2 times"):
+            with ReadTimeout.of_run(tmp_path / log, 0.5).reading(str(pipe)):
+                raise AssertionError("it must not be read again")
+
+
+def test_a_file_that_hung_in_another_run_of_the_same_processes_is_unreadable_too(tmp_path):
+    (tmp_path / "another.txt").write_text("1 a.mp4\n2 b.mp4\n")
+    timeout = ReadTimeout.of_run(tmp_path / "hanging.txt", 60.0, [tmp_path / "another.txt"])
+    with timeout.reading("a.mp4"), pytest.raises(Unreadable), timeout.reading("b.mp4"):
+        raise AssertionError("it must not be read again")
 
 
 def test_two_processes_that_hang_on_a_file_at_once_count_once(tmp_path):

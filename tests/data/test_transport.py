@@ -1,5 +1,6 @@
 """Batches arrive from loader processes as they are, and nothing of them is left over, however a run ends."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -122,6 +123,23 @@ def test_what_is_sent_arrives_as_tensors_that_can_be_written_to():
         assert batch["name"] == str(number)
     del batch  # which holds one
     wait_until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)  # queues close their pipes in a thread
+
+
+def send_and_wait(connection) -> None:
+    connection.send(SharedPixels((2, 3)))
+    signal.pause()
+
+
+def test_pixels_of_a_process_that_is_gone_are_a_loader_that_ended():
+    """Which can be started again (mvd.distributed.explain); PyTorch may not know yet that the process is dead."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    worker = multiprocessing.get_context("fork").Process(target=send_and_wait, args=(theirs,), daemon=True)
+    worker.start()
+    wait_until(ours.poll)
+    worker.kill()
+    worker.join()
+    with pytest.raises(RuntimeError, match="DataLoader worker ended before its batch was received"):
+        ours.recv()
 
 
 def test_samples_without_a_loader_are_ordinary_memory(motion_root):

@@ -20,7 +20,7 @@ def plan(*targets, settings=(), jobs=(), complete=(), cluster=None, largest=None
     known = {node.id: job for node in nodes for kind, row, job in jobs if kind == node.kind and row in node.rows}
     done = {node.id for node in nodes if any(node.kind == kind and row in node.rows for kind, row in complete)}
     stages = [build_stage(node, cluster) for node in nodes if node.id not in known and node.id not in done]
-    return build_arrays(nodes, stages, known, cluster, largest)
+    return build_arrays(nodes, stages, known, cluster, largest=largest)
 
 
 def summary(arrays: list[Array]) -> list[tuple[str, int, str]]:

@@ -10,8 +10,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from launch.job import attempts
-from launch.job.attempts import FOLDERS, REFUSED, main
+from launch.job.attempts import REFUSED, main
 from launch.job.record import Record, now, read_record, write_record
+from launch.job.students import FOLDERS
 from launch.job.verdict import MAX_FAILED_ATTEMPTS
 from launch.slurm.client import PATIENT
 from mvd.host import hostname
@@ -32,7 +33,7 @@ def job(tmp_path, monkeypatch, fake_slurm):
     folder = tmp_path / "stage"
     record = Record("24_1", str(tmp_path), now(), 1, ["row"], [], directory=str(tmp_path))
     write_record(RunDirectory(folder), record)
-    (tmp_path / FOLDERS).write_text(json.dumps([str(tmp_path / "other"), str(folder)]))
+    (tmp_path / FOLDERS).write_text(json.dumps([[str(tmp_path / "other")], [str(folder)]]))
     fake_slurm.runs("24_1", directory=str(tmp_path))
     return Job(tmp_path, RunDirectory(folder), fake_slurm, monkeypatch)
 
@@ -184,7 +185,7 @@ def test_a_cancelled_job_is_not_requeued(job):
 def test_a_job_that_somebody_else_requeued_is_left_alone_while_slurm_cleans_up(job, reason):
     job.begin()
     job.slurm.runs("24_1", "COMPLETING", reason, directory=str(job.submission))
-    attempts.end_without_batch_script(job.files)
+    attempts.end_without_batch_script([job.files])
     assert job.requeues == [] and job.record.error is None and job.record.attempts[0].ended is None
 
 
@@ -192,7 +193,7 @@ def test_a_job_that_somebody_else_requeued_is_left_alone_while_slurm_cleans_up(j
 def test_a_job_that_slurm_ends_is_requeued_before_it_is_gone(job, reason):
     job.begin()
     job.slurm.runs("24_1", "COMPLETING", reason, directory=str(job.submission))
-    attempts.end_without_batch_script(job.files)
+    attempts.end_without_batch_script([job.files])
     assert job.requeues == ["24_1"] and job.record.attempts[0].stopped
 
 

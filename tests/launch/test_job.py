@@ -24,7 +24,7 @@ from mvd.run_directory import RunDirectory
 
 @pytest.fixture
 def note(tmp_path):
-    return ErrorNote(RunDirectory(tmp_path), rank=0)
+    return ErrorNote([RunDirectory(tmp_path)], rank=0)
 
 
 def owner(attempt):
@@ -37,10 +37,10 @@ def test_a_full_disk_is_one_sentence_and_another_attempt_is_made(note, monkeypat
 
     monkeypatch.setattr(run_module, "run_stage", full)
     with pytest.raises(SystemExit) as left:
-        run(None, note)
+        run([None], note)
     said = "error: /runs/metrics.jsonl: No space left on device; fix that, then submit the row again"
     assert left.value.code == 2 and said in capsys.readouterr().err
-    written = json.loads(note.files.error.read_text())
+    written = json.loads(note.folders[0].error.read_text())
     assert written["lines"] == said and not written["final"]
 
 
@@ -50,7 +50,7 @@ def test_a_host_fault_is_one_sentence_and_another_attempt_is_made(tmp_path, monk
 
     monkeypatch.setattr(run_module, "run_stage", broken)
     with pytest.raises(SystemExit) as left:
-        run(None, ErrorNote(RunDirectory(tmp_path), rank=3))
+        run([None], ErrorNote([RunDirectory(tmp_path)], rank=3))
     said = "error: rank 3 on node2: no usable GPU"
     assert left.value.code == RETRYABLE and capsys.readouterr().err == f"{said}\n"
     note = json.loads((tmp_path / "error.json").read_text())
@@ -86,41 +86,41 @@ def test_training_sees_the_nodes_of_its_step_not_the_spare_ones(monkeypatch):
 
 
 def test_a_note_that_cannot_be_written_is_no_further_error(tmp_path, capsys):
-    ErrorNote(RunDirectory(tmp_path / "missing"), rank=0).write("error: no matter")
+    ErrorNote([RunDirectory(tmp_path / "missing")], rank=0).write("error: no matter")
     assert "cannot be written" in capsys.readouterr().err
 
 
 def test_only_the_first_process_to_fail_is_noted(note, capsys):
     note.write("ValueError: the cause")
     note.write("ConnectionError: the effect")
-    assert json.loads(note.files.error.read_text())["lines"] == "ValueError: the cause"
+    assert json.loads(note.folders[0].error.read_text())["lines"] == "ValueError: the cause"
     assert "another process has failed before this one" in capsys.readouterr().err
 
 
 def test_a_process_whose_attempt_was_replaced_leaves_no_note(note, monkeypatch, capsys):
     monkeypatch.setenv(VARIABLE, "24.0.0")
-    take(note.files, owner(attempt=1), lambda _: False)
+    take(note.folders[0], owner(attempt=1), lambda _: False)
     note.write("error: no matter", final=True)
-    assert not note.files.error.exists()
+    assert not note.folders[0].error.exists()
     assert "no longer belongs to this attempt (24.0.0), but to job 24, attempt 2" in capsys.readouterr().err
 
 
 def test_a_process_waits_for_its_attempts_record(note, monkeypatch):
     def slept(_):  # a network disk shows the other node's record late
-        take(note.files, owner(attempt=1), lambda _: False)
+        take(note.folders[0], owner(attempt=1), lambda _: False)
 
     monkeypatch.setenv(VARIABLE, "24.1.0")
     monkeypatch.setattr(stage_job.time, "sleep", slept)
-    take(note.files, owner(attempt=0), lambda _: False)
-    assert wait_for_owner(note.files) == owner(attempt=1)
+    take(note.folders[0], owner(attempt=0), lambda _: False)
+    assert wait_for_owner(note.folders) == owner(attempt=1)
 
 
 def test_a_process_of_another_attempt_does_not_start(note, monkeypatch):
     monkeypatch.setenv(VARIABLE, "25.0.0")
     monkeypatch.setattr(stage_job, "SECONDS_FOR_OWNER", 0)
-    take(note.files, owner(attempt=0), lambda _: False)
+    take(note.folders[0], owner(attempt=0), lambda _: False)
     with pytest.raises(ConfigError, match="does not belong to job 25.0.0 but to job 24, attempt 1, on node1"):
-        wait_for_owner(note.files)
+        wait_for_owner(note.folders)
 
 
 def test_a_rendezvous_port_is_free_and_not_the_kernels(tmp_path):

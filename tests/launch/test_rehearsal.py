@@ -11,6 +11,7 @@ from experiments import all as all_rows
 from experiments import vitb_from_vitb_k400, vith_k400
 from launch import submit
 from launch.cluster import Cluster, Resources, Slurm
+from launch.job.record import read_record, write_record
 from launch.local import run as local
 from launch.plan.graph import build_graph
 from launch.plan.rehearsals import plan_rehearsals
@@ -21,6 +22,7 @@ from launch.rehearsal_report import cores_needed, largest_micro_batch, profile_c
 from mvd.config import ConfigError, Dataset, DatasetPaths
 from mvd.config.typed import parse_override
 from mvd.memory import memory_of
+from mvd.run_directory import RunDirectory
 from mvd.stage import Stage
 
 TINY = "tests/slurm/tiny"
@@ -227,6 +229,33 @@ def test_a_rehearsal_that_fails_is_reported_with_the_way_out(profile, tmp_path, 
 def test_options_that_do_not_go_with_it_are_refused(profile, options):
     with pytest.raises(ConfigError, match="omit"):
         submit.main(["vith_k400", "--rehearse", *options])
+
+
+def test_a_job_that_failed_is_reported_until_it_is_forced(profile, tmp_path, fake_slurm, capsys):
+    def records():
+        found = {path.name: read_record(RunDirectory(path)) for path in (tmp_path / "runs" / "rehearsals").glob("*-*/")}
+        return {name: record for name, record in found.items() if record}
+
+    assert submit.main(["vith_k400", "--rehearse"]) == 0
+    assert len(fake_slurm.called("sbatch")) == 5
+    assert "see what they found, once they are done" in capsys.readouterr().out
+    (whole,) = [name for name in records() if name.startswith("pretrain") and not name.endswith("-resumed")]
+    job, resumed = records()[whole], records()[f"{whole}-resumed"]
+    assert f"#SBATCH --dependency=afterok:{job.job_id}\n" in resumed.script.read_text()
+    assert "#SBATCH --time=60\n" in job.script.read_text() and "dependency" not in job.script.read_text()
+
+    for record in records().values():  # the others are queued
+        fake_slurm.runs(record.job_id, "PENDING", directory=record.directory)
+    for record in (job, resumed):
+        del fake_slurm.queue[record.job_id]
+    job.error = OUT_OF_MEMORY
+    write_record(RunDirectory(tmp_path / "runs" / "rehearsals" / whole), job)
+    assert submit.main(["vith_k400", "--rehearse"]) == 1
+    printed = capsys.readouterr().out
+    assert len(fake_slurm.called("sbatch")) == 5 and f"{whole}: failed: {OUT_OF_MEMORY}" in printed
+    assert f"{whole}-resumed: cancelled: its parent" in printed and "pretrain: {micro_batch: 4}" in printed
+    assert submit.main(["vith_k400", "--rehearse", "--force", whole]) == 0
+    assert len(fake_slurm.called("sbatch")) == 7
 
 
 def test_an_own_data_set_cannot_be_stood_in_for(tmp_path):

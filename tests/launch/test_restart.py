@@ -7,9 +7,10 @@ import json
 import pytest
 
 from launch.job import attempts, guard, restart
-from launch.job.attempts import FOLDERS, REFUSED, main
+from launch.job.attempts import REFUSED, main
 from launch.job.record import Record, now, read_record, write_record
 from launch.job.restart import choose
+from launch.job.students import FOLDERS
 from launch.slurm.jobs import QueuedJob
 from mvd.run_directory import RunDirectory
 
@@ -29,7 +30,7 @@ def job(tmp_path, monkeypatch, fake_slurm):
     monkeypatch.setattr(restart.time, "sleep", lambda _: None)
     record = Record("24", str(tmp_path), now(), 2, ["row"], [], spare_nodes=1, warning_seconds=300)
     write_record(RunDirectory(tmp_path / "stage"), record)
-    (tmp_path / FOLDERS).write_text(json.dumps([str(tmp_path / "stage")]))
+    (tmp_path / FOLDERS).write_text(json.dumps([[str(tmp_path / "stage")]]))
     fake_slurm.runs("24", nodes="node[1,2,3]")
     return Job(tmp_path, fake_slurm, monkeypatch)
 
@@ -52,6 +53,10 @@ class Job:
 
     def blame(self, host):
         self.files.append_fault({"time": now(), "fault": "hardware", "update": 1, "hosts": [host], "message": "broken"})
+
+    def save(self, update):
+        """As far as `RunDirectory.progress` looks."""
+        self.monkeypatch.setattr(RunDirectory, "progress", lambda _: update)
 
     def log(self, *lines):
         with open(self.record.log(), "a") as handle:
@@ -91,6 +96,42 @@ def test_spare_nodes_stay_idle_until_another_one_is_blamed_or_lost(job):
     job.blame("node1")
     assert job.end(76) and job.begin()[-1] == "--nodelist=node2,node3"
     assert job.requeues == 0
+
+
+@pytest.fixture
+def shrinking(job):
+    """The job as one of three nodes without a spare one, for a batch of 12, that may go on with fewer processes."""
+    record = job.record
+    record.nodes, record.spare_nodes, record.fewer = 3, 0, [1, 2, 3, 4]
+    write_record(job.files, record)
+    return job
+
+
+def test_a_job_that_may_shrink_goes_on_with_as_many_processes_as_divide_its_batch(shrinking):
+    job = shrinking
+    assert job.begin()[-3:] == ["--nodes=3", "--ntasks=6", "--nodelist=node1,node2,node3"]
+    job.blame("node1")
+    assert job.end(76)
+    assert job.begin() == ["--overlap", "--nodes=2", "--ntasks=4", "--ntasks-per-node=2", "--nodelist=node2,node3"]
+    assert job.record.attempts[-1].shrunk_to == 4
+    job.save(3)
+    job.slurm.runs("24", nodes="node[1,3]")  # node2 is lost, and node1 is still to blame
+    assert job.end(76) and job.begin()[-4:] == ["--nodes=1", "--ntasks=2", "--ntasks-per-node=2", "--nodelist=node3"]
+    job.save(6)
+    assert not job.end(0) and job.requeues == 1  # as near the time limit
+    assert job.slurm.called("scontrol update")[0][-1] == "NumNodes=3"
+
+
+def test_an_error_with_fewer_processes_is_not_the_end_of_the_stage(shrinking, capsys):
+    job = shrinking
+    job.begin()
+    job.blame("node1")
+    job.end(76)
+    job.begin()
+    error = {"rank": 0, "host": "node2", "lines": "error: out of GPU memory", "final": True, "signal": None}
+    job.files.error.write_text(json.dumps(error))
+    assert not job.end(2) and job.requeues == 1 and job.record.error is None
+    assert "requeued, since it has saved nothing new with 4 processes" in capsys.readouterr().err
 
 
 def test_a_lost_node_is_left_out(job):

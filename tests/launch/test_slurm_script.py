@@ -110,6 +110,8 @@ def test_a_spare_node_is_asked_for_and_its_job_outlasts_the_loss_of_a_node():
     (guard,) = [line for line in spared.splitlines() if "launch.job.guard" in line]
     assert "--overlap" in guard and guard.endswith('launch.job.guard /runs/jobs/1 "$SLURMD_NODENAME" &')
     assert "guard" not in plain
+    shrinking = script(shrink=True)
+    assert options(shrinking) == options(plain) | {"no-kill": ""} and "launch.job.guard" in shrinking
     with pytest.raises(ConfigError, match="slurm.spare_nodes must be at least 0, got -1"):
         script(spare_nodes=-1)
 

@@ -19,7 +19,7 @@ def test_dry_run_of_all_rows(launch):
     assert "16 x 2 x 32 = 1024" in done.stdout and "GPU-hours" in done.stdout
     assert "to set in the cluster profile before submitting" in done.stdout and "datasets.k400.root" in done.stdout
     assert done.stdout.count("pretrain-vith_from_vith_e800-") == 1
-    assert "5 sbatch calls" in done.stdout and "aftercorr:#1" in done.stdout
+    assert "7 sbatch calls" in done.stdout and "aftercorr:#2" in done.stdout
     assert "next:" in done.stdout
 
 

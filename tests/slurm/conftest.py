@@ -39,6 +39,7 @@ slurm:
     MVD_EXPECT_GPU: "0"
     OMP_NUM_THREADS: 1
     MVD_TEST_BRAKE: {folder}/brake
+    MVD_TEST_WRONG: {folder}/wrong
     MVD_TEST_FAULT: {folder}/fault
     MVD_TEST_BAD: {folder}/bad
 """
@@ -68,7 +69,7 @@ class Site:
     def __init__(self, lab: Lab, folder: Path, motion: Path, teachers: dict[str, str]) -> None:
         self.lab, self.folder, self.runs = lab, folder, folder / "runs"
         self.brake, self.fault, self.bad = folder / "brake", folder / "fault", folder / "bad"
-        self.profile = folder / "cluster.yaml"
+        self.wrong, self.profile = folder / "wrong", folder / "cluster.yaml"
         self.profile.write_text(PROFILE.format(folder=folder, motion=motion, **teachers))
         hooks = str(Path(__file__).with_name("hooks"))
         self.clients = folder / "bin"

@@ -1,19 +1,22 @@
 """The faults of the storm on SLURM. Those of `ENDINGS` end an attempt, those of `BETWEEN` come between two attempts."""
 
 import contextlib
+import json
 import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 
+from mvd.monitoring.rank_times import SLOW_REPORTS
 from mvd.owner import read_owner
 from mvd.run_directory import RunDirectory
 from tests.slurm.conftest import Site
-from tests.slurm.lab import Lab, processes, wait_for
+from tests.slurm.lab import Lab, wait_for
 from tests.slurm.lab.quirks import clients_failing, controller_down, disk_full, port_taken
 
 SECONDS_WITHOUT_CONTROLLER = 40
@@ -21,6 +24,8 @@ SECONDS_WITHOUT_CLIENT = 10  # after the end of the processes
 HARDWARE_ERROR = "CUDA error: uncorrectable ECC error encountered"
 HIDING = {"SQUEUE_STATES": "COMPLETED", "SQUEUE_PARTITION": "high"}  # hides a user's own job from squeue
 
+MOST_UPDATES = 8  # of an attempt before its fault comes, and those until weights are compared
+REPLICAS, AUDITS, SLOW = ("replicas",), ("audit", "recomputed"), ("slow",)  # in faults.jsonl
 # What job.json says of the end of an attempt.
 STOPPED = "stopped before a time limit"
 KILLED = "a process ended with exit code"
@@ -36,18 +41,14 @@ class Victim:
     files: RunDirectory
     job: str
     tasks: dict[int, int]  # rank -> process id
+    host_of: dict[int, str]  # rank -> node
     node: str
     rank: int
 
     @property
     def hosts(self) -> set[str]:
         """The nodes of the processes."""
-        return {processes.environment_of(pid)["SLURMD_NODENAME"] for pid in self.tasks.values()}
-
-    @property
-    def host(self) -> str:
-        """The node of the rank."""
-        return processes.environment_of(self.tasks[self.rank])["SLURMD_NODENAME"]
+        return set(self.host_of.values())
 
     def tell(self, name: str) -> None:
         """Send a signal to all processes, as a person does."""
@@ -57,18 +58,32 @@ class Victim:
 Strike = Callable[[Victim], AbstractContextManager[None]]
 
 
+class After(Enum):
+    """The allocation of the next attempt."""
+
+    SAME = "the same"
+    SPARE = "the same, if it has enough nodes that are not to blame"
+    NEW = "another one, since SLURM or a person has asked for it"
+
+
 class Ending(NamedTuple):
     """A fault that ends an attempt.
 
     said: what job.json may say of it. strike: a context manager that lets the fault come, and undoes at its exit what
-    would outlast the attempt. moment: "rendezvous" or "training" if the fault can come only then. blames: whether the
-    rank's host must be avoided afterwards.
+    would outlast the attempt. moment: "rendezvous" or "training" if the fault can come only then. after: whether the
+    processes must start again in the same allocation. names: the kinds of fault one of which faults.jsonl must have of
+    the rank's host, and none of another. avoids: whether that host must be avoided afterwards. takes: whether the fault
+    takes a node away, which may be named too. updates: how many must be left in the run, for the fault to be found.
     """
 
     said: tuple[str | None, ...]
     strike: Strike
     moment: str = "any"
-    blames: bool = False
+    after: After = After.NEW
+    names: Collection[str] = ()
+    avoids: bool = False
+    takes: bool = False
+    updates: int = 0
 
 
 def _at_once(action: Callable[[Victim], object]) -> Strike:
@@ -157,35 +172,83 @@ def _hardware_error(victim: Victim) -> Iterator[None]:
     error.unlink()
 
 
+def _silent(wrong: str, kinds: Collection[str]) -> Strike:
+    """The rank computes wrongly or slowly, and raises no error; once faults.jsonl has it, another process is killed."""
+
+    @contextmanager
+    def strike(victim: Victim) -> Iterator[None]:
+        def found() -> bool:
+            return any(fault["fault"] in kinds for fault in victim.files.read_faults()[known:])
+
+        known, silent = len(victim.files.read_faults()), victim.site.brake.with_suffix(".silent")
+        if wrong == "matmul":
+            victim.site.wrong.write_text(json.dumps({"host": victim.host_of[victim.rank], "from": 1}))
+        silent.write_text(wrong)
+        victim.site.wait(f"the fault of the {wrong}", lambda: found() or victim.files.result.exists())
+        assert found(), f"the run is complete, and the fault of the {wrong} was not found"
+        silent.unlink()
+        _kill([next(pid for rank, pid in victim.tasks.items() if rank != victim.rank)])
+        yield
+        victim.site.wrong.unlink(missing_ok=True)
+
+    return strike
+
+
 ENDINGS = {
     "USR2": Ending((STOPPED,), _at_once(lambda victim: victim.tell("USR2"))),
     "TERM": Ending((STOPPED,), _at_once(lambda victim: victim.tell("TERM"))),
-    "kill one": Ending((KILLED,), _at_once(lambda victim: _kill([victim.tasks[victim.rank]]))),
-    "kill all": Ending((KILLED,), _at_once(lambda victim: _kill(victim.tasks.values()))),
-    "kill srun": Ending((KILLED,), _at_once(lambda victim: _kill(victim.lab.launchers(victim.job)))),
+    "kill one": Ending((KILLED,), _at_once(lambda victim: _kill([victim.tasks[victim.rank]])), after=After.SAME),
+    "kill all": Ending((KILLED,), _at_once(lambda victim: _kill(victim.tasks.values())), after=After.SAME),
+    "kill srun": Ending((KILLED,), _at_once(lambda victim: _kill(victim.lab.launchers(victim.job))), after=After.SAME),
     "scontrol requeue": Ending((LOST,), _at_once(lambda victim: victim.lab.run("scontrol", "requeue", victim.job))),
-    "node set down": Ending((LOST,), _node_set_down),
-    "crashed node": Ending((LOST,), _crashed_node),
+    "node set down": Ending((LOST, KILLED), _node_set_down, after=After.SPARE, takes=True),
+    "crashed node": Ending((LOST, KILLED), _crashed_node, after=After.SPARE, takes=True),
     "preemption": Ending((STOPPED,), _at_once(_preempt)),
     "time limit": Ending((STOPPED,), _time_limit),
     "controller restarted": Ending((STOPPED,), _controller_restarted),
     "squeue failing": Ending((STOPPED,), _client_failing("squeue")),
     "scontrol failing": Ending((STOPPED,), _client_failing("scontrol")),
     "disk full at the end": Ending((STOPPED, LOST), _disk_full_at_the_end),
-    "port taken": Ending((KILLED,), _port_taken, "rendezvous"),
+    "port taken": Ending((KILLED,), _port_taken, "rendezvous", After.SAME),
     "missing rank": Ending(
-        ("did not arrive", "did not open port"),
+        ("did not arrive", "did not open port", "lost another rank"),
         _at_once(lambda victim: _kill([victim.tasks[victim.rank]], signal.SIGSTOP)),
         "rendezvous",
-        blames=True,
+        After.SPARE,
+        names=("rendezvous",),
+        avoids=True,
     ),
     "hang": Ending(
-        ("has sent no heartbeat", "does not answer"),
+        ("has sent no heartbeat", "does not answer", "lost another rank"),  # whichever process ends first
         _at_once(lambda victim: _kill([victim.tasks[victim.rank]], signal.SIGSTOP)),
         "training",
-        blames=True,
+        After.SPARE,
+        names=("hang",),
+        avoids=True,
     ),
-    "hardware error": Ending(("uncorrectable ECC",), _hardware_error, "training", blames=True),
+    "hardware error": Ending(
+        ("uncorrectable ECC",), _hardware_error, "training", After.SPARE, names=("hardware",), avoids=True
+    ),
+    "flipped bit of a weight": Ending(
+        (KILLED,),
+        _silent("flipped bit", REPLICAS),
+        "training",
+        After.SPARE,
+        names=REPLICAS,
+        avoids=True,
+        updates=MOST_UPDATES,
+    ),
+    "wrong matmul": Ending(
+        (KILLED,), _silent("matmul", AUDITS), "training", After.SPARE, names=AUDITS, avoids=True, updates=MOST_UPDATES
+    ),
+    "slow rank": Ending(
+        (KILLED,),
+        _silent("slow rank", SLOW),
+        "training",
+        After.SAME,
+        names=SLOW,
+        updates=MOST_UPDATES + SLOW_REPORTS,
+    ),
 }
 THREE_STOPS = "three stops while starting"
 
@@ -221,7 +284,11 @@ class Deck:
         self.kinds, self.random = list(kinds), draw
         self.left: list[str] = []
 
-    def draw(self) -> str:
+    def draw(self, fits: Callable[[str], bool] = lambda _: True) -> str | None:
+        """The next kind that fits; None if none is left that does."""
         if not self.left:
             self.left = self.random.sample(self.kinds, len(self.kinds))
-        return self.left.pop()
+        name = next((name for name in reversed(self.left) if fits(name)), None)
+        if name is not None:
+            self.left.remove(name)
+        return name

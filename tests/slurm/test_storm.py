@@ -7,6 +7,6 @@ QUICK = ("TERM", "kill one", "scontrol failing", "disk full at the end", "port t
 
 
 def test_a_job_that_meets_many_faults_ends_as_the_undisturbed_one(lab, motion_root, teachers, tmp_path):
-    storm = Storm(lab, tmp_path, motion_root, teachers, seed=0)
+    storm = Storm(lab, tmp_path, motion_root, teachers, seed=0, nodes=2, epochs=5)
     storm.disturb(FAULTS, QUICK)
     assert storm.faults.total() >= FAULTS

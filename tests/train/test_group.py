@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from mvd.files import write_json
 from mvd.run import run_group, run_stage
 from mvd.stage import Stage
 from mvd.train import engine as engine_module
+from mvd.train.group import Group, Member
 from mvd.train.loop import TrainingRun
 from mvd.train.shared import check_planned_together
 from mvd.train.tasks import Teachers
@@ -35,8 +37,14 @@ from tests.train.test_engine import SHARDED
 VIDEOS = 44
 ZERO = ("zero0", "zero1", "zero2", "sharded")
 # Run directory -> the updates whose loss is not finite on the second process.
-BAD = {"trio/streak": (5, 6, 7), "trio/hopeless": tuple(range(5, 11))}
-STOPPED_AT = 3  # the update of the small student in which the second process is asked to stop
+BAD = {
+    "trio/streak": (5, 6, 7),
+    "trio/hopeless": tuple(range(5, 11)),
+    "together-sharded/small-sharded": (3, 4, 5),
+}
+# Run directory -> the update in which the second process is asked to stop: in the middle of update 2 of the large one,
+# unless that has made it alone.
+STOPPED = {f"together-{zero}/small-{zero}": 3 for zero in ZERO if zero != "zero1"}
 
 
 def run_all(folder: Path) -> None:
@@ -44,6 +52,7 @@ def run_all(folder: Path) -> None:
     engine_module.DS_CONFIGS = folder / "ds_configs"
     process = start_processes()
     passes = count_passes()
+    note_when_saved()
     break_runs(process.rank)
     for path in sorted(folder.glob("alone/*/stage.yaml")):
         if not path.parent.name.endswith("sharded"):
@@ -51,7 +60,7 @@ def run_all(folder: Path) -> None:
     if process.is_first:
         copy_to_join(folder)
     dist.barrier()
-    for group in ("together-zero0", "together-zero1", "together-zero2", "trio"):
+    for group in ("together-zero0", "together-zero1", "together-zero2", "trio", "rest"):
         run_one_group(folder / group, process.rank, passes)
     for name in ("small-sharded", "large-sharded"):
         run_stage(Stage.from_yaml(folder / "alone" / name))
@@ -91,9 +100,21 @@ def count_passes() -> list[int]:
     return passes
 
 
+def note_when_saved() -> None:
+    """Writes for each student that begins how many minutes ago its last checkpoint counts as saved."""
+    start = Group.start
+
+    def noted(group: Group, member: Member) -> None:
+        start(group, member)
+        minutes = (time.monotonic() - member.training.checkpoints.saved_at) / 60
+        write_json(member.stage.directory / f"saved-ago-{group.process.rank}.json", round(minutes))
+
+    Group.start = noted
+
+
 def break_runs(rank: int) -> None:
     """Makes losses depend on the global random state too, some of them not finite, and stops a run."""
-    build, stopped = TrainingRun.__init__, []
+    build, stopped = TrainingRun.__init__, set()
 
     def build_broken(run: TrainingRun, stage: Stage, *arguments) -> None:
         build(run, stage, *arguments)
@@ -101,8 +122,8 @@ def break_runs(rank: int) -> None:
 
         def broken(engine, batch):
             number = run.update + 1
-            if where == "together-zero2/small-zero2" and number == STOPPED_AT and rank == 1 and not stopped:
-                stopped.append(number)
+            if number == STOPPED.get(where) and rank == 1 and where not in stopped:
+                stopped.add(where)
                 os.kill(os.getpid(), signal.SIGUSR2)
             factor = math.nan if number in BAD.get(where, ()) and rank == 1 else 1 + torch.rand(())
             return {name: loss * factor for name, loss in losses(engine, batch).items()}
@@ -138,6 +159,11 @@ def runs(tmp_path_factory, motion_root, teachers) -> Path:
     stage("trio", "large", **large)
     stage("alone", "without-streak", **longer)
     write_json(folder / "alone" / "without-streak" / "skipped.json", {"skipped": [5, 6, 7], "rollbacks": []})
+    for name in ("large", "other"):
+        stage("rest", name, **large)
+    write_json(folder / "alone" / "small-sharded" / "skipped.json", {"skipped": [3, 4, 5], "rollbacks": []})
+    for where in ("alone", "together-zero2"):  # a signal comes in the middle of this update
+        write_json(folder / where / "large-zero2" / "skipped.json", {"skipped": [2], "rollbacks": []})
     succeed(run_all, folder)
     return folder
 
@@ -158,7 +184,11 @@ def assert_same(runs: Path, company: str, alone: str) -> None:
 @pytest.mark.parametrize("zero", ZERO)
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_a_student_is_the_same_alone_and_in_company(runs, zero, size):
-    """Under zero0, the large one joins from a checkpoint of its solo run; under zero2, a signal interrupts both."""
+    """Under zero0, the large one joins from a checkpoint of its solo run; a signal interrupts all but zero1.
+
+    Under zero2, the update of the large one that it interrupts is one that is skipped; under ZeRO stage 3, the small
+    one has to go back then.
+    """
     assert_same(runs, f"together-{zero}/{size}-{zero}", f"alone/{size}-{zero}")
 
 
@@ -187,6 +217,18 @@ def test_a_bad_student_goes_back_alone(runs):
     assert not (runs / "trio" / "large" / "faults.jsonl").exists()
 
 
+def test_students_do_not_all_save_after_the_same_update(runs):
+    """At the default of a checkpoint every 15 minutes, those of three students are 5 minutes apart."""
+    names = ("hopeless", "large", "streak")
+    assert [json.loads((runs / "trio" / name / "saved-ago-0.json").read_text()) for name in names] == [0, 5, 10]
+
+
+def test_students_go_on_without_the_one_with_the_smallest_batch(runs):
+    """It is complete, but their updates still consist of two of its batches each."""
+    for name in ("large", "other"):
+        assert_same(runs, f"rest/{name}", "alone/large-zero1")
+
+
 def test_a_student_that_fails_does_not_stop_the_others(runs):
     message = json.loads((runs / "trio" / "failed-1.json").read_text())
     assert "hopeless: the loss was not finite at 3 updates in a row, the last of them update 10, again" in message
@@ -196,6 +238,7 @@ def test_a_student_that_fails_does_not_stop_the_others(runs):
 def test_stages_that_were_not_planned_together_are_refused(runs):
     small, large = read(runs, "together-zero1/small-zero1"), read(runs, "together-zero1/large-zero1")
     check_planned_together([large, small])
+    check_planned_together([large, dataclasses.replace(large, id="other")])  # the small one is complete, or cancelled
     apart = dataclasses.replace(large, execution=dataclasses.replace(large.execution, batch_parts=1))
     with pytest.raises(
         ConfigError, match="large-zero1 must have micro_batch=2, precision=fp32 and batch_parts=2 to share"

@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,22 +24,24 @@ class ReadTimeout:
 
     A read that hangs can only be ended by ending its process. The next attempt tries the file once more, since the
     disk may be to blame; after that it is treated as unreadable. If two processes hang on a file in one attempt, both
-    log it with the same count.
+    log it with the same count. others: logs of further runs that use the same data in the same processes.
     """
 
     seconds: float = 0.0
     log: Path | None = None
     hung: Mapping[str, int] = field(default_factory=dict)  # file -> number of earlier attempts that hung on it
+    others: Sequence[Path] = ()
 
     @classmethod
-    def of_run(cls, log: Path, seconds: float) -> "ReadTimeout":
-        """The timeout for a run's files, with the hangs that its earlier attempts logged."""
+    def of_run(cls, log: Path, seconds: float, others: Sequence[Path] = ()) -> "ReadTimeout":
+        """The timeout for a run's files, with the hangs that earlier attempts logged, its own and those of others."""
         hung: dict[str, int] = {}
-        for line in log.read_text(encoding="utf-8").split("\n") if log.exists() else []:
+        lines = [line for each in (log, *others) if each.exists() for line in each.read_text("utf-8").split("\n")]
+        for line in lines:
             times, _, path = line.partition(" ")
             if times.isdigit():  # a full disk may have cut the line off
                 hung[path] = max(int(times), hung.get(path, 0))
-        return cls(seconds, log, hung)
+        return cls(seconds, log, hung, others)
 
     @contextmanager
     def reading(self, path: str) -> Iterator[None]:
@@ -68,9 +70,15 @@ class ReadTimeout:
             f"be restarted; a file that hangs {MAX_HANGS} times is treated as unreadable"
         )
         try:
-            if self.log is not None:
-                append_text(self.log, f"{self.hung.get(path, 0) + 1} {path}\n")
-        except OSError as error:
-            logger.error(f"FAULT (log): {self.log} cannot be written: {error}")
+            for log in (self.log, *self.others):
+                self._append(log, f"{self.hung.get(path, 0) + 1} {path}\n")
         finally:
             os._exit(RETRYABLE)
+
+    @staticmethod
+    def _append(log: Path | None, line: str) -> None:
+        try:
+            if log is not None:
+                append_text(log, line)
+        except OSError as error:
+            logger.error(f"FAULT (log): {log} cannot be written: {error}")

@@ -1,12 +1,15 @@
 """Faults that a test asks for. Python imports this module at its start in jobs that have this folder in PYTHONPATH.
 
-MVD_TEST_BRAKE=FILE: while the file exists, an attempt pauses after two updates until it is told to stop, so that a test
-can rely on the stage being unfinished. The file may hold {"updates": 5} to pause after that many, and {"flush": 3,
-"rank": 1} to pause in the save that follows, when that rank flushes its third file to disk, as a rule in the thread
-that writes checkpoints; the training of that rank then pauses too. FILE.reached then holds the update of the run at
-which it pauses. While there is a FILE.error, that rank raises a RuntimeError with its text.
+MVD_TEST_BRAKE=FILE: while the file exists, an attempt pauses after two updates (of all its students together) until it
+is told to stop, so that a test can rely on the stage being unfinished. The file may hold {"updates": 5} to pause after
+that many, and {"flush": 3, "rank": 1} to pause in the save that follows, when that rank flushes its third file to disk,
+as a rule in the thread that writes checkpoints; the training of that rank then pauses too. FILE.reached then holds the
+update of the run at which it pauses. While there is a FILE.error, that rank raises a RuntimeError with its text. While
+there is a FILE.silent, nothing pauses, and that rank computes wrongly or slowly, as the file says (a key of
+SILENT_FAULTS).
 MVD_TEST_FAULT=FILE: while the file exists, no stage starts. MVD_TEST_BAD=FILE: the node whose name is in the file
-cannot write to run directories; if the file is empty, the second rank's node.
+cannot write to run directories; if the file is empty, the second rank's node. MVD_TEST_WRONG=FILE: linear layers give
+wrong numbers where and when FILE, which may come and go, says so (wrong_matmul.py).
 """
 
 import importlib.abc
@@ -20,20 +23,23 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+WRONG = Path(os.environ.get("MVD_TEST_WRONG", "/nowhere/wrong"))
 BRAKE, FAULT, BAD = (Path(os.environ.get(f"MVD_TEST_{name}", "/nowhere")) for name in ("BRAKE", "FAULT", "BAD"))
+
+SILENT = BRAKE.with_suffix(".silent")
 
 
 def brake(loop: ModuleType) -> None:
     plan = {"updates": 2, "flush": 0, "rank": 0} | json.loads(BRAKE.read_text() or "{}")
     is_the_one = int(os.environ["RANK"]) == plan["rank"]
-    update_once, save, flush = loop.TrainingRun._one_update, loop.TrainingRun._save, os.fsync
+    begin_update, save, flush = loop.TrainingRun.begin_update, loop.TrainingRun._save, os.fsync
     error = BRAKE.with_suffix(".error")
     updates = flushes = 0
 
     def wait(run):
         if is_the_one:
             BRAKE.with_suffix(".reached").write_text(str(run.update))
-        while BRAKE.exists() and not loop.stop_requested():
+        while is_held(loop.stop_requested):
             fail()
             time.sleep(0.1)
 
@@ -47,8 +53,9 @@ def brake(loop: ModuleType) -> None:
         reached = is_the_one and flushes >= plan["flush"]
         if updates >= plan["updates"] and (reached or not plan["flush"]):
             wait(run)
+        go_wrong(run, is_the_one)
         updates += 1
-        update_once(run, *arguments)
+        begin_update(run, *arguments)
 
     def braked_save(run):
         def braked_flush(descriptor):
@@ -62,7 +69,40 @@ def brake(loop: ModuleType) -> None:
             os.fsync = braked_flush
         return save(run)
 
-    loop.TrainingRun._one_update, loop.TrainingRun._save = braked_update, braked_save
+    loop.TrainingRun.begin_update, loop.TrainingRun._save = braked_update, braked_save
+
+
+def is_held(stop_requested: Callable[[], bool]) -> bool:
+    return BRAKE.exists() and not SILENT.exists() and not stop_requested()
+
+
+def go_wrong(run, is_the_one):
+    """Does what FILE.silent asks for, once in this process."""
+    if is_the_one and SILENT.exists() and not changed:
+        changed.append(SILENT_FAULTS[SILENT.read_text()](run))
+
+
+def flip_bit(run):
+    """Flips a bit of a weight."""
+    import torch
+
+    weight = next(weight for weight in run.task.model.parameters() if weight.ndim > 1 and not weight.eq(0).any())
+    weight.data.view(torch.int32).flatten()[3] ^= 1 << 20
+
+
+def slow_down(run):
+    """Makes updates longer by twice what the last one took, and by more than another process takes from this one."""
+    losses, seconds = run.task.losses, min(max(2 * run.rank_times.started, 0.5), 2.0)
+
+    def slower(*arguments):
+        time.sleep(seconds)
+        return losses(*arguments)
+
+    run.task.losses = slower
+
+
+SILENT_FAULTS = {"flipped bit": flip_bit, "slow rank": slow_down, "matmul": lambda _: None}  # that one: WRONG
+changed = []
 
 
 def spoil(preflight: ModuleType) -> None:
@@ -78,8 +118,14 @@ def spoil(preflight: ModuleType) -> None:
     preflight._write_test = refuse_or_write
 
 
+def multiply_wrongly(update: ModuleType) -> None:
+    from wrong_matmul import break_linear  # this folder is in PYTHONPATH
+
+    break_linear(update.Update, WRONG)
+
+
 class Change(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Changes a module right after its import, if the file that asks for it exists then."""
+    """Changes a module right after its import, if the file that asks for it, or its folder, exists then."""
 
     def __init__(self, file: Path, name: str, change: Callable[[ModuleType], None]) -> None:
         self.file, self.name, self.change = file, name, change
@@ -104,4 +150,9 @@ class Fault(importlib.abc.MetaPathFinder):
             raise RuntimeError("the fault that a test asked for")
 
 
-sys.meta_path[:0] = [Change(BRAKE, "mvd.train.loop", brake), Change(BAD, "mvd.distributed.preflight", spoil), Fault()]
+sys.meta_path[:0] = [
+    Change(BRAKE, "mvd.train.loop", brake),
+    Change(BAD, "mvd.distributed.preflight", spoil),
+    Change(WRONG.parent, "mvd.train.update", multiply_wrongly),
+    Fault(),
+]

@@ -5,7 +5,7 @@ processes.py finds the jobs' processes, and quirks.py adds what real sites do: a
 commands, a full disk, an occupied port.
 """
 
-from tests.slurm.lab.cluster import FOLDER, Lab, running_lab
+from tests.slurm.lab.cluster import FOLDER, NODES, Lab, running_lab
 from tests.slurm.lab.host import can_run, wait_for
 
-__all__ = ["FOLDER", "Lab", "can_run", "running_lab", "wait_for"]
+__all__ = ["FOLDER", "NODES", "Lab", "can_run", "running_lab", "wait_for"]

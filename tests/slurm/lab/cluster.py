@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.slurm.lab import processes
@@ -18,8 +18,8 @@ FOLDER = Path(os.environ.get("MVD_SLURM_LAB", "/tmp/mvd-slurm-lab"))
 class Lab:
     """The virtual cluster of one folder; `up` and `down` may be called any number of times."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, nodes: Sequence[str] = NODES) -> None:
+        self.folder, self.nodes = folder, nodes
 
     @property
     def environment(self) -> dict[str, str]:
@@ -47,12 +47,12 @@ class Lab:
     def up(self) -> None:
         """Install, configure and start what is missing, then wait until all nodes accept jobs."""
         install_packages()
-        add_host_names(NODES)
-        write_configuration(self.folder, NODES)
+        add_host_names(self.nodes)
+        write_configuration(self.folder, self.nodes)
         self._start_munge()
         self._start_database()
         self.start_controller()
-        for node in NODES:
+        for node in self.nodes:
             (self.folder / node).mkdir(exist_ok=True)
             self.restart(node)
         wait_for("the nodes", self.nodes_ready)
@@ -65,7 +65,7 @@ class Lab:
                 self.run("scancel", *sorted(set(jobs)), check=False)
                 with contextlib.suppress(TimeoutError):
                     wait_for("the jobs' end", lambda: not self.run("squeue", "-h", check=False).strip())
-        for name in (*(f"slurmd.{node}" for node in NODES), "slurmctld", "slurmdbd", "mariadbd", "munged"):
+        for name in (*(f"slurmd.{node}" for node in self.nodes), "slurmctld", "slurmdbd", "mariadbd", "munged"):
             self._stop(name)
 
     def start_controller(self) -> None:
@@ -169,7 +169,7 @@ class Lab:
         down = [node for node, state in states.items() if state.startswith(("down", "drain"))]
         if down:
             self.run("scontrol", "update", f"nodename={','.join(down)}", "state=resume", check=False)
-        return sum(state in ("idle", "mixed", "allocated") for state in states.values()) == len(NODES)
+        return sum(state in ("idle", "mixed", "allocated") for state in states.values()) == len(self.nodes)
 
     def _daemon(self, name: str, *command: str, forks: bool = True) -> bool:
         """Start a daemon unless it runs; returns whether it was started. `forks`: it goes to the background itself."""
@@ -214,10 +214,10 @@ class Lab:
 
 
 @contextlib.contextmanager
-def running_lab(folder: Path) -> Iterator[Lab]:
-    """The cluster of `make slurm-up` if there is one, otherwise one in this folder for the block's duration."""
-    is_shared = (FOLDER / "lab.json").exists()
-    lab = Lab(FOLDER if is_shared else folder)
+def running_lab(folder: Path, nodes: Sequence[str] = NODES) -> Iterator[Lab]:
+    """The cluster of `make slurm-up` if that is enough, otherwise one in this folder for the block's duration."""
+    is_shared = (FOLDER / "lab.json").exists() and len(nodes) <= len(NODES)
+    lab = Lab(FOLDER) if is_shared else Lab(folder, nodes)
     try:
         lab.up()
         yield lab

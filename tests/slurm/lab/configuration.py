@@ -31,6 +31,7 @@ def write_configuration(folder: Path, nodes: Sequence[str]) -> None:
         "accounting": str(ports[1]),
         "database": str(ports[2]),
         "nodes": ",".join(nodes),
+        "most": str(len(nodes)),
         "node_ports": ",".join(map(str, ports[3:])),
         "gpus": str(GPUS),
     }
