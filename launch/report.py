@@ -191,7 +191,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 def _exit_code(problems: Sequence[str]) -> int:
     """2 if there are problems, after printing each, as of a command that fails because of one."""
     sys.stdout.flush()
-    for problem in problems:
+    for problem in dict.fromkeys(problems):  # rows that share a stage name the same
         print(f"error: {problem}", file=sys.stderr)
     return 2 if problems else 0
 
