@@ -151,7 +151,7 @@ def _print_changes(lines: Sequence[str]) -> None:
 
 def _print_next(request: Request, repeated: str, states: Mapping[str, State]) -> None:
     """Prints the next commands. repeated: the name of a rehearsal to repeat."""
-    folder = f"cluster.runs={short(rehearsals_folder(request.cluster))}"
+    folder = f"cluster.runs={rehearsals_folder(request.cluster).absolute()}"
     own = ["--cluster", request.options.cluster] if request.options.cluster else []
     if any(state.word in ("queued", "waiting", "running", "ending") for state in states.values()):
         commands = [("see how far they are", command("status.py", folder, *own))]

@@ -153,7 +153,8 @@ def _job_state(
     if record.runs_locally:
         return State("running", f"running on {record.attempts[-1].host}: {_progress(stage, files)}", record)
     if was_cancelled(files, record.folder):
-        return State("cancelled", f"cancelled, while its job goes on with others{again}", record)
+        others = ", while its job goes on with others" if record.job_id in queued else ""
+        return State("cancelled", f"cancelled{others}{again}", record)
     if record.job_id in queued and not has_left(files, record):
         job = queued[record.job_id]
         if job.is_completing:
@@ -178,7 +179,7 @@ def _restarts(files: RunDirectory, record: Record) -> str:
     took = {kind: f" ({duration(round(seconds))} each)" for kind, seconds in seconds_of_restarts(files, record).items()}
     requeued = f"; requeued {record.requeued} times{took.get(False, '')}" if record.requeued else ""
     in_place = f"; restarted in place {record.restarted} times{took.get(True, '')}" if record.restarted else ""
-    fewer = record.attempts[-1].shrunk_to if record.attempts else 0
+    fewer = record.attempts[-1].shrunk_to if record.attempts and not record.attempts[-1].ended else 0
     shrunk = f"; on {fewer} GPUs until the next requeue" if fewer else ""
     return requeued + in_place + shrunk
 

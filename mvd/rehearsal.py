@@ -5,6 +5,7 @@ with a few videos. Each has a run directory of its own.
 """
 
 import dataclasses
+import math
 import os
 import shutil
 import time
@@ -52,8 +53,14 @@ def rehearse(stage: Stage, process: Process) -> dict[str, Any]:
         What `mvd.train.loop.train` and `mvd.evaluation.multiview.run_test` raise.
     """
     started, how = time.monotonic(), stage.execution.rehearsal or Rehearsal()
+    if stage.kind != "test":
+        how = dataclasses.replace(how, updates=how.updates + _read_before(stage))
     real = _with_stand_ins(stage, how, process)
-    measured = _test(real, process) if stage.kind == "test" else _train(real, how, process)
+    try:
+        measured = _test(real, process) if stage.kind == "test" else _train(real, how, process)
+    finally:
+        if process.is_first:
+            shutil.rmtree(stage.directory / STAND_INS, ignore_errors=True)
     if process.world_size > 1:
         measured["all_reduce_gb_per_second"] = min(gather(all_reduce_bandwidth(process)))
     on_gpu = process.device.type == "cuda"
@@ -106,9 +113,10 @@ def _train(stage: Stage, how: Rehearsal, process: Process) -> dict[str, Any]:
             if process.is_first and not stage.files.complete_checkpoints():
                 _link_checkpoint(RunDirectory(Path(how.resume_from)), stage.files)
         return _run(stage, process, RESUMED_UPDATES, spare=0)
+    read_before = _read_before(stage)
     figures = _run(stage, process, how.updates, spare=2 * RESUMED_UPDATES)
     if process.is_first:
-        figures |= rates(stage.files.read_metrics(), stage)
+        figures |= rates(stage.files.read_metrics(), stage, read_before)
         figures |= gpu_throughput(stage.recipe, figures["samples_per_second"], process)
     resumed = _run(stage, process, RESUMED_UPDATES, spare=RESUMED_UPDATES)
     return {**figures, "resume_seconds": resumed["resume_seconds"]}
@@ -145,10 +153,18 @@ def _run_from_newest(stage: Stage, process: Process, updates: int, spare: int) -
     return figures
 
 
-def rates(records: Sequence[dict[str, Any]], stage: Stage) -> dict[str, float]:
+def _read_before(stage: Stage) -> int:
+    """Updates whose samples the loader may have read while the run starts: its processes read two batches each."""
+    batches = 2 * worker_count(stage.execution.workers)
+    largest: int = max(gather(math.ceil(batches / stage.execution.accumulation)))
+    return largest
+
+
+def rates(records: Sequence[dict[str, Any]], stage: Stage, read_before: int = 0) -> dict[str, float]:
     """Samples/s and the share of the time spent waiting for data, from the reports in metrics.jsonl.
 
-    Those that begin in the first quarter of the updates are left out: the loader starts, and blocks are compiled.
+    Those that begin in the first quarter of the updates, or in the first `read_before`, are left out: the loader
+    starts, blocks are compiled, and samples are there already.
     """
     batch = stage.recipe.optimization.global_batch
     reports, begun = [], 0
@@ -158,7 +174,7 @@ def rates(records: Sequence[dict[str, Any]], stage: Stage) -> dict[str, float]:
             begun = record["update"]
     if not reports:
         raise RunFailed(f"{stage.id}: no update had a finite loss, so there is nothing to measure; check its inputs")
-    measured = [report for report in reports if report[0] >= begun / 4] or reports[-1:]
+    measured = [report for report in reports if report[0] >= max(begun / 4, read_before)] or reports[-1:]
     seconds = [updates * batch / record["samples_per_second"] for _, updates, record in measured]
     waited = [spent * record["data_wait_share"] for spent, (_, _, record) in zip(seconds, measured, strict=True)]
     samples = batch * sum(updates for _, updates, _ in measured)
@@ -225,7 +241,7 @@ def _link_checkpoint(source: RunDirectory, target: RunDirectory) -> None:
 
 def _clean(files: RunDirectory, how: Rehearsal) -> None:
     """Deletes what is large and of no further use, of this rehearsal and of the one that it resumed."""
-    folders = [files.path / STAND_INS, *([] if how.keep_checkpoint else [files.checkpoints])]
+    folders = [] if how.keep_checkpoint else [files.checkpoints]
     if how.resume_from is not None:
         folders.append(RunDirectory(Path(how.resume_from)).checkpoints)
     for folder in folders:

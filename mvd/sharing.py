@@ -43,7 +43,8 @@ def sharing_groups(students: Sequence[Student]) -> list[list[Student]]:
     """The largest groups that can share, of two students or more; students and groups keep their order."""
     groups: list[list[Student]] = []
     for student in sorted(students, key=lambda student: student.recipe.optimization.global_batch):
-        fitting = (group for group in groups if not why_not(group[0], student))  # the first has the smallest batch
+        # With all members, since one with the smallest batch may be complete before the others.
+        fitting = (group for group in groups if not any(why_not(member, student) for member in group))
         group = next(fitting, None)
         if group is None:
             groups.append([student])

@@ -82,6 +82,12 @@ def test_other_teachers_and_batches_that_do_not_divide_are_refused():
     assert why_not(one, other) == "the video teacher differs (checkpoint:videomae_vitl and pretrained-1)"
     odd = student(recipes.VITL_E800, optimization=dataclasses.replace(recipes.VITL_E800.optimization, global_batch=768))
     assert "multiple of the smaller one (512 and 768)" in why_not(one, odd)
+    larger = [
+        student(recipes.VITL_E800, optimization=dataclasses.replace(recipes.VITL_E800.optimization, global_batch=batch))
+        for batch in (1024, 1536)
+    ]
+    groups = sharing_groups([one, *larger])  # 1536 would be left with 1024 when 512 is complete
+    assert [[s.recipe.optimization.global_batch for s in group] for group in groups] == [[512, 1024]]
     third = student(recipes.VITS_FROM_VITL)
     assert names(sharing_groups([odd, third, one])) == [["vits_from_vitl_e400", "vitl_from_vitl_e400"]]
 

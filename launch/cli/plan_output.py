@@ -15,6 +15,7 @@ from launch.plan.arrays import build_arrays
 from launch.plan.differences import describe, target_text
 from launch.plan.graph import Node
 from launch.plan.rehearsed import costs
+from launch.plan.resolve import build_stage
 from launch.plan.together import SharedPlan, gpus_of
 from launch.plan.weights import notes_on_weights
 from mvd.config import KINDS, Row, Test
@@ -42,7 +43,8 @@ def print_settings(request: Request, nodes: Sequence[Node], needed: Sequence[str
 def print_plan(request: Request, nodes: Sequence[Node], plan: SharedPlan, needed: Sequence[str]) -> None:
     """Prints the stages with their batches, estimated cost and dependencies, and the sbatch calls."""
     rate = request.cluster.sustained_tflops
-    found = costs(nodes, plan.stages, request.cluster, request.options.local)
+    apart = [build_stage(node, request.cluster) for node in nodes]  # as they are rehearsed
+    found = costs(nodes, apart, request.cluster, request.options.local)
     _print_stages(f"plan of {counted(len(request.rows), 'row')}", nodes, plan, [cost.gpu_hours for cost in found])
     print(f"\n{_kind_counts(nodes)}")
     print_targets(request.rows)

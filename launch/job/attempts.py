@@ -55,13 +55,13 @@ def begin(folders: Sequence[RunDirectory], submission: Path) -> list[str]:
     """
     members = _members(folders, submission)
     _check_requeue(members[0].record)
-    place = place_for([files for files, _ in members], members[0].record, start())
+    place = place_for(folders, members[0].record, start())  # the faults of complete students count too
     together = ",".join(files.path.name for files, _ in members) if len(folders) > 1 else ""
     directory = members[0].record.directory
     owner = Owner(job_id(), restarts(), hostname(), now(), free_port(), directory, start(), together)
     for member in members:
         _start_stage(member, owner, place.shrunk_to if place else 0)
-        if was_cancelled(member.files, str(submission)):  # meanwhile
+        if was_cancelled(member.files, member.record.folder):
             give_back(member.files, owner)
     if len(folders) > 1:
         settle_children(folders)
@@ -71,6 +71,9 @@ def begin(folders: Sequence[RunDirectory], submission: Path) -> list[str]:
 def _start_stage(member: Member, owner: Owner, shrunk_to: int) -> None:
     files, record = member
     with_disk(lambda: take(files, owner, is_gone))
+    if was_cancelled(files, record.folder):  # meanwhile, and its record may be that of another job
+        give_back(files, owner)
+        return
     with_disk(lambda: files.error.unlink(missing_ok=True))
     record.error = None  # of an attempt after which somebody else requeued the job
     saved = files.progress()
@@ -134,12 +137,21 @@ def end(folders: Sequence[RunDirectory], code: int, reason: str = "") -> int:
         say(f"=== {left[0].record.error or left[0].record.attempts[-1].error}")
     _give_back([member for member in members if member not in left])
     if left and left[0].record.error is None:
-        return _go_on(left)
+        return _go_on(left, folders)
     _give_back(left)
-    if is_group:
-        settle_children(folders)
-    is_well = try_to("job.json", partial(all_is_well, folders, job_id())) if is_group else not left
-    return 0 if is_well else 1
+    if not is_group:
+        return 1 if left else 0
+    return _end_of_group(folders)
+
+
+def _end_of_group(folders: Sequence[RunDirectory]) -> int:
+    """Settles the children; returns the exit code of the job, at which those start or are cancelled that still wait.
+
+    If SLURM has not let the children of a complete student go, all start: one whose parent failed ends by itself.
+    """
+    settled = settle_children(folders)
+    is_well = try_to("job.json", partial(all_is_well, folders, job_id()))
+    return 0 if is_well or (not settled and any(files.result.exists() for files in folders)) else 1
 
 
 def _is_over(member: Member, code: int, is_group: bool) -> bool:
@@ -157,15 +169,18 @@ def _agree(members: Sequence[Member]) -> None:
         record.attempts[-1].error, record.attempts[-1].stopped = first.attempts[-1].error, first.attempts[-1].stopped
 
 
-def _go_on(members: Sequence[Member]) -> int:
-    """Has the batch script start the processes again, or requeues the job; returns the exit code of the job."""
-    folders, record = [files for files, _ in members], members[0].record
+def _go_on(members: Sequence[Member], folders: Sequence[RunDirectory]) -> int:
+    """Has the batch script start the processes again, or requeues the job; returns the exit code of the job.
+
+    members: the stages that are to go on. folders: of all stages of the job, whose faults count too.
+    """
+    record = members[0].record
     attempt = record.attempts[-1]
     if not attempt.stopped and without_progress(members) > 1 and not blamed_since(folders, attempt.started):
         time.sleep(SECONDS_AGAIN)  # what two attempts have met may pass
     state, job = queue_state()
     if state == "RUNNING" and job is not None and not attempt.stopped:
-        why = reason_to_requeue(folders, record, job)
+        why = reason_to_requeue(folders, members, job)
         if why is None:
             say("=== its processes start again in this allocation")
             print("again", flush=True)  # for the batch script
@@ -177,7 +192,7 @@ def _go_on(members: Sequence[Member]) -> int:
     result = requeue(folders, record, asks=state is not None)
     _agree(members)
     _try_to_write(members)
-    return result
+    return _end_of_group(folders) if record.error is not None and len(folders) > 1 else result
 
 
 def _give_back(members: Sequence[Member]) -> None:
@@ -242,7 +257,14 @@ def _try_to_write(members: Sequence[Member]) -> None:
     """Writes the records if the disk takes them; one that was made up for the requeue is not written."""
     for files, record in members:
         if record.folder:
-            try_to(files.job.name, partial(write_record, files, record))
+            try_to(files.job.name, partial(_write_own, files, record))
+
+
+def _write_own(files: RunDirectory, record: Record) -> None:
+    """Writes a record, unless the stage was submitted again since it was read, after it had been cancelled."""
+    current = read_record(files)
+    if current is not None and current.job_id == record.job_id:
+        write_record(files, record)
 
 
 def main(arguments: list[str]) -> int:

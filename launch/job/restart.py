@@ -13,7 +13,8 @@ from typing import NamedTuple
 from launch.cluster import largest_layout
 from launch.job.disk import try_to
 from launch.job.log import say
-from launch.job.record import Record
+from launch.job.record import Member, Record
+from launch.job.verdict import without_progress
 from launch.slurm.client import slurm
 from launch.slurm.exclusion import blamed_hosts
 from launch.slurm.jobs import QueuedJob
@@ -67,11 +68,12 @@ def srun_options(place: Place | None, start: int) -> list[str]:
     return [*options, f"--nodes={nodes}", f"--ntasks={tasks}", *each, f"--nodelist={','.join(place.nodes)}"]
 
 
-def reason_to_requeue(folders: Sequence[RunDirectory], record: Record, job: QueuedJob) -> str | None:
+def reason_to_requeue(folders: Sequence[RunDirectory], members: Sequence[Member], job: QueuedJob) -> str | None:
     """Why the next attempt needs another allocation; None if this one will do. Ends what is left of the processes.
 
-    folders: of the stages that are to go on, and record: that of the first one.
+    folders: of all stages of the job. members: the stages that are to go on.
     """
+    record = members[0].record
     if not record.folder:
         return "job.json cannot be read"
     if job.seconds_left - record.warning_seconds < max(record.warning_seconds, SHORTEST_SECONDS):
@@ -79,7 +81,7 @@ def reason_to_requeue(folders: Sequence[RunDirectory], record: Record, job: Queu
     if slurm.is_preempted(record.job_id):
         return "it is preempted"
     attempt = record.attempts[-1]
-    if attempt.shrunk_to and try_to("checkpoints", folders[0].progress) == attempt.saved:
+    if attempt.shrunk_to and without_progress(members):
         return f"it has saved nothing new with {attempt.shrunk_to} processes"  # they may have too little memory
     if not record.outlasts_nodes and (blamed := blamed_since(folders, attempt.started)):
         return f"{', '.join(blamed)} is to blame, and it has no spare nodes"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from launch.job.disk import try_to, with_disk
 from launch.job.log import say
-from launch.job.record import Member, active_jobs, jobs_in_queue, now, read_record, was_cancelled, write_record
+from launch.job.record import Member, jobs_in_queue, now, read_record, was_cancelled, write_record
 from launch.slurm.client import PATIENT, slurm
 from mvd.owner import VARIABLE, give_back, read_owner
 from mvd.run_directory import RunDirectory
@@ -66,26 +66,33 @@ def all_is_well(folders: Sequence[RunDirectory], job: str) -> bool:
     return True
 
 
-def settle_children(folders: Sequence[RunDirectory]) -> None:
-    """Lets the jobs start that wait for a complete student; cancels those that wait for one that has failed."""
-    try_to("the jobs of the next stages", partial(_settle, folders))
+def settle_children(folders: Sequence[RunDirectory]) -> bool:
+    """Lets the jobs start that wait for a complete student; cancels those that wait for one that has failed.
+
+    Returns whether that was possible.
+    """
+    return bool(try_to("the jobs of the next stages", partial(_settle, folders)))
 
 
-def _settle(folders: Sequence[RunDirectory]) -> None:
+def _settle(folders: Sequence[RunDirectory]) -> bool:
     complete = {files.path.name for files in folders if files.result.exists()}
     failed = {files.path.name for files in folders if (record := read_record(files)) and record.error} - complete
     runs = folders[0].path.parent
-    jobs = [child for jobs in active_jobs(runs).values() for child in jobs] if complete | failed else []
-    jobs = [child for child in jobs if (complete | failed) & set(child.parents)]
+    paths = runs.glob("*/job.json") if complete | failed else ()
+    records = [try_to(str(path), partial(read_record, RunDirectory(path.parent))) for path in paths]
+    jobs = [child for child in records if child is not None and (complete | failed) & set(child.parents)]
     waiting = {job for job, entry in jobs_in_queue(jobs).items() if entry.state == "PENDING"}
     jobs = [child for child in jobs if child.job_id in waiting]
     if lost := [child.job_id for child in jobs if failed & set(child.parents)]:
         slurm.cancel(lost)
         say(f"=== cancelled, since the stage they wait for has failed: {', '.join(lost)}")
+    all_done = True
     for child in jobs:
         if all(RunDirectory(runs / p).result.exists() for p in child.parents):
             refused = slurm.start_now(child.job_id)
+            all_done &= not refused
             say(f"=== job {child.job_id} need not wait any longer{refused and ': '}{refused}")
+    return all_done
 
 
 def leave_group(stage: Stage, error: str | None) -> None:

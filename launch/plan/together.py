@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 from launch.cluster import Cluster
@@ -162,11 +163,10 @@ def _asked_group(text: str, nodes: Sequence[Node], students: Sequence[Student]) 
     if len(names) < 2:
         raise ConfigError(f"--together {text}: needs two pre-trainings or more, got only {names[0]}; add another row")
     members = [known[name] for name in names]
-    smallest = min(members, key=lambda student: student.recipe.optimization.global_batch)
-    for member in members:
-        if reason := why_not(smallest, member):
+    for first, second in combinations(members, 2):
+        if reason := why_not(first, second):
             raise ConfigError(
-                f"--together {text}: {smallest.name} and {member.name} cannot share their teachers: {reason}; "
+                f"--together {text}: {first.name} and {second.name} cannot share their teachers: {reason}; "
                 "run them apart"
             )
     return names

@@ -51,6 +51,7 @@ def submit_plan(
             generate_data(stage)
         missing = [stage for stage in stages if not stage.files.read_result()]
         queued = queued_stages(missing)
+        _cancel_orphans(nodes, missing, queued)
         to_submit = [stage for stage in missing if stage.id not in queued]
         arrays = build_arrays(nodes, to_submit, queued, request.cluster, groups, slurm.largest_array())
         submitted: dict[str, str] = {}  # name in the plan -> job id
@@ -66,6 +67,18 @@ def submit_plan(
             print(f"{error.filename}: {error.strerror}; report.py without a row will not show these targets")
     _print_submission(request, stages, queued, arrays, submitted)
     return 0
+
+
+def _cancel_orphans(nodes: Sequence[Node], missing: Sequence[Stage], queued: dict[str, str]) -> None:
+    """Cancels queued jobs, and takes them out of `queued`, whose parent has to be submitted again.
+
+    They wait for another job, such as that of a group from which their parent was cancelled, or in which it failed.
+    """
+    again = {stage.id for stage in missing if stage.id not in queued}
+    for node in nodes:  # parents first
+        if node.id in queued and again & set(node.stage_parents):
+            slurm.cancel([queued.pop(node.id)])
+            again.add(node.id)
 
 
 def queued_stages(stages: Sequence[Stage]) -> dict[str, str]:

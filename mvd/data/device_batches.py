@@ -12,7 +12,8 @@ ON_DEVICE = {"images", "video", "image_video", "mask", "labels"}  # the rest is 
 class DeviceBatches:
     """An iterator over a loader's micro-batches; on a GPU, the next one can be copied there while another trains.
 
-    On a CPU nothing is read ahead and nothing copied: the batches are the loader's own, when they are asked for.
+    On a CPU nothing is read ahead and nothing copied: the batches are the loader's own, when they are asked for. A
+    batch that was copied has the loader's own as "host".
 
     source: the loader's iterator. waited: seconds for which it was waited for.
     """
@@ -52,4 +53,5 @@ class DeviceBatches:
         if self.stream is None:
             return batch
         with torch.cuda.stream(self.stream):
-            return batch | {name: batch[name].to(self.device, non_blocking=True) for name in ON_DEVICE & batch.keys()}
+            copied = {name: batch[name].to(self.device, non_blocking=True) for name in ON_DEVICE & batch.keys()}
+            return batch | copied | {"host": batch}

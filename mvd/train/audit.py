@@ -5,6 +5,7 @@ decoding and augmenting are not checked; nor are the backward pass and the optim
 share their hardware with. Random states, weights and data stay as they are.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -23,6 +24,8 @@ from mvd.train.bad_updates import BadUpdates
 from mvd.train.random_state import random_state, restore_random_state
 from mvd.train.replicas import Replicas, go_back
 from mvd.train.update import ForwardPass, Update
+
+logger = logging.getLogger(__name__)
 
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2}  # relative, between different kinds of hardware
 
@@ -62,6 +65,7 @@ class Audits:
         self.tolerance = TOLERANCE[stage.execution.precision]
         self.latest: RawBatch | None = None  # the micro-batch that was trained on last
         self.audited = 0  # update of the last audit
+        self.exact = True  # until it turns out that this hardware rounds otherwise each time
 
     def check(self, update: int, before_save: bool = False) -> None:
         """Compares the weights of all processes, and repeats each one's latest micro-batch on the process before it.
@@ -98,7 +102,7 @@ class Audits:
         update: int,
     ) -> None:
         """before: the losses that training has computed for each of the micro-batches, to be compared too."""
-        same = partial(agree, tolerance=self.tolerance, exact=not before)
+        same = partial(agree, tolerance=self.tolerance, exact=self.exact and not before)
         for place, raw in enumerate(raws):
             trained = [self._claim(tuple(before[place]))] if before else []
             others = [self._repeat(pass_on(raw, self.process))] if self.process.world_size > 1 else []
@@ -118,6 +122,8 @@ class Audits:
             return ", ".join(f"rank {rank} on {hosts[rank]} got {loss:.9g}" for rank, loss in last.items())
 
         usual = majority(votes, same)
+        if usual is None and self._only_rounds([*votes, *claims]):
+            return
         if usual is None:
             message = f"the losses of the same micro-batch differ, and most processes do not agree: {told(votes)}"
             go_back(self.stage, self.process, fault, message, update, [], self.newest)
@@ -126,6 +132,17 @@ class Audits:
             message = f"{told(wrong)} as the loss of a micro-batch for which most processes get {usual.losses[0]:.9g}"
             blamed, repeats = [hosts[claim.rank] for claim in wrong], wrong[0] in votes
             go_back(self.stage, self.process, fault, message, update, blamed, self.newest, repeats)
+
+    def _only_rounds(self, claims: Sequence[Claim]) -> bool:
+        """Whether results that hardly two processes share differ by rounding; from then on that is no difference."""
+        if not all(agree(claim, claims[0], self.tolerance, exact=False) for claim in claims):
+            return False
+        if self.exact and self.process.is_first:
+            logger.warning(
+                "audits: forward passes round otherwise each time; they are compared up to %g", self.tolerance
+            )
+        self.exact = False
+        return True
 
     def _claim(self, losses: tuple[float, ...]) -> Claim:
         kind = f"{hardware(self.process.device)}, {'compiled' if self.forward.compilation.is_on else 'not compiled'}"
@@ -152,7 +169,7 @@ def agree(one: Claim, other: Claim, tolerance: float, exact: bool) -> bool:
     """Whether two results are the same. exact: bit for bit, if they are of the same kind of hardware."""
     allowed = 0.0 if exact and one.hardware == other.hardware else tolerance
     return all(
-        math.isclose(mine, its, rel_tol=allowed) or (math.isnan(mine) and math.isnan(its))
+        math.isclose(mine, its, rel_tol=allowed) or not (math.isfinite(mine) or math.isfinite(its))
         for mine, its in zip(one.losses, other.losses, strict=True)
     )
 

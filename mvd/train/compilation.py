@@ -33,19 +33,27 @@ class Compilation:
     the run directory, so that the next attempt starts fast.
 
     engine: with the network that is trained. teachers: may contain that network too.
+    failed: whether compiling has failed in this process, for any of its runs: PyTorch is then told to compile nothing.
     """
+
+    failed = False
 
     def __init__(self, stage: Stage, process: Process, engine: Engine, teachers: Sequence[nn.Module]) -> None:
         asked = stage.execution.compile
-        self.is_on = process.device.type == "cuda" if asked is None else asked
+        self.wanted = process.device.type == "cuda" if asked is None else asked
         self.cache = stage.files.compile_cache
         self.writes_cache = process.is_first
-        if self.is_on and engine.zero_optimization_stage() == 3:
-            self.is_on = False  # its hooks, which gather a layer's weights, cannot be compiled
+        if self.wanted and engine.zero_optimization_stage() == 3:
+            self.wanted = False  # its hooks, which gather a layer's weights, cannot be compiled
             logger.warning("compile: blocks are not compiled under ZeRO-3; use zero0, zero1 or zero2")
         if self.is_on:
             self._configure()
             compile_blocks(*dict.fromkeys([engine.module, *teachers]))
+
+    @property
+    def is_on(self) -> bool:
+        """Whether blocks are compiled."""
+        return self.wanted and not Compilation.failed
 
     def _configure(self) -> None:
         import torch._dynamo
@@ -73,7 +81,7 @@ class Compilation:
             if not self.is_on or not _is_of_the_compiler(error):
                 raise
             logger.warning("compile: compiling failed (%s); this process continues without", _in_short(error))
-            self.is_on = False
+            Compilation.failed = True
             torch.compiler.set_stance("force_eager")
         return forward()
 

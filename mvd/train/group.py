@@ -16,12 +16,14 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+from mvd.config import ConfigError
 from mvd.data.datasets import build_dataset
 from mvd.data.device_batches import DeviceBatches
 from mvd.data.on_device import prepare
 from mvd.data.workers import kill_workers
 from mvd.distributed.faults import RunFailed
-from mvd.distributed.process import Process, exit_together
+from mvd.distributed.ownership import check_owner
+from mvd.distributed.process import Process, exit_together, gather
 from mvd.distributed.signals import Interrupted
 from mvd.distributed.watchdog import heartbeat, next_turn
 from mvd.sharing import Alignment
@@ -192,8 +194,17 @@ class Group:
         kill_workers()
 
     def start(self, member: Member) -> None:
-        """Builds the run of a student, which may lack only its weights or its result."""
-        member.start(self.process, self.shared)
+        """Builds the run of a student, which may lack only its weights or its result.
+
+        Raises:
+            RunFailed: it cannot be built, as from a checkpoint of another precision; on every process.
+        """
+        try:
+            member.start(self.process, self.shared)
+        except (ConfigError, SystemExit) as error:  # all processes come here: see exit_together
+            said: list[str] = gather(str(error) if isinstance(error, ConfigError) else "")
+            raise RunFailed(next(filter(None, said), f"{member.stage.id}: see the log")) from None
+        check_owner(member.stage.job_files)  # it may have been cancelled meanwhile
         minutes = member.stage.execution.checkpoint_minutes or 0.0
         place = self.members.index(member) / len(self.members)
         member.training.checkpoints.saved_at -= 60 * minutes * place  # so that not all save after the same update

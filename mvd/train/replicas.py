@@ -14,6 +14,7 @@ from mvd.stage import Stage
 from mvd.train.bad_updates import RollBack
 from mvd.train.engine import Engine
 
+RETURNS: set[tuple[str, str, int]] = set()  # of this process: stage, kind of fault, update that was gone back to
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of an element -> integers of that size
 
 
@@ -89,6 +90,8 @@ def go_back(
     checkpoint = newest()
     earlier = stage.files.read_faults() if process.is_first else []
     again = any(fault["fault"] == kind and fault["update"] > checkpoint for fault in earlier)
+    again |= (stage.id, kind, checkpoint) in RETURNS  # a full disk may have taken no record of it
+    RETURNS.add((stage.id, kind, checkpoint))
     again, repeats = gather((again, repeats))[0]
     if process.is_first:
         record_fault(stage.files, kind, message, update, sorted(set(hosts)))

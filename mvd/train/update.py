@@ -40,7 +40,7 @@ class Update:
         self.number, self.micro_batches = number, micro_batches
         self.started, self.waited_before = time.monotonic(), batches.waited
         self.losses: list[Tensor] = []  # of each micro-batch, (names,)
-        self.raws: list[dict[str, Any]] = []  # the micro-batches as the loader gave them
+        self.raws: list[dict[str, Any]] = []  # the micro-batches as the loader gave them, on the host
         self.names: list[str] = []
         self.agreed: PendingMean | None = None
 
@@ -55,7 +55,7 @@ class Update:
         raw: as the loader gives it. batch: prepared, on the device. flags: of this process, asked for after the last
         forward pass; the other ranks learn them with the losses.
         """
-        self.raws.append(raw)
+        self.raws.append(raw.get("host", raw))
         heartbeat("in forward and backward", self.number)
         if self.losses:
             self.engine.step()  # within an update it only counts the micro-batch

@@ -45,6 +45,16 @@ def test_what_is_queued_is_not_submitted_again(words, fake_slurm, record, capsys
     assert capsys.readouterr().out.count("queued or running already") == len(IDS)
 
 
+def test_a_queued_child_of_a_stage_that_is_submitted_again_waits_for_the_new_job(words, fake_slurm, record):
+    assert submit.main(words) == 0
+    queue(fake_slurm, record)
+    first, child = record(), record(IDS[-1])
+    del fake_slurm.queue[first.job_id]  # it has failed, and nothing has cancelled its children
+    assert submit.main(words) == 0
+    assert ("scancel", child.job_id) in fake_slurm.called("scancel")
+    assert record().job_id != first.job_id and record(IDS[-1]).job_id != child.job_id
+
+
 def test_a_job_that_is_completing_is_waited_for(words, fake_slurm, record, monkeypatch, capsys):
     def end(_):
         fake_slurm.queue.clear()
@@ -130,7 +140,7 @@ def test_watching_goes_on_when_squeue_fails(words, fake_slurm, monkeypatch, caps
     fake_slurm.fails("squeue", times=3)
     assert status.main([*words, "--watch"]) == 130
     printed = capsys.readouterr().out
-    assert f"{BUSY}); try again when SLURM is back; next try in 30 s" in printed and "7 stages" in printed
+    assert f"{BUSY}); try again when SLURM is back; next try in 30 s" in printed and f"{len(IDS)} stages" in printed
     fake_slurm.fails("squeue", times=3)
     with pytest.raises(ConfigError, match="squeue does not answer"):
         status.main(words)

@@ -12,6 +12,7 @@ from launch.job import attempts, students
 from launch.job.attempts import REFUSED, main
 from launch.job.record import Record, has_left, now, read_record, write_record
 from launch.job.students import FOLDERS
+from mvd.config import ConfigError
 from mvd.files import write_json
 from mvd.owner import VARIABLE, read_owner
 from mvd.run_directory import RunDirectory
@@ -135,6 +136,29 @@ def test_a_blamed_host_is_avoided_whichever_student_names_it(job):
     assert [read_record(files).avoided for files in (job.small, job.large)] == [["node2"]] * 2
 
 
+def test_a_host_that_a_complete_student_has_named_is_avoided_too(job):
+    job.begin()
+    fault = {"time": now(), "fault": "audit", "update": 1, "hosts": ["node2"], "message": "wrong"}
+    job.small.append_fault(fault)
+    job.small.result.touch()
+    assert job.end(76) == (1, False)
+    assert job.slurm.called("scontrol requeue") and read_record(job.large).avoided == ["node2"]
+
+
+def test_children_of_a_complete_student_start_although_slurm_has_not_let_them_go(job, monkeypatch):
+    (job.runs / "old").mkdir()
+    (job.runs / "old" / "job.json").write_text("{")  # of no interest here
+    job.begin()
+    students._leave(job.small, "the loss was not finite")
+    job.large.result.touch()
+    monkeypatch.setattr(students, "jobs_in_queue", silent)
+    assert job.end(2) == (0, False)
+
+
+def silent(_):
+    raise ConfigError("squeue does not answer")
+
+
 @pytest.fixture
 def cancelled(job, monkeypatch):
     """Cancels stages by their names."""
@@ -174,6 +198,18 @@ def test_cancelling_all_students_that_are_left_cancels_the_job(job, cancelled):
     job.small.result.touch()
     cancelled("pretrain-large", "ft-large")
     assert job.slurm.called("scancel") == [("scancel", "24_1", "25_1")]
+
+
+def test_a_record_of_a_student_that_is_submitted_again_meanwhile_is_kept(job, cancelled, monkeypatch):
+    job.begin()
+
+    def judge(*_):
+        cancelled("pretrain-small", "ft-small")
+        write_record(job.small, Record("30", str(job.runs / "elsewhere"), now(), 1, ["row"], []))
+
+    monkeypatch.setattr(attempts, "judge", judge)
+    job.end(137)
+    assert read_record(job.small).job_id == "30" and read_record(job.large).attempts[-1].ended
 
 
 def test_a_student_that_was_submitted_again_is_not_the_jobs_any_more(job, cancelled):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from mvd.config.run_settings import DatasetPaths, Faults
 from mvd.distributed.faults import HostFault
-from mvd.distributed.process import gather, start_processes
+from mvd.distributed.process import Process, gather, start_processes
 from mvd.files import write_json
 from mvd.run import run_stage
 from mvd.stage import Stage
@@ -178,3 +178,11 @@ def test_other_hardware_may_round_otherwise():
     one, other = Claim(0, (1.0, 0.5), "GPU"), Claim(1, (1.00001, 0.5), "another GPU")
     assert agree(one, other, tolerance=1e-4, exact=True) and not agree(one, other, tolerance=1e-6, exact=True)
     assert not agree(one, other._replace(hardware="GPU"), tolerance=1e-4, exact=True)
+
+
+def test_hardware_that_rounds_otherwise_each_time_is_not_blamed():
+    audits = object.__new__(Audits)
+    audits.exact, audits.tolerance, audits.process = True, 1e-4, Process(0, 2, torch.device("cpu"))
+    near, far = [[Claim(rank, (loss,), "GPU") for rank, loss in enumerate(losses)] for losses in ((1, 1.00001), (1, 2))]
+    assert not audits._only_rounds(far) and audits.exact
+    assert audits._only_rounds(near) and not audits.exact
