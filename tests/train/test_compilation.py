@@ -38,6 +38,7 @@ def run_all(folder: Path) -> None:
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         torch.compiler.set_stance("default")
+        Compilation.failed = False  # of the stage before, as is the stance
         compilation.BACKEND = broken if stage.id == "broken" else "aot_eager"
 
         def counting(made: Compilation, graphs: list[int] = graphs) -> None:
