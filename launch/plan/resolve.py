@@ -77,9 +77,10 @@ def data_is_missing(node: Node, cluster: Cluster) -> bool:
 
 def _first_missing(node: Node, paths: DatasetPaths) -> Path | None:
     """The first folder or list of the stage's data set that does not exist; a generated one is written when needed."""
-    facts, root = dataset_of(node.recipe), Path(paths.root)
+    facts = dataset_of(node.recipe)
     if facts.generated:
         return None
+    root = Path(paths.root)
     if facts.media == "image":
         needed = [root, root / "train"]
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mvd.config.run_settings import Faults
 from mvd.distributed import watchdog
 from mvd.distributed.exit_codes import RETRYABLE
 from mvd.distributed.process import start_processes
@@ -97,7 +98,7 @@ def wait_for_ever() -> None:
 
 
 def run_hanging(folder: Path, data: Path) -> tuple[Finished, dict]:
-    write_stage(small_stage("video_teacher", "hangs", folder, data, checkpoint_every=2))
+    write_stage(small_stage("video_teacher", "hangs", folder, data, checkpoint_every=2, faults=Faults(audit_every=0)))
     finished = call(hang, folder)
     (line,) = (folder / "hangs" / "faults.jsonl").read_text().splitlines()
     return finished, json.loads(line)

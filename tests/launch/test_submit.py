@@ -84,7 +84,7 @@ def test_show_prints_every_setting(launch):
         (["vith_k400", "--local"], "does not set datasets.k400.root"),
         (["vith_k400"], "does not set datasets.k400.root"),
         (["demo"], "there is no sbatch on this machine; log in to the cluster, or run the rows here: "),
-        (["demo", "--force", "test"], "--force must match one stage, but 'test' matches 2; use one of test-demo-"),
+        (["demo", "--force", "test"], "--force must match one stage, but 'test' matches 3; use one of test-demo-"),
         (["demo", "--force", "finetune", "--dry-run"], "--force changes the runs folder"),
         (["demo", "cluster.slurm.options.nodes=2", "--dry-run"], "slurm.options.nodes is set by the launcher"),
         (["demo", "cluster.slurm.time_limit_hours=0.05", "--dry-run"], "must be longer than slurm.warning_seconds=300"),
