@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test test-fast lint typecheck chaos chaos-slurm slurm-up slurm-down bench-data bench-step bench-launching bench-gpu bench-saving bench-checks bench-demo bench-together clean help
 
 help:
-	@echo "make demo        install, then train, distil, fine-tune and test the tiny row (under 8 minutes on 2 cores)"
+	@echo "make demo        install, then train, distil, fine-tune and test the tiny rows (some minutes on 2 cores)"
 	@echo "make test        install the test extra and run the whole suite"
 	@echo "make test-fast   only the tests that start no processes and take no more than seconds; no SLURM"
 	@echo "make lint        check style (ruff) and types (mypy --strict)"

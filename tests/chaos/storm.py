@@ -117,7 +117,7 @@ class Storm:
         raise SystemExit(f"{message}; all runs are in {evidence}")
 
     def one_attempt(self, left: Sequence[Stage], quiet: bool) -> None:
-        """Starts the stages that are left, or all but one, with some faults, unless it is to be quiet."""
+        """Starts the unfinished stages, sometimes all but one of them, and injects faults; quiet: injects none."""
         draw = self.random
         if len(left) > 1 and not quiet and draw.random() < 0.15:
             left = draw.sample(left, len(left) - 1)
