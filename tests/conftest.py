@@ -23,9 +23,16 @@ SLOW_SOURCE = re.compile(f"{STARTS_PROCESSES}|{BUILDS_REAL_SIZES}", re.MULTILINE
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks a test as slow by its folder, by what its module imports, or by its fixtures."""
+    """Marks a test as slow by its folder, by what its module imports, or by its fixtures.
+
+    With several test processes (`make test`), one of them runs all tests that share the virtual SLURM, from the start,
+    since they mostly wait; the other tests are handed out by module, so that its fixtures are made once.
+    """
+    here = Path(__file__).parent
+    items.sort(key=lambda item: not item.path.is_relative_to(here / "slurm"))
     for item in items:
-        folders = item.path.relative_to(Path(__file__).parent).parts
+        folders = item.path.relative_to(here).parts
+        item.add_marker(pytest.mark.xdist_group("slurm" if folders[0] == "slurm" else "/".join(folders)))
         starts_launcher = "launch" in getattr(item, "fixturenames", ())
         if SLOW_FOLDERS.intersection(folders) or SLOW_SOURCE.search(item.path.read_text()) or starts_launcher:
             item.add_marker(pytest.mark.slow)
