@@ -29,7 +29,7 @@ demo: .venv/installed
 	$(BIN)/python launch/submit.py experiments/demo --local
 
 test: .venv/installed-test
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 test-fast: .venv/installed-test
 	$(BIN)/pytest -m "not slow and not fullsize"

@@ -4,10 +4,12 @@ import importlib.util
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from xdist.scheduler import LoadScopeScheduling
 
 from mvd.config.run_settings import DatasetPaths
 from mvd.data.annotations import load_annotations
@@ -23,19 +25,28 @@ SLOW_SOURCE = re.compile(f"{STARTS_PROCESSES}|{BUILDS_REAL_SIZES}", re.MULTILINE
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks a test as slow by its folder, by what its module imports, or by its fixtures.
-
-    With several test processes (`make test`), one of them runs all tests that share the virtual SLURM, from the start,
-    since they mostly wait; the other tests are handed out by module, so that its fixtures are made once.
-    """
+    """Marks a test as slow by its folder, by what its module imports, or by its fixtures; SLURM's tests come first."""
     here = Path(__file__).parent
     items.sort(key=lambda item: not item.path.is_relative_to(here / "slurm"))
     for item in items:
         folders = item.path.relative_to(here).parts
-        item.add_marker(pytest.mark.xdist_group("slurm" if folders[0] == "slurm" else "/".join(folders)))
         starts_launcher = "launch" in getattr(item, "fixturenames", ())
         if SLOW_FOLDERS.intersection(folders) or SLOW_SOURCE.search(item.path.read_text()) or starts_launcher:
             item.add_marker(pytest.mark.slow)
+
+
+class OneForSlurm(LoadScopeScheduling):
+    """With several test processes (`make test`), one runs all tests of the virtual SLURM, which mostly wait.
+
+    The others are handed out by module, so that its fixtures are made once.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "slurm" if nodeid.startswith("tests/slurm/") else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneForSlurm:
+    return OneForSlurm(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ class Site:
     def __init__(self, lab: Lab, folder: Path, motion: Path, teachers: dict[str, str]) -> None:
         self.lab, self.folder, self.runs = lab, folder, folder / "runs"
         self.brake, self.fault, self.bad = folder / "brake", folder / "fault", folder / "bad"
-        self.profile = folder / "cluster.yaml"
+        self.wrong, self.profile = folder / "wrong", folder / "cluster.yaml"
         self.profile.write_text(PROFILE.format(folder=folder, motion=motion, **teachers))
         hooks = str(Path(__file__).with_name("hooks"))
         self.clients = folder / "bin"

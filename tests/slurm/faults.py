@@ -1,6 +1,7 @@
 """The faults of the storm on SLURM. Those of `ENDINGS` end an attempt, those of `BETWEEN` come between two attempts."""
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -24,7 +25,7 @@ HARDWARE_ERROR = "CUDA error: uncorrectable ECC error encountered"
 HIDING = {"SQUEUE_STATES": "COMPLETED", "SQUEUE_PARTITION": "high"}  # hides a user's own job from squeue
 
 MOST_UPDATES = 8  # of an attempt before its fault comes, and those until weights are compared
-REPLICAS, SLOW = ("replicas",), ("slow",)  # in faults.jsonl
+REPLICAS, AUDITS, SLOW = ("replicas",), ("audit", "recomputed"), ("slow",)  # in faults.jsonl
 # What job.json says of the end of an attempt.
 STOPPED = "stopped before a time limit"
 KILLED = "a process ended with exit code"
@@ -180,12 +181,15 @@ def _silent(wrong: str, kinds: Collection[str]) -> Strike:
             return any(fault["fault"] in kinds for fault in victim.files.read_faults()[known:])
 
         known, silent = len(victim.files.read_faults()), victim.site.brake.with_suffix(".silent")
+        if wrong == "matmul":
+            victim.site.wrong.write_text(json.dumps({"host": victim.host_of[victim.rank], "from": 1}))
         silent.write_text(wrong)
         victim.site.wait(f"the fault of the {wrong}", lambda: found() or victim.files.result.exists())
         assert found(), f"the run is complete, and the fault of the {wrong} was not found"
         silent.unlink()
         _kill([next(pid for rank, pid in victim.tasks.items() if rank != victim.rank)])
         yield
+        victim.site.wrong.unlink(missing_ok=True)
 
     return strike
 
@@ -231,6 +235,15 @@ ENDINGS = {
         "training",
         After.SPARE,
         names=REPLICAS,
+        avoids=True,
+        updates=MOST_UPDATES,
+    ),
+    "wrong matmul": Ending(
+        ("repeatedly", "again after a return", "lost another rank", KILLED),  # its process ends, or the killed one does
+        _silent("matmul", AUDITS),
+        "training",
+        After.SPARE,
+        names=AUDITS,
         avoids=True,
         updates=MOST_UPDATES,
     ),

@@ -83,12 +83,14 @@ def run_one_group(group: Path, rank: int, passes: list[int]) -> None:
 
 
 def copy_to_join(folder: Path) -> None:
-    """A run of the small student that has not begun, and one of the large one that was killed after update 2."""
+    """Three runs that begin together with others: of the small student, which has no checkpoint yet; of the large one,
+    which was killed after update 2; and of one whose checkpoint is of another precision."""
     small, large = (
         again(read(folder, f"alone/{size}-zero0"), folder / "together-zero0") for size in ("small", "large")
     )
     shutil.rmtree(small.directory / "checkpoints")
     shutil.rmtree(large.directory / "checkpoints" / "step-00000004")
+    shutil.copytree(folder / "alone" / "large-bf16" / "checkpoints", folder / "rest" / "misfit" / "checkpoints")
 
 
 def count_passes() -> list[int]:
@@ -167,7 +169,8 @@ def runs(tmp_path_factory, motion_root, teachers) -> Path:
     stage("trio", "large", **large)
     stage("alone", "without-streak", **longer)
     write_json(folder / "alone" / "without-streak" / "skipped.json", {"skipped": [5, 6, 7], "rollbacks": []})
-    for name in ("large", "other"):
+    stage("alone", "large-bf16", precision="bf16", **large)
+    for name in ("large", "other", "misfit"):
         stage("rest", name, **large)
     write_json(folder / "alone" / "small-sharded" / "skipped.json", {"skipped": [3, 4, 5], "rollbacks": []})
     for where in ("alone", "together-zero2"):  # a signal comes in the middle of this update
@@ -241,6 +244,14 @@ def test_a_student_that_fails_does_not_stop_the_others(runs):
     message = json.loads((runs / "trio" / "failed-1.json").read_text())
     assert "hopeless: the loss was not finite at 3 updates in a row, the last of them update 10, again" in message
     assert not (runs / "trio" / "hopeless" / "result.json").exists()
+
+
+def test_a_student_that_cannot_start_does_not_stop_the_others(runs):
+    """The others of the same job are those of the test before the last one."""
+    for rank in (0, 1):
+        message = json.loads((runs / "rest" / f"failed-{rank}.json").read_text())
+        assert "misfit" in message and "bf16" in message and "large" not in message
+    assert not (runs / "rest" / "misfit" / "result.json").exists()
 
 
 def test_stages_that_were_not_planned_together_are_refused(runs):

@@ -101,7 +101,7 @@ def slow_down(run):
     run.task.losses = slower
 
 
-SILENT_FAULTS = {"flipped bit": flip_bit, "slow rank": slow_down}
+SILENT_FAULTS = {"flipped bit": flip_bit, "slow rank": slow_down, "matmul": lambda _: None}  # that one: WRONG
 changed = []
 
 
