@@ -146,7 +146,8 @@ def peak_bytes(recipe: TrainRecipe, item: int) -> float:
     saved = activation_bytes(recipe, item)
     match recipe:
         case Pretrain():
-            peak = max(_backward(own.decoder, own.clip.tokens, item, checkpointing), _teaching(recipe, item))
+            student = saved + _backward(own.decoder, own.clip.tokens, item, checkpointing)
+            return max(student, _teaching(recipe, item))  # the teachers come first
         case Finetune():
             peak = _backward(own.encoder, own.clip.tokens, item, checkpointing)
         case VideoTeacher():
@@ -228,14 +229,12 @@ def _backward(shape: Transformer, tokens: int, item: int, checkpointing: bool) -
 
 
 def _teaching(recipe: Pretrain, item: int) -> float:
-    """The video teacher's MLP, and what is kept of the image teacher, less the losses' inputs, which come later.
+    """The video teacher's MLP, and what is kept of the image teacher.
 
     About 26 bytes a token and channel beside GELU's input and output, whatever the size: measured.
     """
-    teacher, clip = SIZES[recipe.teacher].encoder, SIZES[recipe.student].clip
-    masked = clip.slices * int(recipe.mask_ratio * clip.positions)
-    later = 2 * (2 * FP32 - item) * masked * teacher.width
-    return clip.tokens * (26 * teacher.width + 2 * item * teacher.mlp_width) - later
+    teacher = SIZES[recipe.teacher].encoder
+    return SIZES[recipe.student].clip.tokens * (26 * teacher.width + 2 * item * teacher.mlp_width)
 
 
 def _linear(inputs: int, outputs: int) -> int:

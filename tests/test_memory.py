@@ -130,8 +130,10 @@ def test_the_activations_that_autograd_keeps_of_a_sample(kind, checkpointing, mo
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
-def test_saved_and_peak_memory_of_a_clip_at_a_real_width(kind, monkeypatch):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_saved_and_peak_memory_of_a_clip_at_a_real_width(kind, checkpointing, monkeypatch):
     recipe = one_block(KINDS[kind], monkeypatch, "small")
+    recipe = dataclasses.replace(recipe, activation_checkpointing=checkpointing)
     weights, loss = step_of(kind, recipe, monkeypatch)
     saved_totals, peaks = [], []
     for samples in (1, 2):

@@ -126,10 +126,13 @@ class Distillation:
         self.watched: tuple[nn.Module, ...] = (self.model, *self.teachers)
 
     def losses(self, engine: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """As `Task.losses`; the targets are taken from the batch if it has them (Teachers.targets)."""
-        predictions = engine(batch["video"], batch["mask"], masked=self.teaching.masked)
+        """As `Task.losses`; the targets are taken from the batch if it has them (Teachers.targets).
+
+        Otherwise the teachers come first, so that their activations are gone when the student's are kept.
+        """
         if "image_targets" not in batch:
             batch = batch | self.teaching.targets(batch)
+        predictions = engine(batch["video"], batch["mask"], masked=self.teaching.masked)
         total, image, clip = feature_loss(predictions, Targets(batch["image_targets"], batch["video_targets"]))
         return {"loss": total, "image_loss": image, "video_loss": clip}
 
