@@ -110,6 +110,7 @@ class Audits:
             for author in range(len(found)):
                 claims = [*found[author][0], *found[author - 1][1]]
                 if not all(same(claim, claims[0]) for claim in claims):
+                    self.replicas.compare_now(update, self.newest)  # other weights would explain other losses
                     votes: list[Claim] = gather(self._repeat(share(raw, source=author)))
                     self._name(claims, votes, same, fault, update)
 

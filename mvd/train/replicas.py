@@ -44,9 +44,12 @@ class Replicas:
             HostFault: they differ again after a return to the same checkpoint.
         """
         due = self.every > 0 and (before_save or update % self.every == 0)
-        if not due or self.compared == update:
-            return
-        self.compared = update
+        if due and self.compared != update:
+            self.compared = update
+            self.compare_now(update, newest)
+
+    def compare_now(self, update: int, newest: Callable[[], int]) -> None:
+        """As `compare`, whether it is due or not."""
         sums = dict(self._checksums())
         own: list[int] = torch.stack(list(sums.values())).tolist() if sums else []  # ZeRO-3 may divide everything
         digests: list[int] = gather(hash(tuple(own)))

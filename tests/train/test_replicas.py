@@ -18,7 +18,7 @@ from mvd.train.replicas import odd_ones
 from tests.runs import read_result, small_stage, succeed, write_stage
 
 # Stage -> how often a bit flips in a weight of the second process after update 5. Saved is after update 4.
-FLIPS = {"plain": 0, "student": 1, "teacher": 1, "unseen": 1, "again": 2}
+FLIPS = {"plain": 0, "student": 1, "teacher": 1, "unseen": 1, "audited": 1, "again": 2}
 
 
 def run_all(folder: Path) -> None:
@@ -52,9 +52,10 @@ def runs(tmp_path_factory, motion_root, teachers) -> dict[str, Stage]:
     how |= {"schedule_epochs": None, "checkpoint_every": 4, "deepspeed": "zero0"}
     made = {}
     for name in FLIPS:
-        faults = Faults(compare_every=2)
-        if name == "unseen":
-            faults = Faults(compare_every=0, audit_every=0)  # an audit before a save would find it too
+        # Without comparisons, an audit before a save finds it too.
+        faults = Faults(
+            compare_every=0 if name in ("unseen", "audited") else 2, audit_every=0 if name == "unseen" else 500
+        )
         made[name] = small_stage("pretrain", name, folder, motion_root, teachers, faults=faults, **how)
         write_stage(made[name])
     succeed(run_all, folder, count=3)
@@ -72,6 +73,12 @@ def test_the_run_goes_back_and_names_the_rank_that_differs(runs, name, network):
     (fault,) = runs[name].files.read_faults()
     assert (fault["fault"], fault["update"], len(fault["hosts"])) == ("replicas", 6, 1)
     assert fault["message"].startswith("rank 1 on ") and f"than most ranks, first in {network}" in fault["message"]
+
+
+def test_an_audit_that_finds_other_losses_names_the_weights_as_the_reason(runs):
+    (fault,) = runs["audited"].files.read_faults()
+    assert (fault["fault"], fault["update"], len(fault["hosts"])) == ("replicas", 8, 1)
+    assert fault["message"].startswith("rank 1 on ") and same_weights(runs, "audited")
 
 
 def test_without_the_comparison_the_same_flip_ends_in_other_weights(runs):
