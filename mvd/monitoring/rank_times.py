@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from mvd.distributed.faults import record_fault
-from mvd.distributed.process import Process, gather
+from mvd.distributed.process import Process, gather, gather_numbers
 from mvd.host import hostname
 from mvd.stage import Stage
 
@@ -69,7 +69,8 @@ class RankTimes:
         The share of data is that of the slowest process's time in which it waited for data.
         """
         counted = max(self.updates, 1)
-        times: list[OwnTime] = gather(OwnTime(self.seconds / counted, self.loading / counted))
+        own = OwnTime(self.seconds / counted, self.loading / counted)
+        times = [OwnTime(*one) for one in gather_numbers(own, self.process)]
         counted, self.updates, self.seconds, self.loading = self.updates, 0, 0.0, 0.0
         if not counted:
             return {}

@@ -15,10 +15,8 @@ def make(monkeypatch, tmp_path):
     """RankTimes of three processes, of which this one is on `here`; the others' times are `others`."""
 
     def build(others: list[OwnTime], **limits) -> RankTimes:
-        def gather(value):
-            return ["here", "there", "behind"] if isinstance(value, str) else [value, *others]
-
-        monkeypatch.setattr(rank_times, "gather", gather)
+        monkeypatch.setattr(rank_times, "gather", lambda _: ["here", "there", "behind"])
+        monkeypatch.setattr(rank_times, "gather_numbers", lambda own, _: [own, *others])
         stage = small_stage("finetune", "run", tmp_path, tmp_path, faults=Faults(**limits))
         write_stage(stage)
         return RankTimes(stage, Process(0, 3, torch.device("cpu")))
