@@ -100,9 +100,9 @@ def gather(value: Any) -> list[Any]:
 def gather_numbers(numbers: Sequence[float], process: Process) -> list[list[float]]:
     """As `gather`, of as many numbers on each rank, in one message; `gather` takes two."""
     own = torch.tensor(numbers, dtype=torch.float64, device=process.device)
-    everyones = own.new_empty(process.world_size, len(own))
+    everyones = own.new_empty(process.world_size * len(own))
     dist.all_gather_into_tensor(everyones, own)
-    return everyones.tolist()
+    return everyones.view(process.world_size, len(own)).tolist()
 
 
 def pass_on(value: Any, process: Process) -> Any:
