@@ -28,8 +28,8 @@ help:
 demo: .venv/installed
 	$(BIN)/python launch/submit.py experiments/demo --local
 
-test: .venv/installed-test
-	$(BIN)/pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+test: .venv/installed-test  # one thread each, or the two would wait for each other's
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 test-fast: .venv/installed-test
 	$(BIN)/pytest -m "not slow and not fullsize"

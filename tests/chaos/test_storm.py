@@ -6,7 +6,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize(("students", "faults"), [(1, 10), (2, 4)], ids=["fine-tuning", "group"])
+@pytest.mark.parametrize(("students", "faults"), [(1, 6), (2, 4)], ids=["fine-tuning", "group"])
 def test_a_run_that_meets_many_faults_ends_as_the_undisturbed_one(students, faults):
     options = ["--faults", str(faults), "--group", str(students), "--seed", "1"]
     command = [sys.executable, "-m", "tests.chaos.storm", *options]

@@ -13,10 +13,10 @@ from mvd.files import write_json
 from mvd.run import run_stage
 from mvd.stage import Stage
 from mvd.train import engine as engine_module
-from tests.runs import UPDATES, again, curve, small_stage, succeed, write_stage
+from tests.runs import again, curve, small_stage, succeed, write_stage
 from tests.train.test_engine import SHARDED
 
-HALF = UPDATES // 2
+UPDATES, HALF = 6, 3
 ZERO = ("zero0", "zero1", "zero2", "sharded")
 # (saved with, resumed with, by how many processes)
 CHANGES = [(zero, zero, count) for zero in ZERO for count in (1, 4)]
@@ -41,7 +41,8 @@ def runs(tmp_path_factory, motion_root) -> dict[str, Stage]:
     folder = tmp_path_factory.mktemp("reshard")
     shutil.copytree(engine_module.DS_CONFIGS, folder / "ds_configs")
     write_json(folder / "ds_configs" / "sharded.json", {"zero_optimization": SHARDED})
-    how = {"layer_decay": 0.75, "drop_path": 0.3, "head_dropout": 0.3, "validate_every": 9}
+    how = {"epochs": 1, "checkpoint_every": HALF, "validate_every": 9}
+    how |= {"layer_decay": 0.75, "drop_path": 0.3, "head_dropout": 0.3}
     stages = {
         zero: small_stage("finetune", "finetune", folder / zero, motion_root, deepspeed=zero, **how) for zero in ZERO
     }

@@ -1,4 +1,4 @@
-"""Thirty updates of the real loop and engine against a plain single-process PyTorch loop on the same data.
+"""Twenty updates of the real loop and engine against a plain single-process PyTorch loop on the same data.
 
 The run has two processes, ZeRO-1 and two micro-batches a process and update. Its list holds 44 videos where an update
 takes 8, so that after the five updates of an epoch one micro-batch of each process is left over. The official loop
@@ -30,7 +30,7 @@ from tests.data.stages import PLAIN
 from tests.runs import curve, read_metrics, read_result, small_stage, succeed, write_stage
 
 VIDEOS, BATCH, GROUP = 44, 8, 4
-STEPS, EPOCHS = 5, 6
+STEPS, EPOCHS = 5, 4
 UPDATES = STEPS * EPOCHS
 PEAK, FLOOR, WARMUP = 0.016 * BATCH / 256, 1e-4 * BATCH / 256, 2
 LAYER_DECAY = 0.75
