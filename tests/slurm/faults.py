@@ -20,7 +20,7 @@ from tests.slurm.lab import Lab, wait_for
 from tests.slurm.lab.quirks import clients_failing, controller_down, disk_full, port_taken
 
 SECONDS_WITHOUT_CONTROLLER = 40
-SECONDS_WITHOUT_CLIENT = 10  # after the end of the processes
+SECONDS_WITHOUT_CLIENT = 10  # or without space on the disk, after the end of the processes
 HARDWARE_ERROR = "CUDA error: uncorrectable ECC error encountered"
 HIDING = {"SQUEUE_STATES": "COMPLETED", "SQUEUE_PARTITION": "high"}  # hides a user's own job from squeue
 
@@ -153,7 +153,9 @@ def _client_failing(name: str) -> Strike:
 def _disk_full_at_the_end(victim: Victim) -> Iterator[None]:
     with disk_full(victim.site.runs):
         victim.tell("USR2")
-        yield
+        wait_for("the end of the processes", lambda: not victim.lab.tasks(victim.job), seconds=300)
+        time.sleep(SECONDS_WITHOUT_CLIENT)  # not for longer: their job may wait for the disk
+    yield
 
 
 @contextmanager
