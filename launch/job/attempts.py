@@ -214,7 +214,7 @@ def end_without_batch_script(folders: Sequence[RunDirectory]) -> None:
         say(f"=== {error}")
         return
     if job is not None and job.lost_batch_script:
-        end(folders, 0, f"SLURM ended the job, since its batch script alone was killed ({job.reason})")
+        end(folders, 0, f"SLURM ended the job ({job.reason}) before its batch script could requeue it")
 
 
 def _owner(files: RunDirectory) -> Owner | None:

@@ -206,7 +206,7 @@ ENDINGS = {
     "node set down": Ending((LOST, KILLED), _node_set_down, after=After.SPARE, takes=True),
     "crashed node": Ending((LOST, KILLED), _crashed_node, after=After.SPARE, takes=True),
     "preemption": Ending((STOPPED,), _at_once(_preempt)),
-    "time limit": Ending((STOPPED,), _time_limit),
+    "time limit": Ending((STOPPED, "(TimeLimit) before its batch script"), _time_limit),  # if it takes long
     "controller restarted": Ending((STOPPED,), _controller_restarted),
     "squeue failing": Ending((STOPPED,), _client_failing("squeue")),
     "scontrol failing": Ending((STOPPED,), _client_failing("scontrol")),
