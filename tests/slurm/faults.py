@@ -20,7 +20,7 @@ from tests.slurm.lab import Lab, wait_for
 from tests.slurm.lab.quirks import clients_failing, controller_down, disk_full, port_taken
 
 SECONDS_WITHOUT_CONTROLLER = 40
-SECONDS_WITHOUT_CLIENT = 10  # or without space on the disk, after the end of the processes
+SECONDS_AFTER_THE_END = 10  # of the processes, for which a command of SLURM fails or the disk is full
 HARDWARE_ERROR = "CUDA error: uncorrectable ECC error encountered"
 HIDING = {"SQUEUE_STATES": "COMPLETED", "SQUEUE_PARTITION": "high"}  # hides a user's own job from squeue
 
@@ -144,7 +144,7 @@ def _client_failing(name: str) -> Strike:
         with clients_failing(victim.site.clients, name):
             victim.tell("USR2")
             wait_for("the end of the processes", lambda: not victim.lab.tasks(victim.job), seconds=120)
-            time.sleep(SECONDS_WITHOUT_CLIENT)
+            time.sleep(SECONDS_AFTER_THE_END)
 
     return _at_once(act)
 
@@ -154,7 +154,7 @@ def _disk_full_at_the_end(victim: Victim) -> Iterator[None]:
     with disk_full(victim.site.runs):
         victim.tell("USR2")
         wait_for("the end of the processes", lambda: not victim.lab.tasks(victim.job), seconds=300)
-        time.sleep(SECONDS_WITHOUT_CLIENT)  # not for longer: their job may wait for the disk
+        time.sleep(SECONDS_AFTER_THE_END)  # not for longer: their job may wait for the disk
     yield
 
 
@@ -196,6 +196,12 @@ def _silent(wrong: str, kinds: Collection[str]) -> Strike:
     return strike
 
 
+def _wrong_numbers(wrong: str, kinds: Collection[str], said: tuple[str | None, ...]) -> Ending:
+    """A silent fault after which the rank's host is avoided."""
+    strike = _silent(wrong, kinds)
+    return Ending(said, strike, "training", After.SPARE, names=kinds, avoids=True, updates=MOST_UPDATES)
+
+
 ENDINGS = {
     "USR2": Ending((STOPPED,), _at_once(lambda victim: victim.tell("USR2"))),
     "TERM": Ending((STOPPED,), _at_once(lambda victim: victim.tell("TERM"))),
@@ -206,7 +212,7 @@ ENDINGS = {
     "node set down": Ending((LOST, KILLED), _node_set_down, after=After.SPARE, takes=True),
     "crashed node": Ending((LOST, KILLED), _crashed_node, after=After.SPARE, takes=True),
     "preemption": Ending((STOPPED,), _at_once(_preempt)),
-    "time limit": Ending((STOPPED, "(TimeLimit) before its batch script"), _time_limit),  # if it takes long
+    "time limit": Ending((STOPPED, "(TimeLimit) before its batch script"), _time_limit),  # that if saves are slow
     "controller restarted": Ending((STOPPED,), _controller_restarted),
     "squeue failing": Ending((STOPPED,), _client_failing("squeue")),
     "scontrol failing": Ending((STOPPED,), _client_failing("scontrol")),
@@ -231,23 +237,9 @@ ENDINGS = {
     "hardware error": Ending(
         ("uncorrectable ECC",), _hardware_error, "training", After.SPARE, names=("hardware",), avoids=True
     ),
-    "flipped bit of a weight": Ending(
-        (KILLED,),
-        _silent("flipped bit", REPLICAS),
-        "training",
-        After.SPARE,
-        names=REPLICAS,
-        avoids=True,
-        updates=MOST_UPDATES,
-    ),
-    "wrong matmul": Ending(
-        ("repeatedly", "again after a return", "lost another rank", KILLED),  # its process ends, or the killed one does
-        _silent("matmul", AUDITS),
-        "training",
-        After.SPARE,
-        names=AUDITS,
-        avoids=True,
-        updates=MOST_UPDATES,
+    "flipped bit of a weight": _wrong_numbers("flipped bit", REPLICAS, (KILLED,)),
+    "wrong matmul": _wrong_numbers(  # its process ends by itself, or the killed one is first
+        "matmul", AUDITS, ("repeatedly", "again after a return", "lost another rank", KILLED)
     ),
     "slow rank": Ending(
         (KILLED,),

@@ -247,7 +247,7 @@ def test_a_student_that_fails_does_not_stop_the_others(runs):
 
 
 def test_a_student_that_cannot_start_does_not_stop_the_others(runs):
-    """The others of the same job are those of the test before the last one."""
+    """Those of the same job are compared in test_students_go_on_without_the_one_with_the_smallest_batch."""
     for rank in (0, 1):
         message = json.loads((runs / "rest" / f"failed-{rank}.json").read_text())
         assert "misfit" in message and "bf16" in message and "large" not in message
