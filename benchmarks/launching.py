@@ -8,6 +8,7 @@ in a process of its own, and counts CPU time, so that other processes disturb li
 
 python -m benchmarks.launching --baseline a46b06c --rounds 5
 python -m benchmarks.launching --only "base from base" --compile    # blocks compiled, which takes minutes on a CPU
+python -m benchmarks.launching --only large --deepspeed zero0
 """
 
 import argparse
@@ -34,19 +35,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="paired measurements (default: %(default)s)")
     parser.add_argument("--only", default="", metavar="TEXT", help="updates with this text in their name")
     parser.add_argument("--compile", action="store_true", help="compile the blocks of this version")
+    parser.add_argument("--deepspeed", metavar="NAME", help="of this version, instead of the launcher's choice")
     parser.add_argument("--measure", choices=("baseline", "now"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(arguments.only, arguments.compile, arguments.measure == "baseline")))
+        print(
+            json.dumps(measure(arguments.only, arguments.compile, arguments.measure == "baseline", arguments.deepspeed))
+        )
         return
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "baseline"
         git("worktree", "add", "--detach", str(tree), arguments.baseline)
         try:
-            only, compiled = ["--only", arguments.only], ["--compile"] * arguments.compile
+            only, own = ["--only", arguments.only], ["--compile"] * arguments.compile
+            own += ["--deepspeed", arguments.deepspeed] if arguments.deepspeed else []
             rounds = [
-                (of_tree(tree, "baseline", *only), of_tree(ROOT, "now", *only, *compiled))
-                for _ in range(arguments.rounds)
+                (of_tree(tree, "baseline", *only), of_tree(ROOT, "now", *only, *own)) for _ in range(arguments.rounds)
             ]
         finally:
             git("worktree", "remove", "--force", str(tree))
@@ -84,7 +88,7 @@ def print_table(rounds: list[tuple[dict[str, float], dict[str, float]]]) -> None
     Console(width=110).print(table)
 
 
-def measure(only: str, compiled: bool, is_baseline: bool) -> dict[str, float]:
+def measure(only: str, compiled: bool, is_baseline: bool, deepspeed: str | None) -> dict[str, float]:
     """Update -> CPU milliseconds of its launches, the median; imports the code of whichever tree is on the path."""
     import torch
 
@@ -100,7 +104,7 @@ def measure(only: str, compiled: bool, is_baseline: bool) -> dict[str, float]:
         recipes[f"pretrain {row.pretrain.student} from {row.pretrain.teacher}"] = row.pretrain
     for row in all_rows.rows:
         recipes.setdefault(f"finetune {row.finetune.size}", row.finetune)
-    configurations = {name: zero(recipe, is_baseline) for name, recipe in recipes.items()}
+    configurations = {name: deepspeed or zero(recipe, is_baseline) for name, recipe in recipes.items()}
     thin_sizes()
     return {
         name: milliseconds(recipe, configurations[name], compiled) for name, recipe in recipes.items() if only in name
