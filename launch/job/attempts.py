@@ -6,7 +6,7 @@ An attempt whose process died is followed by another one in the allocation that 
 options for it, `end` prints a word if it is to follow. If that is not possible (launch.job.restart), and if it was told
 to stop, the job goes back into the queue under its id, as many times as needed, and avoids the hosts that its faults
 were blamed on. After MAX_FAILED_ATTEMPTS attempts without a new checkpoint the job is given up and its error written to
-job.json; attempts that were told to stop do not count.
+job.json; attempts that were told to stop do not count, unless at their time limit.
 
 SLURM and the disk may fail for some minutes without ending the job: questions are repeated, the start waits for the
 disk, and the requeue at the end does not depend on it.
@@ -29,17 +29,19 @@ from launch.job.restart import blamed_since, place_for, reason_to_requeue, srun_
 from launch.job.students import (
     all_is_well,
     folders_of,
+    is_over,
     not_cancelled,
     own_members,
+    owner_of,
     settle_children,
     to_train,
 )
 from launch.job.this_job import is_this_attempt, job_id, queue_state, restarts, start
-from launch.job.verdict import judge, without_progress
+from launch.job.verdict import judge, judge_time_limit, without_progress
 from launch.slurm.client import PATIENT, slurm
 from mvd.config import ConfigError
 from mvd.host import hostname
-from mvd.owner import Owner, give_back, read_owner, take
+from mvd.owner import Owner, give_back, take
 from mvd.run_directory import RunDirectory
 
 REFUSED = 3  # exit code of a start that another one would not improve; Python's own after a crash is 1
@@ -127,7 +129,7 @@ def end(folders: Sequence[RunDirectory], code: int, reason: str = "") -> int:
         return 1
     for _, record in members:
         record.attempts[-1].ended = now()
-    left = [member for member in members if not _is_over(member, code, is_group)]
+    left = [member for member in members if not is_over(member, code, is_group)]
     if left:
         judge(left, code)
         left[0].record.attempts[-1].error = reason or left[0].record.attempts[-1].error
@@ -138,8 +140,13 @@ def end(folders: Sequence[RunDirectory], code: int, reason: str = "") -> int:
     _give_back([member for member in members if member not in left])
     if left and left[0].record.error is None:
         return _go_on(left, folders)
+    return _finish(left, folders)
+
+
+def _finish(left: Sequence[Member], folders: Sequence[RunDirectory]) -> int:
+    """Ends the job, whose stages are complete but for those left, which have failed; returns its exit code."""
     _give_back(left)
-    if not is_group:
+    if len(folders) == 1:
         return 1 if left else 0
     return _end_of_group(folders)
 
@@ -152,13 +159,6 @@ def _end_of_group(folders: Sequence[RunDirectory]) -> int:
     settled = settle_children(folders)
     is_well = try_to("job.json", partial(all_is_well, folders, job_id()))
     return 0 if is_well or (not settled and any(files.result.exists() for files in folders)) else 1
-
-
-def _is_over(member: Member, code: int, is_group: bool) -> bool:
-    """Whether a stage is complete, or has left its group."""
-    files, record = member
-    is_complete = (code == 0 or is_group) and bool(try_to(files.result.name, files.result.exists))
-    return is_complete or bool(try_to(files.cancelled.name, partial(has_left, files, record)))
 
 
 def _agree(members: Sequence[Member]) -> None:
@@ -186,6 +186,13 @@ def _go_on(members: Sequence[Member], folders: Sequence[RunDirectory]) -> int:
             print("again", flush=True)  # for the batch script
             return 0
         say(f"=== the job is requeued, since {why}")
+    if job is not None and attempt.stopped:
+        judge_time_limit(members, job.seconds_left)
+        _agree(members)
+        _try_to_write(members)
+        if record.error is not None:
+            say(f"=== {record.error}")
+            return _finish(members, folders)
     _give_back(members)
     if state not in ("RUNNING", None):
         return 1
@@ -197,7 +204,7 @@ def _go_on(members: Sequence[Member], folders: Sequence[RunDirectory]) -> int:
 
 def _give_back(members: Sequence[Member]) -> None:
     for files, _ in members:
-        owner = _owner(files)
+        owner = owner_of(files)
         if owner is not None and is_this_attempt(owner):
             try_to("owner.json", partial(give_back, files, owner))
 
@@ -217,17 +224,9 @@ def end_without_batch_script(folders: Sequence[RunDirectory]) -> None:
         end(folders, 0, f"SLURM ended the job ({job.reason}) before its batch script could requeue it")
 
 
-def _owner(files: RunDirectory) -> Owner | None:
-    try:
-        return read_owner(files)
-    except (ConfigError, OSError) as error:
-        say(f"=== {error}")
-        return None
-
-
 def _is_mine(files: RunDirectory, is_group: bool) -> bool:
     """Whether a stage is in this attempt, as far as the disk tells."""
-    owner = _owner(files)
+    owner = owner_of(files)
     if owner is not None and not is_this_attempt(owner):
         say(f"=== {files.path} belongs to {owner}; this attempt leaves it alone")
         return False

@@ -28,7 +28,8 @@ class Attempt:
 
     stopped: whether it ended because of a signal from outside, such as SLURM's before a time limit. requeue: SLURM's
     count of the job's restarts. start: how often the job has started its processes again since, in the allocation that
-    it holds. shrunk_to: its number of processes, if it had fewer than planned; else 0.
+    it holds. shrunk_to: its number of processes, if it had fewer than planned; else 0. at_limit: whether the signal was
+    that before its time limit.
     """
 
     job_id: str
@@ -41,6 +42,7 @@ class Attempt:
     requeue: int = 0
     start: int = 0
     shrunk_to: int = 0
+    at_limit: bool = False
 
     @property
     def name(self) -> str:

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from launch.job.disk import try_to, with_disk
 from launch.job.log import say
-from launch.job.record import Member, jobs_in_queue, now, read_record, was_cancelled, write_record
+from launch.job.record import Member, has_left, jobs_in_queue, now, read_record, was_cancelled, write_record
 from launch.slurm.client import PATIENT, slurm
-from mvd.owner import VARIABLE, give_back, read_owner
+from mvd.config import ConfigError
+from mvd.owner import VARIABLE, Owner, give_back, read_owner
 from mvd.run_directory import RunDirectory
 from mvd.stage import Stage
 
@@ -120,3 +121,19 @@ def _note_end(files: RunDirectory, error: str | None) -> None:
         record.error = error
         write_record(files, record)
     give_back(files, owner)
+
+
+def owner_of(files: RunDirectory) -> Owner | None:
+    """The owner of a run directory; None if it has none, or the disk does not say."""
+    try:
+        return read_owner(files)
+    except (ConfigError, OSError) as error:
+        say(f"=== {error}")
+        return None
+
+
+def is_over(member: Member, code: int, is_group: bool) -> bool:
+    """Whether a stage is complete, or has left its group."""
+    files, record = member
+    is_complete = (code == 0 or is_group) and bool(try_to(files.result.name, files.result.exists))
+    return is_complete or bool(try_to(files.cancelled.name, partial(has_left, files, record)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.job.disk import try_to
-from launch.job.record import Member
+from launch.job.record import Attempt, Member
 from launch.slurm.client import slurm
 from mvd.distributed.blame import SIGNALS, hardware_fault
 from mvd.distributed.exit_codes import STOPPED
@@ -16,6 +16,7 @@ from mvd.distributed.faults import record_fault
 from mvd.run_directory import RunDirectory
 
 MAX_FAILED_ATTEMPTS = 3  # in a row, with nothing new saved
+SIGNAL_SECONDS = 60  # by which SLURM may send the signal before a time limit earlier than it was asked to
 KILLED_BY_USR2, KILLED_BY_TERM = 128 + signal.SIGUSR2, 128 + signal.SIGTERM  # before a process could handle them
 TAIL_BYTES = 2**18
 # State of a job's step, as `sacct --format State` shows it -> what it means and what to do.
@@ -63,13 +64,34 @@ def judge(members: Sequence[Member], code: int) -> None:
         record.error = f"{failed} attempts have saved nothing new; the last one: {attempt.error}"
 
 
+def judge_time_limit(members: Sequence[Member], seconds_left: float) -> None:
+    """Gives up a job that saves nothing between its start and its time limit, however often it is requeued.
+
+    seconds_left: until the time limit, when an attempt has ended that was told to stop.
+    """
+    for _, record in members:
+        attempt = record.attempts[-1]
+        attempt.at_limit = attempt.stopped and seconds_left <= record.warning_seconds + SIGNAL_SECONDS
+    count = min(sum(attempt.at_limit for attempt in since) for since in _since_progress(members))
+    if attempt.at_limit and count >= MAX_FAILED_ATTEMPTS:
+        members[0].record.error = (
+            f"{count} attempts have come to their time limit without saving anything new; raise "
+            "slurm.time_limit_hours, then submit the row again"
+        )
+
+
 def without_progress(members: Sequence[Member]) -> int:
     """How many attempts have failed since anything new was saved of any stage."""
-    counts = []
-    for files, record in members:
-        saved = try_to("checkpoints", files.progress)
-        counts.append(sum(bool(a.ended) and not a.stopped and a.saved == saved for a in record.attempts))
-    return min(counts)
+    return min(sum(bool(a.ended) and not a.stopped for a in since) for since in _since_progress(members))
+
+
+def _since_progress(members: Sequence[Member]) -> list[list[Attempt]]:
+    """Each stage's attempts since anything new was saved of it."""
+    saved = [try_to("checkpoints", files.progress) for files, _ in members]
+    return [
+        [attempt for attempt in record.attempts if attempt.saved == latest]
+        for (_, record), latest in zip(members, saved, strict=True)
+    ]
 
 
 def _was_stopped(job: str, code: int, failure: dict[str, Any] | None) -> bool:

@@ -148,6 +148,23 @@ def test_being_stopped_from_outside_is_never_an_attempt_without_progress(job, co
     assert job.record.error is None
 
 
+def test_attempts_that_save_nothing_before_their_time_limit_are_the_end(job):
+    def attempts_at_limit(count, **saved):
+        for _ in range(count):
+            job.slurm.runs("24_1", directory=str(job.submission), left="0:40")
+            yield job.attempt(0, **saved)
+
+    assert list(attempts_at_limit(MAX_FAILED_ATTEMPTS - 1)) == [1, 1]
+    job.slurm.runs("24_1", directory=str(job.submission), left="9:00:00")
+    job.attempt(0)  # preempted, which says nothing about the limit
+    assert list(attempts_at_limit(1, saved=4)) == [1]
+    assert list(attempts_at_limit(MAX_FAILED_ATTEMPTS - 1)) == [1, 1]
+    assert job.record.error is None and len(job.requeues) == 6
+    assert list(attempts_at_limit(1)) == [1] and len(job.requeues) == 6
+    assert job.record.error.startswith("3 attempts have come to their time limit without saving anything new; raise")
+    assert read_owner(job.files) is None
+
+
 @pytest.mark.parametrize("failure", [{}, {"lines": "told to stop by SIGTERM while starting", "signal": "SIGTERM"}])
 def test_the_sigterm_that_srun_sends_after_a_death_is_not_from_outside(job, failure):
     for _ in range(MAX_FAILED_ATTEMPTS):

@@ -19,6 +19,7 @@ from tests.slurm.lab.quirks import wrap_clients
 
 TINY = "tests/slurm/tiny"
 LONG = "pretrain.optimization.epochs=20"
+TWO_MINUTES = ("cluster.slurm.time_limit_hours=0.0334", "cluster.slurm.warning_seconds=45")
 PROFILE = """
 runs: {folder}/runs
 nodes: 1
@@ -174,7 +175,16 @@ def limited(new_site, tmp_path_factory):
     """
     site = new_site(tmp_path_factory.mktemp("limited"))
     site.brake.touch()
-    limit = ("cluster.slurm.time_limit_hours=0.0334", "cluster.slurm.warning_seconds=45")
-    site.submit(TINY, LONG, *limit, "--until", "finetune")
+    site.submit(TINY, LONG, *TWO_MINUTES, "--until", "finetune")
+    yield site
+    end(site)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stuck(new_site, tmp_path_factory):
+    """A stage, and one that depends on it, that reaches its time limit again and again before the first update."""
+    site = new_site(tmp_path_factory.mktemp("stuck"))
+    site.brake.write_text('{"updates": 0}')
+    site.submit(TINY, *TWO_MINUTES, "--until", "finetune")
     yield site
     end(site)

@@ -162,8 +162,8 @@ class Run:
             self.lost = victim.node if ending.takes else None
             enough = len(set(allocated) - {*self.bad, self.lost}) >= self.storm.nodes and self.lost != first
             self.in_place = ending.after is After.SAME or (ending.after is After.SPARE and enough)
-            if ending.after is After.NEW and KILLED in (self.attempts()[self.number - 1].error or ""):
-                self.in_place = None  # a stop that came before the processes could know what it was
+            if STOPPED in ending.said and STOPPED not in (self.attempts()[self.number - 1].error or ""):
+                self.in_place = None  # the processes did not know yet what stopped them, or the disk did not take it
         return moment
 
     def check_start(self, victim: Victim, attempt: Attempt) -> None:

@@ -1,4 +1,4 @@
-"""A stage that is longer than its time limit. Its job was submitted when the session began."""
+"""Stages that are longer than their time limit, or whose start is. The jobs were submitted when the session began."""
 
 from launch.job.record import Record
 from tests.slurm.conftest import LONG, TINY, stage_ids
@@ -17,6 +17,18 @@ def test_a_stage_goes_on_over_its_time_limits(limited):
     saved = [attempt.saved for attempt in record.attempts]
     assert saved == sorted(saved) and len(set(saved)) >= 3  # each attempt went on from where the one before had saved
     limited.wait("the children's start", lambda: all(limited.record(child).attempts for child in ids["finetune"]))
+
+
+def test_a_stage_that_saves_nothing_before_its_time_limit_is_given_up(stuck):
+    ids = stage_ids(TINY)
+    (stage,) = ids["pretrain"]
+    stuck.wait("the final error", lambda: stuck.record(stage).error is not None, seconds=480)
+    record = stuck.record(stage)
+    assert [attempt.at_limit for attempt in record.attempts] == [True] * 3
+    assert "3 attempts have come to their time limit" in record.error and "slurm.time_limit_hours" in record.error
+    stuck.wait_until_idle()
+    assert not any(stuck.record(child).attempts for child in ids["finetune"])
+    assert stuck.states()[stage] == "failed"
 
 
 def stopped(record: Record) -> list[str]:
