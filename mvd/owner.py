@@ -15,7 +15,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mvd.config import ConfigError
@@ -33,7 +33,7 @@ class Owner:
     start: how often the job has since started its processes again, in the allocation that it holds. port: where its
     processes find each other; 0 if that is settled otherwise. directory: the job's working directory, which tells it
     from another job that SLURM gave the same id later; None if it has none of its own. together: ids of the stages that
-    train in this attempt, separated by commas, if it is of several.
+    train in this attempt, separated by commas, if it is of several. uid: of the user whose attempt it is.
     """
 
     job: str
@@ -44,6 +44,7 @@ class Owner:
     directory: str | None = None
     start: int = 0
     together: str = ""
+    uid: int = field(default_factory=os.getuid)
 
     @property
     def name(self) -> str:

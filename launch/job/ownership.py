@@ -1,5 +1,6 @@
 """Whether the owner of a run directory has ended without giving its record back."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ SECONDS_FOR_CLEANUP = 900.0  # of a job that is COMPLETING, which may take its t
 def is_gone(owner: Owner, sleep: Callable[[float], None] = time.sleep) -> bool:
     """Whether an attempt is over; waits for one that SLURM is cleaning up after.
 
-    A --local run on another machine cannot be seen from here, and so is not gone.
+    A --local run on another machine cannot be seen from here, and so is not gone; neither is another user's job on a
+    site that hides it.
 
     Raises:
         ConfigError: SLURM does not answer.
@@ -32,7 +34,7 @@ def is_gone(owner: Owner, sleep: Callable[[float], None] = time.sleep) -> bool:
     while (job := _queued(owner)) is not None and job.is_completing and waited < SECONDS_FOR_CLEANUP:
         sleep(POLL_SECONDS)
         waited += POLL_SECONDS
-    return job is None
+    return job is None and not _may_be_hidden(owner)
 
 
 def _queued(owner: Owner) -> QueuedJob | None:
@@ -45,3 +47,11 @@ def _queued(owner: Owner) -> QueuedJob | None:
             raise
         return None
     return job if job is not None and owner.directory in (None, job.directory) else None
+
+
+def _may_be_hidden(owner: Owner) -> bool:
+    """Whether a job that is not in the queue may be another user's that squeue does not show (PrivateData)."""
+    if os.getuid() in (0, owner.uid) or "jobs" not in slurm.config().get("PrivateData", ""):
+        return False
+    ended = slurm.history([owner.job]).get(owner.job)
+    return ended is None or ended.state in UNFINISHED

@@ -8,6 +8,7 @@ import pytest
 
 from launch.job.ownership import is_gone
 from launch.job.record import Record, jobs_in_history, now
+from launch.slurm.client import slurm
 from mvd import owner as owner_module
 from mvd.config import ConfigError
 from mvd.host import hostname
@@ -161,6 +162,16 @@ def test_a_job_is_gone_when_slurm_says_so(fake_slurm):
 
     fake_slurm.runs("24", "COMPLETING")
     assert is_gone(owner(), end) and len(slept) == 1
+
+
+def test_another_users_job_that_the_site_hides_is_not_gone(fake_slurm, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: 1001)
+    theirs = owner(uid=1002)
+    assert is_gone(theirs)  # the site hides nothing
+    monkeypatch.setattr(slurm, "_config", {"PrivateData": "jobs,usage"})
+    assert not is_gone(theirs) and is_gone(owner(uid=1001))
+    fake_slurm.history["24"] = ("COMPLETED", "")
+    assert is_gone(theirs)
 
 
 def test_accounting_counts_if_squeue_does_not_answer(fake_slurm):
