@@ -1,12 +1,12 @@
 """Cancels the queued and running jobs of rows or stages; run directories are kept.
 
-TARGET is a row, a suite, or the name of a run directory. A stage that a job of another row still depends on is not
-cancelled, unless that row is given too.
+TARGET is a row, a suite, or a run directory. A stage that other jobs wait for is not cancelled, unless those are given
+too.
 """
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -46,14 +46,15 @@ def main(argv: Sequence[str]) -> int:
     for stage, jobs in doomed.items():
         goes_on = ", which goes on with the others" if jobs[0].job_id in going_on else ""
         print(f"cancelled: {stage}, job {', '.join(record.job_id for record in jobs)}{goes_on}")
-    for stage in sorted(needed & targets):
-        print(f"left alone, since jobs of other rows wait for it: {stage}")
+    left = sorted(needed.keys() & targets & active.keys())
+    for stage in left:
+        print(f"left alone: {stage}; cancel what waits for it too: {', '.join(sorted(needed[stage]))}")
     records = {stage: read_record(RunDirectory(runs / stage)) for stage in sorted(targets)}
     local = {stage: record for stage, record in records.items() if record and record.runs_locally}
     for stage, record in local.items():
         where = f"on {record.attempts[-1].host} as {record.job_id}"
         print(f"runs without SLURM: {stage}, {where}; stop it there with Ctrl-C")
-    if not doomed and not local:
+    if not (doomed or local or left):
         print("nothing to cancel: no stage of these targets is queued or running")
     if request.rows:
         print_next([("resume from the last checkpoint", command("submit.py", *request.row_words))])
@@ -75,15 +76,16 @@ def take_out(files: RunDirectory, record: Record) -> None:
         slurm.ask_to_save(record.job_id)  # before that, the signal would end the processes
 
 
-def still_needed(active: dict[str, list[Record]], targets: set[str]) -> set[str]:
-    """Stages that jobs outside `targets` depend on, directly or through other stages."""
-    needed: set[str] = set()
-    pending = [record for stage, records in active.items() if stage not in targets for record in records]
+def still_needed(active: Mapping[str, Sequence[Record]], targets: Set[str]) -> dict[str, set[str]]:
+    """Stage -> the active stages outside `targets` that depend on it, directly or through other stages."""
+    needed: dict[str, set[str]] = {}
+    pending = [(stage, record) for stage, records in active.items() if stage not in targets for record in records]
     while pending:
-        for parent in pending.pop().parents:
-            if parent not in needed:
-                needed.add(parent)
-                pending += active.get(parent, [])
+        waiting, record = pending.pop()
+        for parent in record.parents:
+            if waiting not in needed.setdefault(parent, set()):
+                needed[parent].add(waiting)
+                pending += [(waiting, other) for other in active.get(parent, [])]
     return needed
 
 

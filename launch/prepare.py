@@ -14,6 +14,7 @@ examples:
 import argparse
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -179,17 +180,17 @@ def print_submission(options: argparse.Namespace, submission: Submission, argv: 
         [
             ("show the jobs in the queue", f"squeue --jobs {array},{last}"),
             done_so_far(options),
-            ("read their logs", f"tail {short(submission.array_folder)}/*_log.out"),
+            ("read their logs", f"tail {shlex.quote(short(submission.array_folder))}/*_log.out"),
             ("cancel", f"scancel {array} {last}"),
             ("if a job has failed or was cancelled, continue", command("prepare.py", *argv)),
-            ("once the last job has ended, show the counts and the lines for cluster.yaml", f"cat {log}"),
+            ("once the last job has ended, show the counts and the lines for cluster.yaml", f"cat {shlex.quote(log)}"),
         ]
     )
 
 
 def done_so_far(options: argparse.Namespace) -> tuple[str, str]:
     """The command that counts the files checked so far."""
-    return "count the checked files", f"cat {short(options.output)}/records*.jsonl | wc -l"
+    return "count the checked files", f"cat {shlex.quote(short(options.output))}/records*.jsonl | wc -l"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launch.cli.force import move_aside
-from launch.cli.output import command, print_next, print_table
+from launch.cli.output import print_next, print_table
 from launch.cli.parser import Request
 from launch.cluster import Cluster
 from launch.job.record import locked
@@ -101,7 +101,7 @@ def _submit(request: Request, planned: Sequence[Planned]) -> list[str]:
     if not missing:
         return []
     if not slurm.is_available():
-        here = command("submit.py", *request.words, "--rehearse", "--local")
+        here = again(request, "--local")
         raise ConfigError(f"there is no sbatch on this machine; log in to the cluster, or rehearse here: {here}")
     lines: list[list[str]] = []
     with locked(Path(cluster.runs)):

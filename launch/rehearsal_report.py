@@ -15,7 +15,7 @@ from launch.plan.graph import Node
 from launch.plan.rehearsals import Planned
 from launch.plan.rehearsed import costs, figures_of, rehearsals_folder
 from launch.plan.resolve import build_stage
-from launch.plan.together import SharedPlan
+from launch.plan.together import plan_together
 from launch.stage_state import State, from_plan, stage_states
 from mvd.batch import solve_batch
 from mvd.config import Test
@@ -23,6 +23,7 @@ from mvd.memory import CONTEXT, GB, USABLE, memory_of
 from mvd.stage import Rehearsal, Stage
 
 MOST_WAITING = 0.05  # share of the time; above it, more cores are asked for
+ACTIVE = ("queued", "waiting", "running", "ending")  # states of a job that SLURM has
 CHANGED = 0.1  # of sustained_tflops, from which on it is worth a line
 ADVICE = re.compile(r"set cluster\.(\w+)(?:\.(\w+))?=([\d.]*\d)")  # in the error of a GPU without memory
 # What the weights of an input are of.
@@ -34,9 +35,8 @@ Figures = dict[str, Any]
 
 def again(request: Request, *options: str) -> str:
     """The command line of this rehearsal."""
-    asked = request.options
-    until = [] if asked.until == "test" else ["--until", asked.until]
-    return command("submit.py", *request.words, *until, "--rehearse", *["--local"] * asked.local, *options)
+    local = ["--local"] * request.options.local
+    return command("submit.py", *request.plan_words, "--rehearse", *local, *options)
 
 
 def print_rehearsals(request: Request, planned: Sequence[Planned]) -> None:
@@ -87,11 +87,13 @@ def print_report(request: Request, planned: Sequence[Planned], nodes: Sequence[N
     stages = [build_stage(node, cluster) for node in nodes]
     if found:
         print()
-        print_totals(nodes, SharedPlan(stages, [], []), costs(nodes, stages, cluster, local), cluster.sustained_tflops)
+        print_totals(
+            nodes, plan_together(nodes, cluster, []), costs(nodes, stages, cluster, local), cluster.sustained_tflops
+        )
     lines = profile_changes(found, list(failed.values()), cluster, local)
     if found or lines:
         _print_changes(lines)
-    _print_next(request, next(iter(failed), planned[0].whole.stage.id), states)
+    _print_next(request, planned, next(iter(failed), planned[0].whole.stage.id), states)
     return 1 if failed else 0
 
 
@@ -149,17 +151,24 @@ def _print_changes(lines: Sequence[str]) -> None:
         print(f"  {line}")
 
 
-def _print_next(request: Request, repeated: str, states: Mapping[str, State]) -> None:
+def _first_active(planned: Sequence[Planned], states: Mapping[str, State]) -> list[str]:
+    """The names of the first rehearsal that waits or runs, and of its resume, which may wait for it."""
+    jobs = [[job.stage.id for job in (whole, resumed) if job is not None] for whole, resumed, _ in planned]
+    active = ([name for name in names if states[name].word in ACTIVE] for names in jobs)
+    return next(names for names in active if names)
+
+
+def _print_next(request: Request, planned: Sequence[Planned], repeated: str, states: Mapping[str, State]) -> None:
     """Prints the next commands. repeated: the name of a rehearsal to repeat."""
     folder = f"cluster.runs={rehearsals_folder(request.cluster).absolute()}"
     own = ["--cluster", request.options.cluster] if request.options.cluster else []
-    if any(state.word in ("queued", "waiting", "running", "ending") for state in states.values()):
+    if any(state.word in ACTIVE for state in states.values()):
         commands = [("see how far they are", command("status.py", folder, *own))]
-        commands += [("cancel one", command("cancel.py", repeated, folder, *own))]
+        commands += [("cancel one", command("cancel.py", *_first_active(planned, states), folder, *own))]
         commands += [("see what they found, once they are done", again(request))]
     else:
         local = ["--local"] * request.options.local
-        commands = [("plan with the measured rates", command("submit.py", *request.words, *local, "--dry-run"))]
+        commands = [("plan with the measured rates", command("submit.py", *request.plan_words, *local, "--dry-run"))]
         commands += [("rehearse one again", again(request, "--force", repeated))]
     print_next(commands)
 

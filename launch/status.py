@@ -13,7 +13,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project, not launch/
 
-from launch.cli.output import command, counted, print_next, print_table, short
+from launch.cli.output import command, counted, print_next, print_table, sentence_of, short
 from launch.cli.parser import Parser, Request, run_command
 from launch.plan.differences import describe, target_text
 from launch.plan.graph import build_graph
@@ -39,10 +39,10 @@ def main(argv: Sequence[str]) -> int:
         while True:
             try:
                 show(request)
-            except ConfigError as error:
+            except (ConfigError, OSError) as error:  # of a network disk, for instance
                 if not request.options.watch:
                     raise
-                print(f"error: {error}; next try in {SECONDS_BETWEEN} s", flush=True)
+                print(f"error: {sentence_of(error)}; next try in {SECONDS_BETWEEN} s", flush=True)
             if not request.options.watch:
                 return 0
             time.sleep(SECONDS_BETWEEN)

@@ -49,7 +49,11 @@ def run_test_job(cluster: Cluster, minutes: float) -> Iterator[Finding]:
     except ConfigError as error:
         yield Finding("test job", False, str(error))
         return
-    yield from _wait(job, folder / f"{job}_0_log.out", minutes)
+    try:
+        yield from _wait(job, folder / f"{job}_0_log.out", minutes)
+    except KeyboardInterrupt:
+        slurm.cancel([job])
+        raise
 
 
 def _wait(job: str, log: Path, minutes: float) -> Iterator[Finding]:

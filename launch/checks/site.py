@@ -8,7 +8,7 @@ from pathlib import Path
 from launch.checks.finding import Finding, examine
 from launch.cluster import Cluster
 from launch.slurm.client import SlurmClient
-from mvd.config import ConfigError
+from mvd.config import KINDS, ConfigError
 
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "srun")
 
@@ -77,8 +77,10 @@ def _check_one_partition(partition: dict[str, str], cluster: Cluster, known: str
     nodes = int(partition.get("TotalNodes", "0"))
     most = partition.get("MaxNodes", "UNLIMITED")
     allowed = min(nodes, int(most)) if most.isdigit() else nodes
-    if cluster.nodes > allowed:
-        raise ConfigError(f"{title} allows {allowed} nodes per job, less than nodes={cluster.nodes}; lower nodes")
+    needed = max(cluster.nodes, *(cluster.resources(kind).nodes or 0 for kind in KINDS if kind != "test"))
+    if needed + cluster.slurm.spare_nodes > allowed:
+        spare = f" with slurm.spare_nodes={cluster.slurm.spare_nodes}" if cluster.slurm.spare_nodes else ""
+        raise ConfigError(f"{title} allows {allowed} nodes per job, less than nodes={needed}{spare}; lower nodes")
     return f"{title}: up, {nodes} nodes, at most {limit}"
 
 

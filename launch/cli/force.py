@@ -1,19 +1,20 @@
 """--force: moves a stage's run directory away so that it starts from scratch."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from launch.cli.output import short
-from launch.job.record import has_left, jobs_in_queue, locked, now, read_record
+from launch.job.record import all_records, locked, now, refuse_active
 from launch.plan.graph import Node
-from launch.slurm.client import slurm
 from mvd.config import ConfigError
 from mvd.run_directory import RunDirectory
 from mvd.stage import Stage
 
 
 def move_aside(name: str, nodes: Sequence[Node], stages: Sequence[Stage]) -> None:
-    """Moves the run directories of a stage, given by id or kind, and of its descendants in the plan to `<runs>/old`.
+    """Moves the run directories of a stage, given by id or kind, and of its descendants to `<runs>/old`.
+
+    Descendants are those of the plan, and those that other rows have in the runs folder.
 
     Raises:
         ConfigError: `name` matches no stage or several, or one of the stages is queued or running.
@@ -27,20 +28,30 @@ def move_aside(name: str, nodes: Sequence[Node], stages: Sequence[Stage]) -> Non
         if redone & set(node.stage_parents):
             redone.add(node.id)
     runs = Path(matching[0].execution.runs)
-    existing = [runs / stage.id for stage in stages if stage.id in redone and (runs / stage.id).exists()]
     with locked(runs):
+        others = _descendants_of_other_rows(runs, redone)
+        existing = [runs / name for name in (*(stage.id for stage in stages if stage.id in redone), *others)]
+        existing = [directory for directory in existing if directory.exists()]
         for directory in existing:
-            _check_idle(directory)
+            refuse_active(RunDirectory(directory))
         for directory in existing:
             aside = runs / "old" / f"{directory.name}-{now().replace(':', '')}"
             aside.parent.mkdir(exist_ok=True)
             directory.rename(aside)
-            print(f"put aside: {short(aside)}")
+            whose = f", of {', '.join(rows)}" if (rows := others.get(directory.name)) else ""
+            print(f"put aside: {short(aside)}{whose}")
 
 
-def _check_idle(directory: Path) -> None:
-    folders = RunDirectory(directory).job_files()
-    records = [record for files in folders if (record := read_record(files)) and not has_left(files, record)]
-    queued = jobs_in_queue(records) if slurm.is_available() else {}
-    if queued or any(record.runs_locally for record in records):
-        raise ConfigError(f"{directory.name} is queued or running; cancel it first")
+def _descendants_of_other_rows(runs: Path, redone: Set[str]) -> dict[str, list[str]]:
+    """Stage id -> its rows, for what was submitted earlier and starts from one of these stages, but is none of them."""
+    records = [(stage, record) for stage, _, record in all_records(runs)]
+    found: dict[str, list[str]] = {}
+    while True:
+        new = {
+            stage: record.rows
+            for stage, record in records
+            if stage not in {*redone, *found} and {*redone, *found} & set(record.parents)
+        }
+        if not new:
+            return found
+        found |= new

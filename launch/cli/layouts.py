@@ -37,7 +37,7 @@ def print_layouts(request: Request, nodes: Sequence[Node]) -> None:
     print(f"GPU-hours and days at {rate:g} TFLOP/s sustained per GPU (cluster.sustained_tflops) in every layout")
     if request.cluster.gpu_memory_gb is None:
         print("official micro-batches: set gpu_memory_gb for the largest that fit (cluster.gpu_memory_gb=80)")
-    print_next([("see the plan with the profile's nodes", command("submit.py", *request.words, "--dry-run"))])
+    print_next([("see the plan with the profile's nodes", command("submit.py", *request.plan_words, "--dry-run"))])
 
 
 def on_nodes(cluster: Cluster, count: int) -> Cluster:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from launch.cluster import CODE, ROOT
+from mvd.config import ConfigError
 from mvd.host import python_command
 
 FILE_WIDTH = 1000  # columns if the output is not a terminal, so that no line is wrapped
@@ -55,3 +56,10 @@ def short(path: str | Path) -> str:
     """A path relative to the current folder if it is inside it, else absolute."""
     path = Path(path)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def sentence_of(error: ConfigError | OSError) -> str:
+    """What is wrong, where: an error's own sentence, or that of the operating system."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}"
+    return str(error)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from launch.cli.output import sentence_of
 from launch.cluster import Cluster, load_cluster
 from launch.plan.rows import load_rows
 from mvd.config import ConfigError, Row
@@ -29,6 +30,12 @@ class Request:
     stages: list[str]
     cluster: Cluster
     options: argparse.Namespace
+
+    @property
+    def plan_words(self) -> list[str]:
+        """The words with the options of submit.py that decide which stages there are, and which share a job."""
+        until = [] if self.options.until == "test" else ["--until", self.options.until]
+        return [*self.words, *until, *(word for rows in self.options.together for word in ("--together", rows))]
 
     @property
     def row_words(self) -> list[str]:
@@ -62,15 +69,22 @@ class Parser(argparse.ArgumentParser):
         cluster = load_cluster(options.cluster, [dataclasses.replace(s, path=s.path[1:]) for s in for_cluster])
         _refuse_cluster_settings(for_rows)
         targets = [word for word in options.words if "=" not in word]
-        stages = [
-            name for name in targets if self.takes_stages and RunDirectory(Path(cluster.runs) / name).stage.is_file()
-        ]
-        names = [name for name in targets if name not in stages]
+        found = {word: name for word in targets if self.takes_stages and (name := _run_directory(word, cluster.runs))}
+        stages, names = list(found.values()), [word for word in targets if word not in found]
         if not names and (for_rows or (needs_target and not stages)):
             raise ConfigError("no TARGET given; add a row or a suite of experiments/, such as experiments/demo")
-        words = [*options.words, *(["--cluster", options.cluster] if options.cluster else [])]
+        words = [found.get(word, word) for word in options.words]
+        words += ["--cluster", options.cluster] if options.cluster else []
         rows = load_rows(names, for_rows) if names else []
         return Request(words, rows, stages, _with_ceilings(cluster, for_rows), options)
+
+
+def _run_directory(word: str, runs: str) -> str | None:
+    """The name of a run directory that is given by its name in the runs folder, or as a path; None if it is none."""
+    for path in (Path(runs) / word, Path(word)):
+        if path.resolve().parent == Path(runs).resolve() and RunDirectory(path).stage.is_file():
+            return path.resolve().name
+    return None
 
 
 def _with_ceilings(cluster: Cluster, settings: Sequence[Override]) -> Cluster:
@@ -94,12 +108,15 @@ def _refuse_cluster_settings(settings: Sequence[Override]) -> None:
 
 
 def run_command(main: Callable[[Sequence[str]], int]) -> int:
-    """Runs a command and returns its exit code; a ConfigError is printed as one line, with exit code 2."""
+    """Runs a command and returns its exit code; an error that is no bug is printed as one line, with exit code 2."""
     try:
         return main(sys.argv[1:])
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader of the output, such as head, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (ConfigError, OSError) as error:
+        print(f"error: {sentence_of(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130

@@ -63,18 +63,23 @@ def _longest_chain(nodes: Sequence[Node], days: Mapping[str, float]) -> float:
     return max(ends.values())
 
 
-def print_groups(plan: SharedPlan, rate: float) -> None:
-    """Prints which stages run together, what that saves of the GPU-hours above, and what memory it takes."""
+def print_groups(plan: SharedPlan, found: Sequence[Cost], rate: float) -> None:
+    """Prints which stages run together, what that saves of the GPU-hours above, and what memory it takes.
+
+    Stages that are complete are left out. found, rate: as for `print_totals`.
+    """
     number = {stage.id: place for place, stage in enumerate(plan.stages, start=1)}
-    for members in plan.members():
+    costs = {stage.id: cost.gpu_hours for stage, cost in zip(plan.stages, found, strict=True)}
+    for members in plan.missing_members():
         recipes = [stage.recipe for stage in members]
-        alone, saved = sum(gpu_hours(recipe, rate) for recipe in recipes), saved_gpu_hours(recipes, rate)
+        alone = sum(costs[stage.id] for stage in members)
+        saved = saved_gpu_hours(recipes, rate) * alone / sum(gpu_hours(recipe, rate) for recipe in recipes)
         numbers = ", ".join(str(number[stage.id]) for stage in members)
         print(
             f"stages {numbers} run together with one pass of their teachers: {alone - saved:,.0f} instead of "
             f"{alone:,.0f} GPU-hours, {saved:,.0f} saved; {group_memory(members):,.1f} GB per GPU"
         )
-    if plan.groups:
+    if plan.missing_members():
         print(
             "the next stages of a student start as soon as it is complete; "
             "cluster.pretrain.share_teachers=false runs all of them apart"

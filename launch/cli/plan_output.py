@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def print_settings(request: Request, nodes: Sequence[Node], needed: Sequence[str
     for node in nodes:
         print(short(Path(request.cluster.runs) / node.id))
     _print_needed(needed)
-    print_next([("see the plan", command("submit.py", *request.words, "--dry-run"))])
+    print_next([("see the plan", command("submit.py", *request.plan_words, "--dry-run"))])
 
 
 def print_plan(request: Request, nodes: Sequence[Node], plan: SharedPlan, needed: Sequence[str]) -> None:
@@ -50,7 +51,7 @@ def print_plan(request: Request, nodes: Sequence[Node], plan: SharedPlan, needed
     print_targets(request.rows)
     _print_given_weights(nodes)
     print_totals(nodes, plan, found, rate)
-    print_groups(plan, rate)
+    print_groups(plan, found, rate)
     if not request.options.local:
         _print_arrays(request, nodes, plan)
     _print_needed(needed)
@@ -80,7 +81,7 @@ def print_scripts(cluster: Cluster, nodes: Sequence[Node], plan: SharedPlan) -> 
 
 def _print_stages(title: str, nodes: Sequence[Node], plan: SharedPlan, hours: Sequence[float]) -> None:
     number = {node.id: str(place) for place, node in enumerate(nodes, start=1)}
-    together = {stage.id: f"{group_memory(group):,.1f}, shared" for group in plan.members() for stage in group}
+    together = {stage.id: f"{group_memory(group):,.1f}, shared" for group in plan.missing_members() for stage in group}
     columns = ["#>", "kind", "stage", "rows>", "GPUs>", "micro-batch x accumulation x GPUs", "length>"]
     columns += ["deepspeed", "GB per GPU>", "GPU-hours>", "days>", "after #"]
     lines = [
@@ -157,13 +158,13 @@ def _first_steps(request: Request, needed: Sequence[str]) -> list[tuple[str, str
     profile = ROOT / "cluster.yaml"
     if request.options.cluster or os.environ.get("MVD_CLUSTER") or profile.exists():
         return []
-    return [("describe your machines and data", f"cp {short(EXAMPLE)} {short(profile)}")]
+    return [("describe your machines and data", shlex.join(["cp", short(EXAMPLE), short(profile)]))]
 
 
 def _start_command(request: Request) -> tuple[str, str]:
     if request.options.local:
-        return "run it on this machine", command("submit.py", *request.words, "--local")
-    return "submit it to SLURM (or run it here with --local)", command("submit.py", *request.words)
+        return "run it on this machine", command("submit.py", *request.plan_words, "--local")
+    return "submit it to SLURM (or run it here with --local)", command("submit.py", *request.plan_words)
 
 
 def _kind_counts(nodes: Sequence[Node]) -> str:

@@ -168,13 +168,30 @@ def active_jobs(runs: Path) -> dict[str, list[Record]]:
         ConfigError: squeue does not answer.
     """
     found: dict[str, list[Record]] = {}
-    for path in (*runs.glob("*/job.json"), *sorted(runs.glob("*/shards/*/job.json"))):
-        record = read_record(RunDirectory(path.parent))
-        if record and not record.is_local and not has_left(RunDirectory(path.parent), record):
-            found.setdefault(path.relative_to(runs).parts[0], []).append(record)
+    for stage, files, record in all_records(runs):
+        if not record.is_local and not has_left(files, record):
+            found.setdefault(stage, []).append(record)
     queued = jobs_in_queue(record for records in found.values() for record in records)
     alive = {stage: [record for record in records if record.job_id in queued] for stage, records in found.items()}
     return {stage: records for stage, records in alive.items() if records}
+
+
+def all_records(runs: Path) -> Iterator[tuple[str, RunDirectory, Record]]:
+    """Stage id, folder and record of each submission in a runs folder; one for each shard of a split test."""
+    for path in (*runs.glob("*/job.json"), *sorted(runs.glob("*/shards/*/job.json"))):
+        files = RunDirectory(path.parent)
+        if record := read_record(files):
+            yield path.relative_to(runs).parts[0], files, record
+
+
+def refuse_active(files: RunDirectory) -> None:
+    """Raises ConfigError if a stage is queued or running, with or without SLURM."""
+    found = [(part, record) for part in files.job_files() if (record := read_record(part))]
+    records = [record for part, record in found if not has_left(part, record)]
+    queued = jobs_in_queue(records) if slurm.is_available() else {}
+    if active := [record.job_id for record in records if record.runs_locally or record.job_id in queued]:
+        jobs = ", ".join(active)
+        raise ConfigError(f"{files.path.name} is queued or running already, as job {jobs}; cancel that first")
 
 
 def jobs_in_history(records: Iterable[Record]) -> dict[str, EndedJob]:

@@ -12,12 +12,11 @@ from launch.cli.output import command, print_next, print_table, short, tensorboa
 from launch.cli.parser import Request
 from launch.cluster import CODE, Cluster
 from launch.job.ownership import is_gone
-from launch.job.record import Attempt, Record, has_left, jobs_in_queue, locked, now, read_record, write_record
+from launch.job.record import Attempt, Record, locked, now, refuse_active, write_record
 from launch.local.processes import run_processes
 from launch.plan.differences import note_rows
 from launch.plan.graph import Node
 from launch.report import interval_text, print_report, row_results
-from launch.slurm.client import slurm
 from launch.stage_state import result_text
 from mvd.config import ConfigError, Row, dataset_of
 from mvd.distributed.exit_codes import STOPPED
@@ -64,8 +63,8 @@ def run_plan(
     Raises:
         ConfigError: a stage's input is missing, or its data could not be generated.
     """
-    until = [] if request.options.until == "test" else ["--until", request.options.until]
-    again = command("submit.py", *request.words, *until, "--local")
+    again = command("submit.py", *request.plan_words, "--local")
+    ran_together: list[list[Stage]] = []
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` acts like Ctrl-C
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # so does closing the terminal, unless run under nohup
         signal.signal(signal.SIGHUP, signal.default_int_handler)
@@ -77,8 +76,8 @@ def run_plan(
                 note_rows(request.rows, [node], Path(request.cluster.runs))
                 continue
             job = _job_of(stage, nodes, stages, groups)
-            together = f", together with {', '.join(other.id for _, other in job[1:])}" if len(job) > 1 else ""
-            print(f"{title}{together}", flush=True)
+            ran_together += [[other for _, other in job]] if len(job) > 1 else []
+            print(", together with ".join([title, *(other.id for _, other in job[1:])]), flush=True)
             code = run_stages(request.rows, job)
             if code == STOPPED:
                 raise KeyboardInterrupt
@@ -95,7 +94,7 @@ def run_plan(
         print("\nstopped")
         print_next([("resume from the last checkpoint", again)])
         return 130
-    print_results(request, stages, groups)
+    print_results(request, stages, ran_together)
     return 0
 
 
@@ -172,13 +171,9 @@ def start_logs(record: Record, processes: int) -> None:
 
 def _new_record(node: Node, stage: Stage, folder: str) -> Record:
     """The record of this run for launch/status.py; refused while another run of the stage is active."""
-    record = read_record(stage.files)
-    left = record is not None and has_left(stage.files, record)
-    if record and not left and (record.runs_locally or (slurm.is_available() and jobs_in_queue([record]))):
-        raise ConfigError(f"{stage.id} is queued or running already, as job {record.job_id}; cancel that first")
-    job = f"local-{os.getpid()}"
-    attempt = Attempt(job, hostname(), now(), 0)
-    return Record(job, folder, now(), 1, list(node.rows), node.stage_parents, [attempt])
+    refuse_active(stage.files)
+    attempt = Attempt(f"local-{os.getpid()}", hostname(), now(), 0)
+    return Record(attempt.job_id, folder, now(), 1, list(node.rows), node.stage_parents, [attempt])
 
 
 def stage_command(*stages: Stage) -> list[str]:
@@ -204,7 +199,7 @@ def environment(processes: int) -> dict[str, str]:
     return {"PYTHONPATH": python_path, "OMP_NUM_THREADS": str(max(1, CORES // processes)), **expected}
 
 
-def print_results(request: Request, stages: Sequence[Stage], groups: Sequence[Sequence[str]] = ()) -> None:
+def print_results(request: Request, stages: Sequence[Stage], ran_together: Sequence[Sequence[Stage]] = ()) -> None:
     """Prints the table of stages, what sharing teachers saved, the accuracy of each row, and the next commands."""
     results = [stage.files.read_result() or {} for stage in stages]
     lines = [
@@ -213,8 +208,8 @@ def print_results(request: Request, stages: Sequence[Stage], groups: Sequence[Se
     ]
     print()
     print_table("stages", ["stage", "wall time>", "result"], lines)
-    for group in groups:
-        print(sharing_text([stage for stage in stages if stage.id in group]))
+    for members in ran_together:
+        print(sharing_text(members))
     print()
     for stage, result in zip(stages, results, strict=True):
         if stage.kind == "test":

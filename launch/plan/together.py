@@ -27,6 +27,11 @@ class SharedPlan(NamedTuple):
         """The stages of each group."""
         return [[stage for stage in self.stages if stage.id in group] for group in self.groups]
 
+    def missing_members(self) -> list[list[Stage]]:
+        """The stages of each group that are not complete, if that is more than one."""
+        missing = [[stage for stage in members if not stage.files.read_result()] for members in self.members()]
+        return [members for members in missing if len(members) > 1]
+
 
 def plan_together(nodes: Sequence[Node], cluster: Cluster, asked: Sequence[str]) -> SharedPlan:
     """The stages of a plan as the cluster will run them; arguments and errors as those of `form_groups`."""

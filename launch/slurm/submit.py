@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launch.cli.output import command, print_next, print_table
+from launch.cli.output import command, print_next, print_table, sentence_of
 from launch.cli.parser import Request
 from launch.cluster import Cluster
 from launch.job.record import Record, has_left, jobs_in_queue, locked, now, read_record, write_record
@@ -41,7 +41,7 @@ def submit_plan(
         ConfigError: there is no SLURM here, it rejects a job, or the runs folder cannot be written.
     """
     if not slurm.is_available():
-        here = command("submit.py", *request.words, "--local")
+        here = command("submit.py", *request.plan_words, "--local")
         raise ConfigError(f"there is no sbatch on this machine; log in to the cluster, or run the rows here: {here}")
     runs = Path(request.cluster.runs)
     rows = {node.id: list(node.rows) for node in nodes}
@@ -51,6 +51,7 @@ def submit_plan(
             generate_data(stage)
         missing = [stage for stage in stages if not stage.files.read_result()]
         queued = queued_stages(missing)
+        missing = [stage for stage in missing if stage.id in queued or not stage.files.read_result()]  # by now
         _cancel_orphans(nodes, missing, queued)
         to_submit = [stage for stage in missing if stage.id not in queued]
         arrays = build_arrays(nodes, to_submit, queued, request.cluster, groups, slurm.largest_array())
@@ -59,8 +60,8 @@ def submit_plan(
         for array in arrays:
             try:
                 submitted[array.name] = submit_array(array, request.cluster, code, submitted, rows, parents)
-            except ConfigError as error:
-                raise ConfigError(_with_progress(str(error), submitted, len(arrays))) from error
+            except (ConfigError, OSError) as error:
+                raise ConfigError(_with_progress(sentence_of(error), submitted, len(arrays))) from error
         try:
             note_rows(request.rows, nodes, runs)
         except OSError as error:  # the jobs are in the queue and need it not
@@ -77,7 +78,9 @@ def _cancel_orphans(nodes: Sequence[Node], missing: Sequence[Stage], queued: dic
     again = {stage.id for stage in missing if stage.id not in queued}
     for node in nodes:  # parents first
         if node.id in queued and again & set(node.stage_parents):
-            slurm.cancel([queued.pop(node.id)])
+            job = queued.pop(node.id)
+            slurm.cancel([job])
+            print(f"cancelled: {node.id}, job {job}, since the stage that it waits for is submitted again")
             again.add(node.id)
 
 

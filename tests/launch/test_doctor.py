@@ -12,7 +12,7 @@ from launch.checks.folders import check_runs_folder, file_system
 from launch.checks.inputs import check_inputs
 from launch.checks.node_job import run_test_job
 from launch.checks.site import check_site, check_test_submission, hours
-from launch.cluster import Cluster, Slurm
+from launch.cluster import Cluster, PretrainResources, Slurm
 from launch.slurm.client import slurm
 from mvd.config import ConfigError, DatasetPaths
 from mvd.models import build_image_teacher
@@ -26,7 +26,7 @@ PARTITIONS = (
 
 def site_findings(fake_slurm, **fields):
     fake_slurm.says("scontrol show partition", PARTITIONS)
-    profile = {name: fields.pop(name) for name in ("partition", "time_limit_hours") if name in fields}
+    profile = {name: fields.pop(name) for name in ("partition", "time_limit_hours", "spare_nodes") if name in fields}
     cluster = Cluster(slurm=dataclasses.replace(Slurm(), **profile), **fields)
     return {finding.subject: finding for finding in check_site(cluster, slurm)}
 
@@ -58,6 +58,18 @@ def test_the_test_job_asks_for_gpus_as_the_profile_does(fake_slurm, tmp_path, mo
     assert "--gres=gpu:a100:8" in script and "--gpus-per-node" not in script
 
 
+def test_a_test_job_that_is_interrupted_is_cancelled(fake_slurm, tmp_path, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(node_job, "take_snapshot", lambda _: tmp_path)
+    monkeypatch.setattr(node_job.time, "sleep", interrupt)
+    fake_slurm.runs("101", "PENDING")
+    with pytest.raises(KeyboardInterrupt):
+        list(run_test_job(Cluster(runs=str(tmp_path)), minutes=10))
+    assert fake_slurm.called("scancel") == [("scancel", "101")]
+
+
 @pytest.mark.parametrize(("end", "subjects"), [("doctor|end\n", ["GPUs"]), ("", ["GPUs", "test job"])])
 def test_a_test_job_that_did_not_finish_is_not_fine(fake_slurm, tmp_path, monkeypatch, end, subjects):
     def submit(folder, *_):
@@ -78,6 +90,8 @@ def test_a_test_job_that_did_not_finish_is_not_fine(fake_slurm, tmp_path, monkey
         ({"partition": "old"}, "old is DOWN; set slurm.partition to another one"),
         ({"time_limit_hours": 48.0}, "gpu allows 1-00:00:00, less than slurm.time_limit_hours=48; lower it"),
         ({"nodes": 9}, "gpu allows 8 nodes per job, less than nodes=9; lower nodes"),
+        ({"pretrain": PretrainResources(nodes=12)}, "less than nodes=12; lower nodes"),
+        ({"nodes": 8, "spare_nodes": 1}, "less than nodes=8 with slurm.spare_nodes=1; lower nodes"),
     ],
 )
 def test_what_does_not_fit_the_partition(fake_slurm, fields, text):

@@ -17,6 +17,7 @@ from launch.plan.differences import noted_rows
 from launch.plan.graph import build_graph
 from launch.plan.rows import load_rows
 from mvd.config import ConfigError
+from mvd.run_directory import RunDirectory
 from mvd.stage import Stage
 from tests.launch.finished_runs import finish
 from tests.waiting import LIMIT
@@ -85,7 +86,8 @@ def test_runs_every_stage_once_and_reports(words, tmp_path, monkeypatch, capfd):
 
     monkeypatch.setattr(local, "stage_command", stand_in("raise SystemExit(1)"))
     assert submit.main(words) == 0
-    assert capfd.readouterr().out.count("complete already, skipped") == len(nodes)
+    second = capfd.readouterr().out
+    assert second.count("complete already, skipped") == len(nodes) and "ran together" not in second
 
 
 def test_a_local_runs_log_is_shown_by_the_commands_that_show_jobs(words, monkeypatch, capfd):
@@ -115,6 +117,20 @@ def test_a_failing_stage_ends_the_run(words, tmp_path, monkeypatch, capfd):
     assert "error: image_teacher-mae_tiny-" in printed.err and "exit code 3" in printed.err
     assert "--until pretrain --local" in printed.out
     assert len(list((tmp_path / "runs").glob("*/stage.yaml"))) == 1
+
+
+def test_a_test_whose_shards_are_queued_is_refused(words, tmp_path, monkeypatch, fake_slurm):
+    monkeypatch.setattr(local, "stage_command", stand_in(STAGE))
+    assert submit.main([*words, "--until", "finetune"]) == 0
+    on_slurm = [word for word in words if word != "--local"]
+    assert submit.main([*on_slurm, "cluster.test_shards=2"]) == 0
+    for path in (tmp_path / "runs").glob("test-*/shards/*/"):
+        record = read_record(RunDirectory(path))
+        fake_slurm.runs(record.job_id, "RUNNING", directory=record.directory)
+    before = {path: path.read_text() for path in (tmp_path / "runs").glob("test-*/stage.yaml")}
+    with pytest.raises(ConfigError, match=r"test-demo-\w+ is queued or running already, as job \d+_0, \d+_1; cancel"):
+        submit.main(words)
+    assert before == {path: path.read_text() for path in before}
 
 
 def test_a_stage_that_leaves_no_result_has_failed(words, monkeypatch, capfd):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import signal
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 
 from experiments import all as all_rows
 from experiments import vitb_from_vitb_k400, vith_k400
-from launch import submit
+from launch import report, submit
 from launch.cluster import Cluster, Resources, Slurm
 from launch.job.record import read_record, write_record
 from launch.local import run as local
@@ -163,6 +164,31 @@ def test_the_report_names_what_was_found_and_the_lines_to_change(profile, tmp_pa
     assert "random weights for the image teacher, random weights for the video teacher" in printed
 
 
+def test_the_gpu_hours_of_the_report_are_those_of_the_plan(profile, tmp_path, fake_slurm, capsys):
+    rows = ["vits_from_vitb_k400", "vitb_from_vitb_k400", "--until", "pretrain"]
+    nodes = build_graph(load_rows(rows[:2], []), "pretrain")
+    for rehearsal in plan_rehearsals(nodes, Cluster(runs=str(tmp_path / "runs")), local=False):
+        for job in filter(None, (rehearsal.whole, rehearsal.resumed)):
+            write_figures(tmp_path / "runs", job.stage.id, gpus=32, samples_per_second=3000.0)
+    assert submit.main([*rows, "--rehearse"]) == 0
+    report = capsys.readouterr().out
+    assert f"submit.py {' '.join(rows)} --dry-run" in report
+    assert submit.main([*rows, "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    found = re.search(r"about ([\d,]+) GPU-hours \(([\d,]+) without shared teachers\)", plan)
+    assert found.group() in report
+    assert f"with one pass of their teachers: {found[1]} instead of {found[2]} GPU-hours" in plan
+
+
+def test_the_report_of_the_rehearsals_folder_finds_no_damage(profile, tmp_path, capsys):
+    cluster = Cluster(runs=str(tmp_path / "runs"))
+    for rehearsal in plan_rehearsals(build_graph([vith_k400.row]), cluster, local=False):
+        write_figures(tmp_path / "runs", rehearsal.whole.stage.id)
+        rehearsal.whole.stage.files.stage.write_text(rehearsal.whole.stage.to_yaml())
+    assert report.main([f"cluster.runs={tmp_path / 'runs' / 'rehearsals'}"]) == 0
+    assert "damaged" not in capsys.readouterr().out
+
+
 def test_a_gpu_without_memory_and_too_few_loader_processes_are_lines_to_change():
     cluster = Cluster(gpu_memory_gb=80, workers=4, sustained_tflops=245)
     error = (
@@ -246,6 +272,7 @@ def test_a_job_that_failed_is_reported_until_it_is_forced(profile, tmp_path, fak
 
     for record in records().values():  # the others are queued
         fake_slurm.runs(record.job_id, "PENDING", directory=record.directory)
+    waiting = next(name for name in sorted(records()) if name.startswith("finetune"))
     for record in (job, resumed):
         del fake_slurm.queue[record.job_id]
     job.error = OUT_OF_MEMORY
@@ -253,6 +280,7 @@ def test_a_job_that_failed_is_reported_until_it_is_forced(profile, tmp_path, fak
     assert submit.main(["vith_k400", "--rehearse"]) == 1
     printed = capsys.readouterr().out
     assert len(fake_slurm.called("sbatch")) == 5 and f"{whole}: failed: {OUT_OF_MEMORY}" in printed
+    assert f"cancel.py {waiting} {waiting}-resumed cluster.runs=" in printed
     assert f"{whole}-resumed: cancelled: its parent" in printed and "pretrain: {micro_batch: 4}" in printed
     assert submit.main(["vith_k400", "--rehearse", "--force", whole]) == 0
     assert len(fake_slurm.called("sbatch")) == 7

@@ -15,6 +15,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from launch import snapshot
 from launch.cli.force import move_aside
 from launch.cluster import ROOT, Cluster, Slurm
+from launch.job.record import Record, now, read_record, write_record
 from launch.plan.arrays import build_arrays
 from launch.plan.graph import build_graph
 from launch.plan.resolve import build_stage
@@ -24,6 +25,7 @@ from launch.slurm.script import explain, parameters
 from launch.slurm.submit import resolve
 from launch.snapshot import take_snapshot
 from mvd.config import ConfigError
+from mvd.run_directory import RunDirectory
 from mvd.version import SNAPSHOT
 
 CODE, FOLDER = Path("/runs/code/it's"), Path("/runs/jobs/1")
@@ -292,3 +294,20 @@ def test_redoing_a_stage_puts_it_and_what_was_made_from_it_aside(tmp_path):
         ConfigError, match="--force must match one stage, but 'finetun' matches 0; use one of pretrain-"
     ):
         move_aside("finetun", nodes, stages)
+
+
+def test_redoing_a_stage_puts_aside_what_other_rows_made_from_it(tmp_path, fake_slurm, capsys):
+    cluster = dataclasses.replace(Cluster(), runs=str(tmp_path))
+    for number, node in enumerate(build_graph(load_rows(["vitl_k400", "vitl_ssv2"], []))):
+        record = Record(str(number), str(tmp_path), now(), 1, list(node.rows), node.stage_parents)
+        write_record(RunDirectory(tmp_path / node.id), record)
+    nodes = build_graph(load_rows(["vitl_k400"], []))
+    stages = [build_stage(node, cluster) for node in nodes]
+    other = next(tmp_path.glob("finetune-*_ssv2-*"))
+    fake_slurm.runs(read_record(RunDirectory(other)).job_id)
+    with pytest.raises(ConfigError, match=rf"{other.name} is queued or running already, as job \d+; cancel that"):
+        move_aside("pretrain", nodes, stages)
+    fake_slurm.queue.clear()
+    move_aside("pretrain", nodes, stages)
+    assert not any(tmp_path.glob("*-vit*")) and len(list((tmp_path / "old").iterdir())) == 5
+    assert capsys.readouterr().out.count(", of vitl_ssv2\n") == 2

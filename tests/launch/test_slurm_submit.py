@@ -1,6 +1,8 @@
 """What submitting a plan makes of SLURM's answers, which are stood in for; see tests/slurm/test_submission.py."""
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 
@@ -45,14 +47,34 @@ def test_what_is_queued_is_not_submitted_again(words, fake_slurm, record, capsys
     assert capsys.readouterr().out.count("queued or running already") == len(IDS)
 
 
-def test_a_queued_child_of_a_stage_that_is_submitted_again_waits_for_the_new_job(words, fake_slurm, record):
+def test_a_queued_child_of_a_stage_that_is_submitted_again_waits_for_the_new_job(words, fake_slurm, record, capsys):
     assert submit.main(words) == 0
     queue(fake_slurm, record)
     first, child = record(), record(IDS[-1])
     del fake_slurm.queue[first.job_id]  # it has failed, and nothing has cancelled its children
     assert submit.main(words) == 0
     assert ("scancel", child.job_id) in fake_slurm.called("scancel")
+    assert f"cancelled: {IDS[-1]}, job {child.job_id}, since the stage that it" in capsys.readouterr().out
     assert record().job_id != first.job_id and record(IDS[-1]).job_id != child.job_id
+
+
+def test_a_stage_that_completes_while_slurm_is_asked_is_left_alone_with_its_children(
+    words, fake_slurm, record, monkeypatch, capsys
+):
+    assert submit.main(words) == 0
+    queue(fake_slurm, record)
+    before, ask = {stage: record(stage).job_id for stage in IDS}, slurm_submit.jobs_in_queue
+    capsys.readouterr()
+
+    def complete_and_ask(records):
+        RunDirectory(Path(record().directory).parents[1] / IDS[0]).result.write_text('{"epochs": 1}')
+        fake_slurm.queue.pop(before[IDS[0]], None)
+        return ask(records)
+
+    monkeypatch.setattr(slurm_submit, "jobs_in_queue", complete_and_ask)
+    assert submit.main(words) == 0
+    assert {stage: record(stage).job_id for stage in IDS} == before and not fake_slurm.called("scancel")
+    assert f"complete already: 1 of {len(IDS)} stages" in capsys.readouterr().out
 
 
 def test_a_job_that_is_completing_is_waited_for(words, fake_slurm, record, monkeypatch, capsys):
@@ -105,6 +127,19 @@ def test_a_job_whose_record_cannot_be_written_is_cancelled(words, fake_slurm, mo
     with pytest.raises(ConfigError, match="job.json: No space left on device; job 101 is cancelled again"):
         submit.main(words)
     assert fake_slurm.called("scancel") == [("scancel", "101")]
+
+
+def test_a_disk_that_fails_between_two_arrays_says_what_is_queued(words, fake_slurm, monkeypatch):
+    write = slurm_submit.write_text
+
+    def fail(path, text):
+        if IDS[-1] in str(path):
+            raise OSError(errno.EDQUOT, "Disk quota exceeded", str(path))
+        write(path, text)
+
+    monkeypatch.setattr(slurm_submit, "write_text", fail)
+    with pytest.raises(ConfigError, match=r"stage.yaml: Disk quota exceeded \([1-9] of \d arrays are queued already"):
+        submit.main(words)
 
 
 def test_arrays_are_no_larger_than_the_site_allows(words, fake_slurm, record):

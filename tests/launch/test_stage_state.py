@@ -181,6 +181,14 @@ def test_a_damaged_run_directory_is_named_and_the_others_are_shown(launch, tmp_p
     assert "4 stages" in printed.stdout and printed.stdout.count("not submitted") == 1
 
 
+def test_a_file_that_cannot_be_read_is_one_sentence(launch, tmp_path):
+    (tmp_path / "runs" / "pretrain-x" / "job.json").mkdir(parents=True)
+    (tmp_path / "runs" / "pretrain-x" / "stage.yaml").touch()
+    done = launch("cancel.py", "pretrain-x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {tmp_path}/runs/pretrain-x/job.json: Is a directory\n"
+
+
 def test_stages_of_one_name_show_in_which_settings_they_differ(profile, tmp_path, capsys):
     for seed in (0, 3):
         for node in build_graph(load_rows([ROW], [parse_override(f"finetune.seed={seed}")])):

@@ -49,6 +49,16 @@ def test_dry_run_stops_at_a_kind(launch):
     assert "\n7 pre-trainings\n" in done.stdout
 
 
+def test_the_next_command_is_of_the_same_plan(launch, monkeypatch):
+    words = ["demo", "--until", "pretrain", "--together", "demo,demo_nano"]
+    done = launch("submit.py", *words, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert f"    {sys.executable} {ROOT}/launch/submit.py {' '.join(words)}\n" in done.stdout
+    monkeypatch.setenv("PATH", "/nowhere")  # no sbatch
+    refused = launch("submit.py", *words)
+    assert f"submit.py {' '.join(words)} --local" in refused.stderr
+
+
 def test_dry_run_for_this_machine(launch):
     done = launch("submit.py", "experiments/demo", "finetune.seed=1", "--local", "--dry-run")
     assert done.returncode == 0 and "8 x 1 x 2 = 16" in done.stdout and "to set in" not in done.stdout
