@@ -9,7 +9,8 @@ import signal
 
 # Text of an error -> what is wrong with the host. The texts are those of cudaGetErrorString, PyTorch, the NVIDIA driver
 # and NCCL. Left out on purpose, since bugs cause them: "device-side assert", "illegal memory access", "misaligned
-# address", and a connection that a peer closed.
+# address", and a connection that a peer closed; with InfiniBand those are the completions of requests that the peer has
+# not answered (status 12, for instance), and of those that were waiting then (5).
 HARDWARE = {
     r"uncorrectable ECC|\becc error": "uncorrectable ECC error of a GPU's memory",
     r"uncorrectable NVLink|over nvlink or a hardware error": "NVLink error",
@@ -24,7 +25,8 @@ HARDWARE = {
     r"system not yet initialized": "the NVSwitch fabric manager is not running",
     r"unsupported display driver|CUDA driver version is insufficient": "the NVIDIA driver does not fit CUDA",
     r"Duplicate GPU detected": "several processes see only one GPU",
-    r"NET/IB ?: Got (completion|async)|call to ibv_\w+ failed|IBV_WC_\w+_ERR": "InfiniBand error",
+    r"NET/IB ?: Got completion [^\n]*status=([1-4]\b|IBV_WC_LOC_)|call to ibv_\w+ failed": "InfiniBand error",
+    r"NET/IB ?: [^\n]*Got async [^\n]*(error|fatal)": "InfiniBand error",
     # The explanation that NCCL adds mentions sockets; only what follows "Last error" says whether a peer is to blame.
     r"unhandled system error(?!.*Last error:.*(socket|connect|call to (recv|send)))": "system error in NCCL",
     r"killed by signal: Illegal instruction": "illegal instruction (SIGILL) in a data loader process",

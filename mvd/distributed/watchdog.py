@@ -65,9 +65,13 @@ def next_turn() -> None:
 
 
 def background_heartbeat(step: str | None, update: int = 0) -> None:
-    """As `heartbeat`, for a thread that works beside the training; None: it has ended."""
-    if _current is not None:
-        _current.background = None if step is None else (step, update, time.monotonic())
+    """As `heartbeat`, for the calling thread, which works beside the training; None: it has ended."""
+    if _current is None:
+        return
+    if step is None:
+        _current.background.pop(threading.get_ident(), None)
+    else:
+        _current.background[threading.get_ident()] = (step, update, time.monotonic())
 
 
 class Seen(NamedTuple):
@@ -99,7 +103,7 @@ class Watchdog:
         self.usual_limit = self.limit = 60 * minutes  # in seconds
         self.step, self.update, self.since = "starting", 0, time.monotonic()
         self.turn = 0
-        self.background: tuple[str, int, float] | None = None  # step, update and time of a thread beside it
+        self.background: dict[int, tuple[str, int, float]] = {}  # step, update and time of each thread beside it
         self.poll = min(POLL_SECONDS, self.usual_limit / 10)
         self.store = PrefixStore(f"watchdog-{next(_runs)}", _get_default_store().clone())
         self.published: dict[int, tuple[bytes, float]] = {}  # rank -> last heartbeat, first seen at
@@ -142,9 +146,9 @@ class Watchdog:
                     self._leave_alone(str(error))
 
     def _longest(self) -> tuple[str, int, float]:
-        """Step, update and start of what goes on for longer: the training or the thread beside it."""
+        """Step, update and start of what goes on for longest: the training or a thread beside it."""
         training = (self.step, self.update, self.since)
-        return min(training, self.background or training, key=lambda activity: activity[2])
+        return min([training, *self.background.copy().values()], key=lambda activity: activity[2])
 
     def _publish(self, turn: int, step: str, update: int, since: float) -> None:
         value = [hostname(), step, update, time.monotonic() - since, self.turn, turn]

@@ -26,7 +26,9 @@ NCCL = (
         ("CUDA error: system not yet initialized", "fabric manager"),
         ("CUDA error: unknown error", "CUDA cannot be initialized"),
         (NCCL + "ibv_poll_cq failed: Call to ibv_create_qp failed", "InfiniBand error"),
-        ("NCCL WARN NET/IB : Got completion from peer 10.0.0.2<4791> with status=12", "InfiniBand error"),
+        ("NCCL WARN NET/IB : Got completion from peer 10.0.0.2<4791> with status=4 opcode=0", "InfiniBand error"),
+        ("NET/IB : Got completion from peer 10.0.0.2<4791> with status=IBV_WC_LOC_PROT_ERR(4)", "InfiniBand error"),
+        ("NCCL WARN NET/IB : mlx5_0:1 Got async event : port error", "InfiniBand error"),
         (NCCL + "Error while creating shared memory segment /dev/shm/nccl-x (size 9637888)", "system error in NCCL"),
         ("Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000", "only one GPU"),
         ("DataLoader worker (pid 7) is killed by signal: Illegal instruction. ", "SIGILL"),
@@ -48,6 +50,12 @@ def test_a_hardware_error_is_the_hosts_fault(text, fault):
         NCCL + "socketStartConnect: Connect to 10.0.0.2<42123> failed : Connection refused",
         "NCCL error in: ProcessGroupNCCL.cpp, remote process exited or there was a network error\nLast error:\n"
         "NET/Socket: Connection closed by remote peer node2<41234>",
+        "NCCL error in: ProcessGroupNCCL.cpp, remote process exited or there was a network error, NCCL version 2.28.3\n"
+        "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.\n"
+        "Last error:\nNET/IB: Got completion from peer 10.0.0.2<41234> with status=IBV_WC_RETRY_EXC_ERR(12) opcode=0",
+        "NET/IB : Got completion from peer 10.0.0.2<41234> with status=12 opcode=32762 len=0 vendor err 129 (Recv)",
+        "NET/IB : Got completion from peer 10.0.0.2<41234> with status=5 opcode=0 len=0 vendor err 244",
+        "NCCL WARN NET/IB : mlx5_0:1 Got async event : GID table change",
         "",
     ],
 )

@@ -3,9 +3,11 @@
 import json
 import os
 import pickle
+import re
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ from mvd.config.run_settings import Faults
 from mvd.distributed import watchdog
 from mvd.distributed.exit_codes import RETRYABLE
 from mvd.distributed.process import start_processes
-from mvd.distributed.watchdog import STEPS, Seen, diagnose
+from mvd.distributed.watchdog import STEPS, Seen, Watchdog, background_heartbeat, diagnose, heartbeat
 from mvd.run import run_stage
+from mvd.run_directory import RunDirectory
 from mvd.stage import Stage
 from mvd.train import checkpoint_writer
 from mvd.train.loop import TrainingRun
@@ -127,6 +130,31 @@ def test_a_hang_in_a_save_blames_the_rank_that_is_missing(tmp_path, motion_root)
     assert fault["message"].startswith("rank 1 on ") and f" has been {WRITING} for " in fault["message"]
     assert "rank 0" not in fault["message"] and "at update 2" in fault["message"]
     assert "thread checkpoint writer:" in finished.output[1] and "hang_in_a_save" in finished.output[1]
+
+
+def hang_in_one_of_two_saves(folder: Path) -> None:
+    """On rank 1, the thread of one student's checkpoint hangs, while that of another one ends."""
+    process = start_processes()
+    watchdog.POLL_SECONDS = 0.2
+    with Watchdog(RunDirectory(folder / "hangs"), process, minutes=2 / 60):
+        if process.rank == 1:
+            hangs = threading.Thread(target=lambda: (background_heartbeat(WRITING, 7), wait_for_ever()), daemon=True)
+            ends = threading.Thread(target=lambda: (background_heartbeat(WRITING, 7), background_heartbeat(None)))
+            for thread in (hangs, ends):
+                thread.start()
+            ends.join()
+        heartbeat(WAITING_FOR_FILES, 7)
+        while True:
+            if process.rank == 1:
+                heartbeat(WRITING)  # the training waits for the thread
+            time.sleep(0.1)
+
+
+def test_a_hang_in_one_of_two_saves_blames_the_rank_that_is_missing(tmp_path):
+    (tmp_path / "hangs").mkdir()
+    assert call(hang_in_one_of_two_saves, tmp_path).code == RETRYABLE
+    (line,) = (tmp_path / "hangs" / "faults.jsonl").read_text().splitlines()
+    assert re.match(rf"rank 1 on \S+ has been {WRITING} for ", json.loads(line)["message"])
 
 
 def test_a_rank_whose_heartbeat_stops_ends_the_run(tmp_path, motion_root):
