@@ -26,8 +26,8 @@ class RankTimes:
     """Seconds from the start of an update until a process waits for the others' losses, between two reports.
 
     That is reading, decoding and the forward and backward passes before the last gradient is exchanged; afterwards all
-    processes take the same time. On a GPU, events are recorded in its queue, which does not synchronise the host. All
-    processes create it and call `report` together.
+    processes take the same time, but for what the next batch keeps a GPU waiting. On a GPU, events are recorded in its
+    queue, which does not synchronise the host. All processes create it and call `report` together.
 
     A process that is slower than `faults.slow_factor` times the median in many reports in a row is recorded as a fault.
     The median is that of the faster half where the number of processes is even: a host may be half of them.
@@ -54,14 +54,15 @@ class RankTimes:
         if self.events:
             self.events[1].record()
 
-    def add(self, loading: float) -> None:
+    def add(self, loading: float, afterwards: float = 0.0) -> None:
         """Counts the update; the host must have read a result that was queued after `arrive`.
 
-        loading: seconds for which it waited for data.
+        loading: seconds for which it waited for data. afterwards: those of them after `arrive`.
         """
         self.updates += 1
         self.loading += loading
         self.seconds += self.events[0].elapsed_time(self.events[1]) / 1000 if self.events else self.started
+        self.seconds += afterwards
 
     def report(self, update: int) -> dict[str, float]:
         """Per update, the median over the processes and the slowest, and its rank; {} after no update.

@@ -188,7 +188,7 @@ class TrainingRun:
             return
         self.running = None
         values, (self.stopping, self.saving, self.written) = running.step(self.audits.recompute_if_bad)
-        self.rank_times.add(running.waited)
+        self.rank_times.add(running.waited, running.waited_ahead)
         if not math.isfinite(values["grad_norm"]):
             what, samples = running.suspects(values)
             videos = [self.dataset.entries[index].path for index in samples]

@@ -38,7 +38,8 @@ class Update:
     def __init__(self, forward: ForwardPass, batches: DeviceBatches, number: int, micro_batches: int) -> None:
         self.forward, self.engine, self.batches = forward, forward.engine, batches
         self.number, self.micro_batches = number, micro_batches
-        self.started, self.waited_before = time.monotonic(), batches.waited
+        self.started = time.monotonic()
+        self.waited_before, self.waited_ahead_before = batches.waited, batches.waited_ahead
         self.losses: list[Tensor] = []  # of each micro-batch, (names,)
         self.raws: list[dict[str, Any]] = []  # the micro-batches as the loader gave them, on the host
         self.names: list[str] = []
@@ -46,8 +47,13 @@ class Update:
 
     @property
     def waited(self) -> float:
-        """Seconds that the update has waited for data."""
+        """Seconds that the update has waited for data; all of them once its step has been made."""
         return self.batches.waited - self.waited_before
+
+    @property
+    def waited_ahead(self) -> float:
+        """The part of `waited` for the data of the next update."""
+        return self.batches.waited_ahead - self.waited_ahead_before
 
     def learn(self, raw: dict[str, Any], batch: dict[str, Tensor], flags: Callable[[], tuple[bool, ...]]) -> None:
         """Adds the gradient of one micro-batch.

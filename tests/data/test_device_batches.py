@@ -1,5 +1,8 @@
 """Micro-batches on their way to the device."""
 
+import contextlib
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -30,6 +33,74 @@ def test_the_time_of_reading_is_counted(monkeypatch):
     batches = DeviceBatches(loader([]), torch.device("cpu"))
     next(batches), next(batches)
     assert batches.waited == 3.5
+
+
+class Gpu:
+    """A GPU's queue in simulated time: what it is given to compute takes its time, one after the other."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.now = self.free_at = 0.0
+        gpu = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                self.time = 0.0
+
+            def record(self, _) -> None:
+                self.time = max(gpu.now, gpu.free_at)
+
+            def query(self) -> bool:
+                return self.time <= gpu.now
+
+            def elapsed_time(self, other) -> float:
+                return 1000 * (other.time - self.time)
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda _: Mock())
+        monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Mock())
+
+    def compute(self, seconds: float) -> None:
+        self.free_at = max(self.free_at, self.now) + seconds
+
+    def finish(self) -> None:
+        self.now = max(self.now, self.free_at)
+
+    def batches(self, *waits: float) -> DeviceBatches:
+        """Batches that each take so many seconds to come once they are asked for."""
+
+        def source():
+            for seconds in waits:
+                self.now += seconds
+                yield {"indices": torch.tensor([0])}
+
+        return DeviceBatches(source(), torch.device("cuda"))
+
+
+def test_a_gpu_waits_only_while_it_has_nothing_to_compute(monkeypatch):
+    gpu = Gpu(monkeypatch)
+    batches = gpu.batches(3.0, 0.25, 1.0, 1.5)
+    next(batches)
+    assert (batches.waited, batches.waited_ahead) == (3.0, 0.0)  # nothing to compute yet
+    waited = []
+    for _ in range(3):
+        gpu.compute(1.0)
+        batches.read_ahead()
+        gpu.finish()
+        next(batches)
+        waited.append(batches.waited_ahead)
+    assert waited == [0.0, 0.0, 0.5] and batches.waited == 3.5
+
+
+def test_a_micro_batch_within_an_update_is_hidden_by_those_before_it(monkeypatch):
+    gpu = Gpu(monkeypatch)
+    batches = gpu.batches(0.0, 0.5)
+    next(batches)
+    gpu.compute(2.0)
+    next(batches)
+    assert batches.waited == 0.0  # the GPU has not come to it
+    gpu.finish()
+    assert batches.waited == 0.0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

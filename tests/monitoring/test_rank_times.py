@@ -54,6 +54,18 @@ def test_no_process_is_named_if_all_are_about_as_fast_or_nothing_was_measured(ma
     assert times.report(1) == {} and times.straggler({}) == ""
 
 
+def test_what_the_next_batch_keeps_a_gpu_waiting_is_its_processes_own_time(make, monkeypatch):
+    times = make([OwnTime(1.0, 0.0), OwnTime(1.0, 0.0)])
+    clock = iter([10.0, 11.0])
+    monkeypatch.setattr(rank_times.time, "perf_counter", lambda: next(clock))
+    times.start()
+    times.arrive()
+    times.add(0.75, afterwards=0.5)
+    report = times.report(1)
+    assert report["speed/slowest_rank"] == 0 and report["speed/slowest_rank_seconds"] == 1.5
+    assert report["speed/slowest_rank_data_share"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("slow", "said"), [(OwnTime(4.0, 0.1), "in its computing"), (OwnTime(4.0, 2.0), "in waiting for its data")]
 )
