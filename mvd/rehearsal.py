@@ -20,7 +20,6 @@ from mvd.config import ConfigError, DatasetPaths, Recipe, Test
 from mvd.data.datasets import load_entries
 from mvd.data.loader import worker_count
 from mvd.data.sample_check import check_samples
-from mvd.data.workers import kill_workers
 from mvd.distributed.faults import RunFailed
 from mvd.distributed.preflight import all_reduce_bandwidth, preflight
 from mvd.distributed.process import Process, exit_together, gather
@@ -147,7 +146,6 @@ def _run_from_newest(stage: Stage, process: Process, updates: int, spare: int) -
             figures["save_gb"] = size / 1e9
     finally:
         run.close()
-        kill_workers()
     del run
     free_memory()  # two engines would not fit on a GPU
     return figures

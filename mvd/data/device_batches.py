@@ -54,6 +54,10 @@ class DeviceBatches:
             batch[name].record_stream(queue)  # its memory is of the other stream
         return batch
 
+    def end(self) -> None:
+        """Ends the loader, whoever else still holds these batches, as the traceback of an exception does."""
+        self.source, self.ahead = iter(()), None
+
     def read_ahead(self) -> None:
         """On a GPU, starts to copy the next micro-batch there, if there is one; call it when the GPU has work."""
         if self.stream is not None and self.ahead is None:

@@ -5,6 +5,7 @@ row the run returns to its last good checkpoint, once, and skips these updates f
 """
 
 import json
+import logging
 import math
 import statistics
 from collections import deque
@@ -16,9 +17,12 @@ from mvd.distributed.process import Process, gather
 from mvd.files import write_json
 from mvd.stage import Stage
 
+logger = logging.getLogger(__name__)
+
 SPIKE_WINDOW = 100  # number of latest losses, whose median a spike is compared with
 SPIKE_MINIMUM = 20  # number of losses from which on spikes are detected
 NAMES_SHOWN = 8
+UNWRITTEN: dict[str, dict[str, Any]] = {}  # stage id -> its record, which the disk did not take
 
 
 class NonFiniteLoss(RunFailed):
@@ -36,6 +40,7 @@ class BadUpdates:
         self.stage, self.process = stage, process
         self.path = stage.files.skipped
         record = json.loads(self.path.read_text()) if process.is_first and self.path.exists() else {}
+        record = UNWRITTEN.get(stage.id, record)
         self.record: dict[str, Any] = gather(record)[0] or {"skipped": [], "rollbacks": []}
         self.in_a_row: list[int] = []
         self.skipped: list[int] = []  # all updates that were skipped
@@ -121,11 +126,20 @@ class BadUpdates:
         self.record["skipped"] += updates
         self.record["rollbacks"].append({"at": updates[-1], "to": checkpoint, "reason": reason})
         if self.process.is_first:
-            write_json(self.path, self.record)
+            self._write()
             skipped = ", ".join(str(update) for update in updates)
             message = f"{reason}; returning to the {where} and skipping update {skipped} from there"
             record_fault(self.stage.files, "rollback", message, updates[-1])
         raise RollBack(reason)
+
+    def _write(self) -> None:
+        """Writes skipped.json; a disk that does not take it costs the record of other attempts only."""
+        try:
+            write_json(self.path, self.record)
+            UNWRITTEN.pop(self.stage.id, None)
+        except OSError as error:
+            logger.error("%s cannot be written: %s", self.path, error)
+            UNWRITTEN[self.stage.id] = self.record
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def load_newest_checkpoint(
         manifest, damaged = verify(candidate, process)
         if manifest is None or damaged:
             if process.is_first:
-                (candidate / MANIFEST).rename(candidate / DAMAGED)
+                with suppress(OSError):  # a disk that is read-only: it is found damaged again at the next start
+                    (candidate / MANIFEST).rename(candidate / DAMAGED)
                 logger.warning("checkpoint %s is damaged (%s); trying the one before", candidate, ", ".join(damaged))
             continue
         _check_made_by(candidate, manifest["made_by"], made_by)

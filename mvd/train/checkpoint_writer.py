@@ -12,8 +12,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -76,6 +75,9 @@ class CheckpointWrite:
         self.entries: dict[str, dict[str, Any]] = {}
         self.error: BaseException | None = None
         self.cancelled = threading.Event()
+        # The ZIP format's CRC32 is computed with the interpreter locked, while the training waits; the manifest's
+        # SHA-256 covers every byte. Nothing else that a run writes is in this format.
+        torch.serialization.set_crc32_options(False)
         self.thread = threading.Thread(target=self._write, name="checkpoint writer", daemon=True)
         self.thread.start()
 
@@ -197,28 +199,13 @@ def write_hashed(path: Path, content: Any, note_progress: Callable[[], None] = l
         with open(temporary, "wb") as file:
             hashed = _HashedFile(file, note_progress)
             try:
-                with _without_crc32():
-                    torch.save(content, cast(IO[bytes], hashed))
+                torch.save(content, cast(IO[bytes], hashed))
             except RuntimeError as error:  # torch hides why the file could not be written
                 raise hashed.error or error from None
         entry.update(bytes=hashed.bytes, sha256=hashed.digest.hexdigest())
 
     write_atomically(path, write)
     return entry
-
-
-@contextmanager
-def _without_crc32() -> Iterator[None]:
-    """Leaves out the ZIP format's CRC32: it is computed with the interpreter locked, while the training waits.
-
-    The manifest's SHA-256 covers every byte. Other files keep it, since other programs' ZIP readers check it.
-    """
-    usual = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(usual)
 
 
 class _HashedFile:

@@ -190,7 +190,7 @@ class Group:
         self.shared.batches.source = start_batches(self.source, self.shared.dataset, self.process, first).source
 
     def _end_loader(self) -> None:
-        self.shared.batches.source, self.shared.batches.ahead = iter(()), None
+        self.shared.batches.end()
         kill_workers()
 
     def start(self, member: Member) -> None:
@@ -199,11 +199,14 @@ class Group:
         Raises:
             RunFailed: it cannot be built, as from a checkpoint of another precision; on every process.
         """
+        failure = None
         try:
             member.start(self.process, self.shared)
         except (ConfigError, SystemExit) as error:  # all processes come here: see exit_together
-            said: list[str] = gather(str(error) if isinstance(error, ConfigError) else "")
-            raise RunFailed(next(filter(None, said), f"{member.stage.id}: see the log")) from None
+            failure = str(error) if isinstance(error, ConfigError) else ""
+        if failure is not None:  # raised outside, so that nothing holds the half-built run
+            said: list[str] = gather(failure)
+            raise RunFailed(next(filter(None, said), f"{member.stage.id}: see the log"))
         check_owner(member.stage.job_files)  # it may have been cancelled meanwhile
         minutes = member.stage.execution.checkpoint_minutes or 0.0
         place = self.members.index(member) / len(self.members)

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, NoReturn
 
 import torch
@@ -12,7 +11,6 @@ from mvd.batch import Batch
 from mvd.config import ConfigError, dataset_of
 from mvd.data.annotations import fingerprint
 from mvd.data.datasets import build_dataset
-from mvd.data.device_batches import DeviceBatches
 from mvd.data.loader import LoaderStats, steps_per_epoch
 from mvd.data.on_device import prepare
 from mvd.data.workers import kill_workers
@@ -54,28 +52,28 @@ def train(stage: Stage, process: Process) -> dict[str, Any]:
         HostFault: a machine failed the checks before the start; raised on every process.
         Interrupted: stopped by a signal; the last update is saved. Raised on every process.
     """
-    started = time.monotonic()
+    started, checks_hosts = time.monotonic(), True
     while True:
-        with suppress(RollBack):
-            return {**_train_from_newest(stage, process), "wall_seconds": time.monotonic() - started}
+        run = TrainingRun(stage, process, checks_hosts=checks_hosts)
+        try:
+            run.to_the_end()
+            return {**run.result(), "wall_seconds": time.monotonic() - started}
+        except RollBack:
+            checks_hosts = False  # a disk that is full by now must not end the run
+        finally:
+            run.close()
+            del run
         free_memory()
-
-
-def _train_from_newest(stage: Stage, process: Process) -> dict[str, Any]:
-    run = TrainingRun(stage, process)
-    try:
-        run.to_the_end()
-        return run.result()
-    finally:
-        run.close()
-        kill_workers()
 
 
 class TrainingRun:
     """A stage in training: its engine, its update in schedule and data, and its metrics."""
 
-    def __init__(self, stage: Stage, process: Process, shared: Shared | None = None) -> None:
-        """shared: what the stage uses together with others (mvd.train.group); None to build its own."""
+    def __init__(self, stage: Stage, process: Process, shared: Shared | None = None, checks_hosts: bool = True) -> None:
+        """shared: what the stage uses together with others (mvd.train.group); None to build its own.
+
+        checks_hosts: see check_start.
+        """
         self.stage, self.process = stage, process
         recipe, how = stage.recipe, stage.execution
         settings = recipe.optimization
@@ -85,7 +83,7 @@ class TrainingRun:
             evaluators = build_evaluators(stage, process)
             self.steps_per_epoch = steps_per_epoch(len(self.dataset), settings.global_batch)
         if shared is None:
-            check_start(stage, process, self.dataset)
+            check_start(stage, process, self.dataset, checks_hosts=checks_hosts)
         with exit_together():
             torch.manual_seed(recipe.seed)  # the same first weights on every process
             self.task: Task = build_task(stage, dataset_of(recipe).classes, process.device, shared and shared.teachers)
@@ -116,6 +114,7 @@ class TrainingRun:
         self.evaluations = Evaluations(evaluators, self.metrics, self.steps_per_epoch, self.total_updates)
         title = stage.recipe.name if shared else stage.kind
         self.progress = Progress(title, self.total_updates, self.update) if process.is_first else None
+        self.is_sharing = shared is not None
         self.stopping = self.saving = self.written = 0.0  # of which share of the processes it is true
         self.running: Update | None = None
 
@@ -163,12 +162,11 @@ class TrainingRun:
     def begin_update(self, learning_rate: float) -> None:
         """Begins the next update; `running` is None if it is skipped because of an earlier rollback."""
         self.rank_times.start()
-        number, accumulation = self.update + 1, self.stage.execution.accumulation
-        if self.bad_updates.skips(number):
+        if self.bad_updates.skips(number := self.update + 1):
             return
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
-        self.running = Update(self.forward, self.batches, number, accumulation)
+        self.running = Update(self.forward, self.batches, number, self.stage.execution.accumulation)
 
     def learn(self, raw: dict[str, Any], batch: dict[str, torch.Tensor]) -> None:
         """Adds the gradient of a micro-batch to the update that runs, if it is not skipped; see Update.learn."""
@@ -291,8 +289,10 @@ class TrainingRun:
         raise self._interrupted()
 
     def close(self) -> None:
-        """Ends the progress line, the writers and the engine."""
-        self.batches = DeviceBatches(iter(()), self.process.device)
+        """Ends the loader, the progress line, the writers and the engine."""
+        if not self.is_sharing:
+            self.batches.end()  # before its processes are killed: a thread of it may be reading from them
+            kill_workers()
         self.checkpoints.abandon()
         if self.progress is not None:
             self.progress.close()

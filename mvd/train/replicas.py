@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 import torch
@@ -91,7 +92,9 @@ def go_back(
         HostFault: a host repeats it, or the same kind of fault came after the same checkpoint before; on every process.
     """
     checkpoint = newest()
-    earlier = stage.files.read_faults() if process.is_first else []
+    earlier = []
+    with suppress(OSError):  # of a disk that fails; this process knows what it has returned from itself
+        earlier = stage.files.read_faults() if process.is_first else []
     again = any(fault["fault"] == kind and fault["update"] > checkpoint for fault in earlier)
     again |= (stage.id, kind, checkpoint) in RETURNS  # a full disk may have taken no record of it
     RETURNS.add((stage.id, kind, checkpoint))

@@ -18,7 +18,7 @@ from mvd.run import run_stage
 from mvd.stage import Stage
 from tests.runs import small_stage, succeed, write_stage
 
-NAMES = ("one", "nobody", "no list", "other list", "all")
+NAMES = ("one", "nobody", "one of a host", "no list", "other list", "all")
 
 
 def run_all(folder: Path) -> None:
@@ -30,13 +30,14 @@ def run_all(folder: Path) -> None:
     write_test = preflight._write_test
 
     def cannot_write(stage: Stage, rank: int) -> None:
-        if stage.id == "nobody" or (stage.id == "one" and rank == 1):
+        if stage.id == "nobody" or (stage.id.startswith("one") and rank == 1):
             raise OSError(30, "Read-only file system")
         write_test(stage, rank)
 
     preflight._write_test = cannot_write
-    preflight.hostname = lambda: f"node{process.rank}"
     for name in NAMES:
+        host = "node0" if name == "one of a host" else f"node{process.rank}"
+        preflight.hostname = lambda host=host: host
         stage = Stage.from_yaml(folder / name / "stage.yaml")
         if name.endswith("list") and process.rank == 1:
             data = dataclasses.replace(stage.execution.data, train=str(folder / f"{name}.csv"))
@@ -67,6 +68,12 @@ def test_a_host_that_cannot_write_is_blamed_so_that_the_next_attempt_avoids_it(r
     assert "node1: [Errno 30] Read-only file system" in said[0]["message"] and "node0" not in said[0]["message"]
     fault = json.loads((runs[0] / "one" / "faults.jsonl").read_text())
     assert (fault["fault"], fault["hosts"]) == ("preflight", ["node1"])
+
+
+def test_a_process_that_fails_on_the_only_host_blames_that_host(runs):
+    assert [one["kind"] for one in ended(runs, "one of a host")] == ["HostFault"] * 2
+    fault = json.loads((runs[0] / "one of a host" / "faults.jsonl").read_text())
+    assert (fault["fault"], fault["hosts"]) == ("preflight", ["node0"])
 
 
 def test_what_no_host_can_do_is_no_hosts_fault(runs):

@@ -65,8 +65,8 @@ def break_losses(rank: int) -> None:
         left.remove(run.stage.id)
         return True
 
-    def build_broken(run: TrainingRun, *arguments: Any) -> None:
-        build(run, *arguments)
+    def build_broken(run: TrainingRun, *arguments: Any, **named: Any) -> None:
+        build(run, *arguments, **named)
         losses = run.task.losses
         factor = LOSS.get(run.stage.id, 1.0)
 

@@ -1,5 +1,6 @@
 """Non-finite losses and gradients, and loss spikes: what is reported, which updates are skipped, when a run ends."""
 
+import errno
 import json
 import math
 import shutil
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from mvd.config.run_settings import Faults
 from mvd.data.annotations import load_annotations
+from mvd.distributed import preflight
 from mvd.distributed.process import start_processes
 from mvd.files import write_json
 from mvd.run import run_stage
@@ -26,7 +28,8 @@ from tests.train.test_engine import SHARDED
 
 ZERO = ("zero0", "zero1", "zero2", "sharded")
 # Stage -> the updates whose loss, or gradient, goes wrong on the second process.
-BAD_LOSS = {**{f"loss-{zero}": (3,) for zero in ZERO}, "streak": (6, 7, 8), "hopeless": tuple(range(6, UPDATES + 1))}
+STREAKS = dict.fromkeys(("streak", "streak-full"), (6, 7, 8))
+BAD_LOSS = {**{f"loss-{zero}": (3,) for zero in ZERO}, **STREAKS, "hopeless": tuple(range(6, UPDATES + 1))}
 BAD_GRADIENT = {f"gradient-{zero}": (3,) for zero in ZERO}
 JUMP = {"spike": (9,), "spike-back": (9,)}
 
@@ -38,11 +41,20 @@ def run_all(folder: Path) -> None:
     build = TrainingRun.__init__
     engines: list[tuple[str, weakref.ref]] = []
 
-    def build_broken(run: TrainingRun, stage: Stage, *arguments) -> None:
+    def build_broken(run: TrainingRun, stage: Stage, *arguments, **named) -> None:
         left = sum(name == stage.id and engine() is not None for name, engine in engines)
         write_json(stage.directory / f"engines-{process.rank}.json", left)
-        build(run, stage, *arguments)
+        build(run, stage, *arguments, **named)
         engines.append((stage.id, weakref.ref(run.engine)))
+
+    def write_unless_full(path: Path, content: dict) -> None:
+        if path.parent.name == "streak-full":
+            preflight._write_test = fail
+            fail()
+        write_json(path, content)
+
+    def fail(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     def mark(run: TrainingRun) -> str | None:
         name, number = run.stage.id, run.update + 1
@@ -52,10 +64,12 @@ def run_all(folder: Path) -> None:
             return "gradient"
         return "jump" if number in JUMP.get(name, ()) else None
 
-    TrainingRun.__init__ = build_broken
+    TrainingRun.__init__, bad_updates.write_json = build_broken, write_unless_full
+    write_test = preflight._write_test
     break_batches(mark, spoil)
     for path in sorted(folder.glob("*/stage.yaml")):
         stage = Stage.from_yaml(path)
+        preflight._write_test = write_test
         try:
             run_stage(stage)
         except NonFiniteLoss as error:
@@ -91,6 +105,7 @@ def runs(tmp_path_factory, motion_root) -> Path:
         skipping(stage(f"without-3-{zero}", zero, epochs=1), [3])
     stage("undisturbed", epochs=1)
     stage("streak")
+    stage("streak-full")
     stage("hopeless")
     skipping(stage("without-streak"), [6, 7, 8])
     stage("spike", faults=Faults(spike_factor=5.0))
@@ -144,6 +159,10 @@ def test_several_in_a_row_are_left_out_from_the_last_good_checkpoint_on(runs):
     assert record["skipped"] == [6, 7, 8] and record["rollbacks"][0]["to"] == 5
     assert [fault["fault"] for fault in faults(runs, "streak")] == ["non-finite"] * 3 + ["rollback"]
     assert read_result(Stage.from_yaml(runs / "streak" / "stage.yaml"))["skipped_updates"] == [6, 7, 8]
+
+
+def test_a_disk_that_is_full_when_the_run_goes_back_does_not_end_it(runs):
+    assert same(runs, "streak-full", "without-streak") and not (runs / "streak-full" / "skipped.json").exists()
 
 
 def test_going_back_frees_the_engine_first(runs):
