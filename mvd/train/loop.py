@@ -70,10 +70,7 @@ class TrainingRun:
     """A stage in training: its engine, its update in schedule and data, and its metrics."""
 
     def __init__(self, stage: Stage, process: Process, shared: Shared | None = None, checks_hosts: bool = True) -> None:
-        """shared: what the stage uses together with others (mvd.train.group); None to build its own.
-
-        checks_hosts: see check_start.
-        """
+        """shared: what the stages of a group have in common (mvd.train.group). checks_hosts: see check_start."""
         self.stage, self.process = stage, process
         recipe, how = stage.recipe, stage.execution
         settings = recipe.optimization
@@ -182,9 +179,10 @@ class TrainingRun:
 
     def finish_update(self) -> None:
         """Makes the optimizer step of the update that runs, and records its losses."""
-        if (running := self.running) is None:
+        running, self.running = self.running, None
+        self.stopping = self.saving = self.written = 0.0  # nobody is asked in an update that is skipped
+        if running is None:
             return
-        self.running = None
         values, (self.stopping, self.saving, self.written) = running.step(self.audits.recompute_if_bad)
         self.rank_times.add(running.waited, running.waited_ahead)
         if not math.isfinite(values["grad_norm"]):
