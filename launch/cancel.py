@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"runs without SLURM: {stage}, {where}; stop it there with Ctrl-C")
     if not (doomed or local or left):
         print("nothing to cancel: no stage of these targets is queued or running")
-    if request.rows:
+    if request.rows and (doomed or local or left):
         print_next([("resume from the last checkpoint", command("submit.py", *request.row_words))])
     return 0
 

@@ -16,14 +16,14 @@ if __name__ == "__main__":
 
 from launch.checks.finding import Finding, examine
 from launch.checks.folders import check_runs_folder, file_system
-from launch.checks.inputs import check_inputs
+from launch.checks.inputs import check_inputs, needed_inputs
 from launch.checks.node_job import run_test_job
 from launch.checks.site import check_site, check_test_submission
 from launch.cli.output import command, print_next
 from launch.cli.parser import Parser, Request, run_command
 from launch.cluster import Cluster
 from launch.plan.arrays import Array, build_arrays
-from launch.plan.graph import build_graph
+from launch.plan.graph import Node, build_graph
 from launch.plan.resolve import build_stage, missing_settings
 from launch.slurm.client import slurm
 from launch.slurm.sbatch import write_script
@@ -65,13 +65,17 @@ def findings(request: Request) -> Iterator[Finding]:
     cluster = request.cluster
     yield examine("Python of the jobs", lambda: _check_python(cluster))
     yield examine("runs folder", lambda: check_runs_folder(Path(cluster.runs), cluster.nodes))
-    yield from check_inputs(cluster)
+    nodes = build_graph(request.rows)
+    yield from check_inputs(cluster, needed_inputs(nodes) if nodes else None)
+    if nodes:
+        yield examine("settings of the rows", lambda: _check_settings(missing_settings(nodes, cluster)))
     site = list(check_site(cluster, slurm))
     yield from site
     if not all(finding.ok for finding in site[:2]):  # no clients, or no answer
+        if request.options.job:
+            yield Finding("compute node", False, "not checked, since SLURM does not answer; fix that first")
         return
-    if request.rows:
-        yield from _check_rows(request)
+    yield from _check_jobs(nodes, cluster)
     if request.options.job:
         yield from run_test_job(cluster, request.options.minutes)
 
@@ -83,11 +87,8 @@ def _check_python(cluster: Cluster) -> str:
     return f"{sys.executable}, Python {sys.version.split()[0]}{shared}"
 
 
-def _check_rows(request: Request) -> Iterator[Finding]:
-    """What the rows need of the profile, and whether SLURM would accept one job of each shape."""
-    cluster = request.cluster
-    nodes = build_graph(request.rows)
-    yield examine("settings of the rows", lambda: _check_settings(missing_settings(nodes, cluster)))
+def _check_jobs(nodes: Sequence[Node], cluster: Cluster) -> Iterator[Finding]:
+    """Whether SLURM would accept one job of each shape."""
     arrays = build_arrays(nodes, [build_stage(node, cluster) for node in nodes], {}, cluster)
     shapes = {(array.stages[0].kind, array.layout): array for array in arrays}
     for (kind, layout), array in shapes.items():
@@ -96,7 +97,7 @@ def _check_rows(request: Request) -> Iterator[Finding]:
 
 def _check_settings(missing: Sequence[str]) -> str:
     if missing:
-        raise ConfigError(f"the cluster profile does not set {'; '.join(missing)}")
+        raise ConfigError(f"the cluster profile must set {'; '.join(missing)}")
     return "all data sets and teachers are set"
 
 

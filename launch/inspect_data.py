@@ -44,7 +44,10 @@ def main(argv: Sequence[str]) -> int:
     nodes = build_graph([row])
     if not nodes:
         raise ConfigError(f"{row.name} has no stage to draw: its weights are given; remove the setting of the weights")
-    cluster = request.cluster if options.data is None else with_folder(request.cluster, nodes, options.data)
+    cluster = request.cluster
+    if options.data is not None:
+        nodes = [node for node in nodes if node.recipe.own_dataset is not None] or nodes
+        cluster = with_folder(cluster, nodes, options.data)
     check_data(nodes, cluster)
     if len(request.rows) > 1:
         print(f"drawing {row.name}, the first of {len(request.rows)} rows")
@@ -55,7 +58,11 @@ def main(argv: Sequence[str]) -> int:
 
 def build_parser() -> Parser:
     parser = Parser("inspect_data.py", __doc__ or "", EXAMPLES)
-    parser.add_argument("--data", metavar="FOLDER", help="the data set's folder (default: that of the cluster profile)")
+    parser.add_argument(
+        "--data",
+        metavar="FOLDER",
+        help="the folder of the row's own data, or of its data set (default: that of the cluster profile)",
+    )
     parser.add_argument("--videos", type=int, default=4, help="videos to draw of each stage (default: %(default)s)")
     parser.add_argument("--epoch", type=int, default=0, help="whose random draws to show (default: %(default)s)")
     parser.add_argument(
@@ -98,9 +105,7 @@ def check_data(nodes: Sequence[Node], cluster: Cluster) -> None:
     without_inputs = [dataclasses.replace(node, parents={}) for node in nodes]  # teachers' weights are not needed
     needed = missing_settings(without_inputs, cluster)
     if needed:
-        raise ConfigError(
-            f"the cluster profile does not set {needed[0]}; see cluster.example.yaml, or give --data FOLDER"
-        )
+        raise ConfigError(f"the cluster profile must set {needed[0]} (see cluster.example.yaml), or give --data FOLDER")
     for node in nodes:
         root = Path(cluster.datasets[node.recipe.dataset].root)
         if dataset_of(node.recipe).generated and not (root / "train.csv").is_file():

@@ -64,8 +64,8 @@ def main(argv: Sequence[str]) -> int:
     plan = plan_together(nodes, request.cluster, options.together)
     if options.force and (options.show or options.dry_run):
         raise ConfigError("--force changes the runs folder, so it cannot be combined with --show or --dry-run; omit it")
-    if options.script and not options.dry_run:
-        raise ConfigError("--script prints what --dry-run would submit; add --dry-run")
+    if options.script and (options.local or not options.dry_run):
+        raise ConfigError("--script prints what --dry-run would submit to SLURM; add --dry-run, and omit --local")
     if options.show:
         print_settings(request, nodes, needed)
     elif options.script:
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     elif options.dry_run:
         print_plan(request, nodes, plan, needed)
     elif needed:
-        raise ConfigError(f"the cluster profile does not set {needed[0]}; add it there (see {EXAMPLE})")
+        raise ConfigError(f"the cluster profile must set {needed[0]} (see {EXAMPLE})")
     else:
         return start(request, nodes, plan.stages, plan.groups)
     return 0

@@ -4,6 +4,7 @@ Counts the multiply-adds (x 2) of linear layers and attention. A training step c
 fourth of activation checkpointing is not counted, so the numbers are those of model FLOPs utilisation (MFU).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from math import prod
 
@@ -145,9 +146,10 @@ def _image_autoencoder(recipe: ImageTeacher) -> float:
     )
 
 
-# Dense 16-bit tensor-core TFLOP/s, from NVIDIA's data sheets; the first name contained in that of the device counts.
+# Dense 16-bit tensor-core TFLOP/s, from NVIDIA's data sheets; the first name that is a word of the device's counts.
 PEAK_TFLOPS = {
     "GB200": 2500.0,
+    "GH200": 989.0,
     "B200": 2250.0,
     "H200": 989.0,
     "H100 PCIe": 756.0,
@@ -168,7 +170,7 @@ def throughput(recipe: TrainRecipe, samples_per_second: float, gpus: int, gpu_na
     """Sustained TFLOP/s per GPU, and MFU as a share of the 16-bit peak if the GPU is in PEAK_TFLOPS."""
     copies = recipe.augmentation.samples if isinstance(recipe, Finetune) else 1
     values = {"speed/tflops_per_gpu": samples_per_second * copies * tflop_per_sample(recipe) / gpus}
-    peak = next((peak for name, peak in PEAK_TFLOPS.items() if name in gpu_name), None)
+    peak = next((peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", gpu_name)), None)
     return values if peak is None else {**values, "speed/mfu": values["speed/tflops_per_gpu"] / peak}
 
 

@@ -35,6 +35,7 @@ from mvd.config import ConfigError, Sampling
 from mvd.data.annotations import Entry
 from mvd.data.on_device import normalise
 from mvd.data.prepare.video_files import scan
+from mvd.data.prepare.write_lists import printable
 from mvd.data.views import ViewDataset, view_loader
 from mvd.evaluation.features import mean_token, slice_means
 from mvd.evaluation.protocol import Protocol
@@ -116,7 +117,9 @@ def print_table(done: Iterable[Prediction], protocol: Protocol) -> None:
         if (probabilities := prediction.probabilities) is not None:
             best = np.argsort(-probabilities, kind="stable")[:3].tolist()
             first, *rest = [(protocol.name(number), f"{probabilities[number]:.1%}") for number in best]
-            table.add_row(os.path.relpath(prediction.path), *first, ", ".join(" ".join(pair) for pair in rest))
+            table.add_row(
+                printable(os.path.relpath(prediction.path)), *first, ", ".join(" ".join(pair) for pair in rest)
+            )
     Console(width=None if sys.stdout.isatty() else WIDTH, markup=False, highlight=False).print(table)
 
 
@@ -126,7 +129,7 @@ def csv_writer(file: Path | None, protocol: Protocol) -> Iterator[Callable[[Pred
     if file is None:
         yield lambda _: None
         return
-    with open(file, "w", newline="", encoding="utf-8") as handle:
+    with open(file, "w", newline="", encoding="utf-8", errors="backslashreplace") as handle:
         writer = csv.writer(handle)
         writer.writerow(["video", "class", "unreadable", *map(protocol.name, range(protocol.classes))])
 
@@ -205,7 +208,7 @@ def run(options: argparse.Namespace) -> int:
             write(prediction)
             done.append(prediction)
             if prediction.reason:
-                tqdm.write(f"unreadable: {prediction.path}: {prediction.reason}", file=sys.stderr)
+                tqdm.write(printable(f"unreadable: {prediction.path}: {prediction.reason}"), file=sys.stderr)
     if trained.protocol.classes:
         print_table(done, trained.protocol)
     if options.features is not None:

@@ -133,7 +133,8 @@ def _seeds(stage: Stage) -> dict[str, int]:
     seeds: dict[str, int] = {}
     for file in stage.inputs.values():
         try:
-            seeds |= (RunDirectory(Path(file).parent).read_result() or {}).get("seeds", {})
+            result = RunDirectory(Path(file).parent).read_result() or {}
+            seeds |= result.get("provenance", {}).get("seeds", {})
         except ConfigError as error:
             logger.warning("%s: the seeds of an earlier stage are not recorded: %s", stage.id, error)
     return seeds | ({stage.kind: stage.recipe.seed} if hasattr(stage.recipe, "seed") else {})

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -108,6 +110,22 @@ def test_features_are_those_of_the_encoder(kind, tuned, videos, tmp_path, capsys
     np.testing.assert_allclose(found["mean"][1], expected.numpy(), atol=1e-4)
     if kind != "finetune":  # a classifier has its norm after the mean
         np.testing.assert_allclose(found["slices"][1].mean(axis=(0, 1)), expected.numpy(), atol=1e-4)
+
+
+def test_the_weights_of_a_video_teacher_may_have_a_wrappers_prefix(tmp_path):
+    weights = to_official(build_video_autoencoder("tiny"))
+    save_file(weights, tmp_path / "plain.safetensors")
+    save_file({f"module.{name}": tensor for name, tensor in weights.items()}, tmp_path / "wrapped.safetensors")
+    plain, wrapped = (load_trained(tmp_path / f"{name}.safetensors").model for name in ("plain", "wrapped"))
+    assert plain.pos_embed.equal(wrapped.pos_embed)
+
+
+def test_a_file_name_that_is_not_utf8_ends_no_prediction(tuned, videos, tmp_path, capsys):
+    strange = os.fsencode(tmp_path) + b"/b\xfc.mp4"
+    shutil.copy(videos[0], strange)
+    assert main([str(tuned.directory), os.fsdecode(strange), videos[1], "--csv", str(tmp_path / "out.csv")]) == 0
+    assert "b\\udcfc.mp4" in capsys.readouterr().out
+    assert len(list(csv.reader((tmp_path / "out.csv").open()))) == 3
 
 
 @pytest.mark.parametrize(

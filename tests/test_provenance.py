@@ -15,7 +15,7 @@ import torch
 from mvd import provenance, version
 from mvd.config import ConfigError
 from mvd.files import write_json
-from mvd.provenance import earlier_seconds, record_attempt
+from mvd.provenance import earlier_seconds, record_attempt, result_facts
 from mvd.stage import Stage
 from tests.runs import small_stage, write_stage
 
@@ -42,6 +42,19 @@ def test_each_attempt_records_where_its_numbers_come_from(stage, monkeypatch):
     assert torch.__version__.startswith(first["packages"]["torch"].split("+")[0])
     assert (first["host"], first["python"]) == (socket.gethostname(), platform.python_version())
     assert first["execution"]["accumulation"] == 2 and first["command"]
+
+
+def test_a_result_has_the_seeds_of_the_stages_that_it_starts_from(tmp_path, motion_root):
+    files = {}
+    for kind in ("pretrain", "finetune"):
+        made = small_stage(kind, f"{kind}-a", tmp_path, motion_root, files)
+        write_stage(made)
+        record_attempt(made, 1)
+        found = result_facts(made)
+        write_json(made.files.result, {"provenance": found})
+        made.files.weights.write_bytes(b"weights")
+        files = {kind: str(made.files.weights)}
+    assert found["seeds"] == {"pretrain": 0, "finetune": 0}
 
 
 def test_the_code_is_recorded_as_commit_and_diff(stage, tmp_path, monkeypatch):

@@ -1,11 +1,12 @@
 """Whether the data sets and teacher checkpoints of the profile are what they should be."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from launch.checks.finding import Finding, examine
 from launch.cluster import Cluster
+from launch.plan.graph import Node
 from mvd.config import DATASETS, SIZES, ConfigError, DatasetPaths
 from mvd.data.annotations import load_annotations
 from mvd.weight_check import check_weights
@@ -13,18 +14,27 @@ from mvd.weight_check import check_weights
 FIRST_FILES = 3  # of each list, which must exist
 
 
-def check_inputs(cluster: Cluster) -> Iterator[Finding]:
-    """One finding per data set and teacher that the profile sets."""
+def needed_inputs(nodes: Sequence[Node]) -> set[str]:
+    """The names of the data sets and teachers of these stages."""
+    teachers = {name for node in nodes for name in node.teacher_files.values()}
+    return teachers | {node.recipe.dataset for node in nodes}
+
+
+def check_inputs(cluster: Cluster, names: Collection[str] | None = None) -> Iterator[Finding]:
+    """One finding per data set and teacher that the profile sets, or for those of these names."""
     for name, paths in cluster.datasets.items():
         known = DATASETS.get(name)
-        if known is None or not known.generated:
+        if (names is None or name in names) and not (known is not None and known.generated):
             yield examine(f"datasets.{name}", partial(_check_dataset, name, paths))
     for name, path in cluster.teachers.items():
-        yield examine(f"teachers.{name}", partial(_check_teacher, name, Path(path)))
+        if names is None or name in names:
+            yield examine(f"teachers.{name}", partial(_check_teacher, name, Path(path)))
 
 
 def _check_teacher(name: str, path: Path) -> str:
     """How many weights a teacher's file holds."""
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}; correct the path, or delete the line and use teachers=train")
     kind, _, short_name = name.partition("_")
     size = next(size for size, record in SIZES.items() if record.short_name == short_name)
     found = check_weights(path, "image_teacher" if kind == "mae" else "video_teacher", size)
@@ -35,7 +45,9 @@ def _check_dataset(name: str, paths: DatasetPaths) -> str:
     """The lengths of its lists; for images, the number of class folders."""
     root = Path(paths.root)
     if not root.is_dir():
-        raise ConfigError(f"there is no folder {root}; correct datasets.{name}.root")
+        raise ConfigError(
+            f"there is no folder {root}; correct datasets.{name}.root, or delete the line if no row uses it"
+        )
     known = DATASETS.get(name)
     if known is not None and known.media == "image":
         classes = sum(path.is_dir() for path in (root / "train").iterdir())

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from typing import Any, NoReturn
 from launch.cli.output import sentence_of
 from launch.cluster import Cluster, load_cluster
 from launch.plan.rows import load_rows
-from mvd.config import ConfigError, Row
+from mvd.config import KINDS, ConfigError, Row
 from mvd.config.typed import Override, parse_override, paths_of
 from mvd.run_directory import RunDirectory
+
+RUN_NAME = re.compile(rf"(.*/)?({'|'.join(KINDS)})-.+-[0-9a-f]{{8}}/?")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Parser(argparse.ArgumentParser):
         targets = [word for word in options.words if "=" not in word]
         found = {word: name for word in targets if self.takes_stages and (name := _run_directory(word, cluster.runs))}
         stages, names = list(found.values()), [word for word in targets if word not in found]
+        if self.takes_stages and (gone := next(filter(RUN_NAME.fullmatch, names), None)):
+            raise ConfigError(f"there is no run directory {gone} in {cluster.runs}; see status.py")
         if not names and (for_rows or (needs_target and not stages)):
             raise ConfigError("no TARGET given; add a row or a suite of experiments/, such as experiments/demo")
         words = [found.get(word, word) for word in options.words]

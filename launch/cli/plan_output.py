@@ -20,6 +20,7 @@ from launch.plan.resolve import build_stage
 from launch.plan.together import SharedPlan, gpus_of
 from launch.plan.weights import notes_on_weights
 from mvd.config import KINDS, Row, Test
+from mvd.host import count_gpus
 from mvd.identity import sizes_of
 from mvd.memory import GB, memory_of
 from mvd.stage import Stage
@@ -50,6 +51,8 @@ def print_plan(request: Request, nodes: Sequence[Node], plan: SharedPlan, needed
     print(f"\n{_kind_counts(nodes)}")
     print_targets(request.rows)
     _print_given_weights(nodes)
+    if request.options.local and not count_gpus():
+        print(f"no GPU is here: planned for the CPU, processes per stage: {request.cluster.gpus_per_node}")
     print_totals(nodes, plan, found, rate)
     print_groups(plan, found, rate)
     if not request.options.local:

@@ -45,26 +45,25 @@ def build_stage(node: Node, cluster: Cluster) -> Stage:
 def missing_settings(nodes: Sequence[Node], cluster: Cluster) -> list[str]:
     """Fields of the cluster profile that these stages need but that are not set, as `field: what it is`.
 
+    So are fields that name a file or folder that does not exist, as in a profile that was copied from the example.
+
     Raises:
-        ConfigError: a field is set to a file or folder that does not exist, the data contradicts the row, or weights do
-            not fit.
+        ConfigError: the data contradicts the row, or weights do not fit.
     """
     needed: dict[str, None] = {}
     for node in nodes:
         dataset = node.recipe.dataset
         if dataset not in cluster.datasets:
             needed[_undeclared_data(node.recipe, cluster)] = None
-        else:
-            _check_data(node, cluster)
+        elif (missing := _first_missing(node, cluster.datasets[dataset])) is not None:
+            needed[f"datasets.{dataset}.root: {missing} does not exist; correct the path"] = None
+        elif node.recipe.own_dataset is not None:
+            _check_declaration(node, cluster.datasets[dataset], SPLITS.get(node.kind, ("train",)))
         for role, name in node.teacher_files.items():
             if name not in cluster.teachers:
                 needed[f"teachers.{name}: checkpoint of the {role.replace('_', ' ')} (or teachers=train)"] = None
-            elif not Path(cluster.teachers[name]).is_file():
-                path = cluster.teachers[name]
-                raise ConfigError(
-                    f"teachers.{name}: there is no file {path}; correct the path in the cluster profile, or run with "
-                    "teachers=train"
-                )
+            elif not Path(path := cluster.teachers[name]).is_file():
+                needed[f"teachers.{name}: there is no file {path}; correct the path (or teachers=train)"] = None
     check_given_weights(nodes, cluster)
     return list(needed)
 
@@ -86,16 +85,6 @@ def _first_missing(node: Node, paths: DatasetPaths) -> Path | None:
     else:
         needed = [root, *(root / getattr(paths, split) for split in SPLITS.get(node.kind, ("train",)))]
     return next((path for path in needed if not path.exists()), None)
-
-
-def _check_data(node: Node, cluster: Cluster) -> None:
-    """Checks that the data set's folder and lists exist, and that they match the row's own_dataset."""
-    dataset = node.recipe.dataset
-    paths = cluster.datasets[dataset]
-    if (missing := _first_missing(node, paths)) is not None:
-        raise ConfigError(f"datasets.{dataset}: {missing} does not exist; correct the path in the cluster profile")
-    if node.recipe.own_dataset is not None:
-        _check_declaration(node, paths, SPLITS.get(node.kind, ("train",)))
 
 
 def _check_declaration(node: Node, paths: DatasetPaths, splits: Iterable[Split]) -> None:

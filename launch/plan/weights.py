@@ -52,7 +52,7 @@ def notes_on_weights(nodes: Sequence[Node]) -> list[str]:
 def _teachers(nodes: Sequence[Node], cluster: Cluster) -> Iterator[Given]:
     for node in nodes:
         for role, name in node.teacher_files.items():
-            if isinstance(node.recipe, Pretrain) and name in cluster.teachers:
+            if isinstance(node.recipe, Pretrain) and Path(cluster.teachers.get(name, "")).is_file():
                 kind: Role = "image_teacher" if role == "image_teacher" else "video_teacher"
                 yield Given(f"teachers.{name}", Path(cluster.teachers[name]), kind, node.recipe.teacher)
 

@@ -45,4 +45,5 @@ def _of_manifest(paths: DatasetPaths | None) -> list[str] | None:
 def _by_number(numbers: Mapping[str, int]) -> list[str] | None:
     names = sorted(numbers, key=lambda name: numbers[name])
     complete = sorted(numbers.values()) == list(range(len(names)))
-    return names if complete and not all(name.isdecimal() for name in names) else None
+    are_numbers = all(name == str(number) for number, name in enumerate(names))
+    return names if complete and not are_numbers else None

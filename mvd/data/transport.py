@@ -9,6 +9,7 @@ depends on how the processes were started.
 import math
 import mmap
 import os
+import tempfile
 from collections.abc import Callable
 from multiprocessing.reduction import DupFd
 from typing import Any
@@ -35,7 +36,14 @@ class SharedPixels:
         os.close(self._descriptor)
 
     def __reduce__(self) -> tuple[Callable[..., torch.Tensor], tuple[Any, ...]]:
-        return _receive, (DupFd(self._descriptor), self.array.shape)
+        try:
+            return _receive, (DupFd(self._descriptor), self.array.shape)
+        except OSError as error:  # in a thread that would only print it, while the training waits for the batch
+            return _not_sent, (f"{error.strerror or error} (temporary files are in {tempfile.gettempdir()})",)
+
+
+def _not_sent(reason: str) -> torch.Tensor:
+    raise RuntimeError(f"DataLoader worker could not send its batch: {reason}; set TMPDIR to another, short path")
 
 
 def _receive(sent: Any, shape: tuple[int, ...]) -> torch.Tensor:

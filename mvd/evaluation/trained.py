@@ -51,7 +51,7 @@ def load_trained(source: str | Path) -> Trained:
     if protocol.classes:
         model: VideoEncoder = build_classifier(protocol.size, num_classes=protocol.classes)
     else:
-        of_teacher = any(name.startswith("encoder.blocks.") for name in read_header(weights).forms)
+        of_teacher = "encoder_to_decoder.weight" in map(plain_key, read_header(weights).forms)
         model = build_encoder(SIZES[protocol.size], of_video_teacher=of_teacher)
     report = load_official(model, weights)
     if report.missing:

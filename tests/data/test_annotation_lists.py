@@ -64,8 +64,14 @@ def test_names_with_spaces_as_labels(write):
 
 
 def test_columns_are_found_by_their_names(write):
-    listed = read_list(write("label,frames,path\n3,100,a.mp4\n0,90,b.mp4\n"))
-    assert [(item.path, item.label) for item in listed] == [("a.mp4", "3"), ("b.mp4", "0")]
+    for text in ("label,frames,path\n3,100,a.mp4\n0,90,b.mp4\n", "id,path,label\n7,a.mp4,3\n8,b.mp4,0\n"):
+        listed = read_list(write(text))
+        assert [(item.path, item.label) for item in listed] == [("a.mp4", "3"), ("b.mp4", "0")]
+
+
+def test_a_path_may_begin_with_a_bracket(write):
+    listed = read_list(write("[Show] ep 1.mp4 0\n[Show] ep 2.mp4 1\n"))
+    assert [(item.path, item.label) for item in listed] == [("[Show] ep 1.mp4", "0"), ("[Show] ep 2.mp4", "1")]
 
 
 @pytest.mark.parametrize("text", ["a/x.mp4 100 3\nb/y.mp4 90 0\n", "a/x 100 3\nb/y 90 0\n", "a/x,100,3\nb/y,90,0\n"])
@@ -172,7 +178,7 @@ def test_labels_files(write):
         ('[{"id": "3"}]', "neither Something-Something's .json .*KeyError: 'template'"),
         ('{"id": {"subset": "test"}}', "neither Something-Something's .json .*'annotations'"),
         ('{"x": {"annotations": {"label": "a", "segment": [0, 1e999]}}}', "OverflowError"),
-        ("[1, 2", "neither Something-Something's .json"),
+        ("path,label\nb, c.mp4,run\n", "list.csv:2: expected 2 columns as in the header, found 3 .* double quotes"),
         ('{"a class": 3}', "neither Something-Something's .json"),
     ],
 )

@@ -88,6 +88,20 @@ def test_crops_near_the_input_size_snap_to_it():
     assert (192, 192) in augment.multi_scale_sizes(256, 256, 48)
 
 
+@pytest.mark.parametrize(("height", "width"), [(222, 300), (300, 223)])
+def test_a_crop_that_is_larger_than_the_image_is_black_outside_of_it(height, width):
+    """As Pillow's; its size snaps to that of the input."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(1, 256, (2, height, width, 3), dtype=np.uint8)
+    boxes = {augment.multi_scale_box(height, width, 224, rng) for _ in range(300)}
+    assert any(box.top < 0 or box.left < 0 for box in boxes)
+    for box in boxes:
+        corners = (box.left, box.top, box.left + box.width, box.top + box.height)
+        expected = np.stack([np.asarray(Image.fromarray(frame).crop(corners)) for frame in frames])
+        np.testing.assert_array_equal(augment.cut(frames, box), expected)
+        np.testing.assert_array_equal(np.stack(list(augment.cut(list(frames), box))), expected)
+
+
 @pytest.mark.parametrize("name", GOLDEN["finetune_augmentation_seeded"])
 def test_finetuning_pipeline_golden(name, real_videos):
     """Operations, arguments, crop and flip of the first sample, and its pixels outside the erased box."""

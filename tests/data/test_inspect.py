@@ -224,9 +224,9 @@ def test_a_teachers_row_is_drawn(motion_root, run_inspect):
         (["no_such_row"], "there is no row or suite 'no_such_row'"),
         (
             ["vitb_from_vitb_k400"],
-            "does not set datasets.k400.root: folder of the k400 videos; .*or give --data FOLDER",
+            "must set datasets.k400.root: folder of the k400 videos .*or give --data FOLDER",
         ),
-        (["vitb_from_vitb_k400", "--data", "nowhere"], "datasets.k400: .*/nowhere does not exist"),
+        (["vitb_from_vitb_k400", "--data", "nowhere"], "datasets.k400.root: .*/nowhere does not exist"),
         (["demo", "--data", "nowhere"], "nowhere: the motion data set is not there; generate it with"),
         (
             ["vitb_from_vitb_k400", "teachers=train", "--data", "."],

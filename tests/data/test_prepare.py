@@ -336,9 +336,18 @@ def test_a_row_file_is_written_once(class_folders, tmp_path):
     assert (settings.global_batch, row.finetune.mixing.group, row.finetune.stride) == (4, 4, 1)
     assert settings.warmup_epochs < settings.epochs / 10
     assert row.pretrain == load_rows(["vits_from_vitl_k400"], [])[0].pretrain
+    assert (
+        "pretrain.weights=student.pth --local" in result.stdout and "starts from a distilled student" in result.stdout
+    )
     file.write_text(file.read_text() + "# mine\n")
     again = prepare(class_folders, output)
     assert "(there already, left as it is)" in again.stdout and file.read_text().endswith("# mine\n")
+    assert "the videos have changed" not in again.stdout
+    first = min(class_folders.glob("*/*.mp4"))
+    shutil.copy(first, first.with_name("another.mp4"))
+    assert re.search(
+        r"the videos have changed: set (train|val)_samples=\d+ in the row file", prepare(class_folders, output).stdout
+    )
 
 
 @pytest.mark.parametrize("train", [2, 3, 21, 400, 30_000])

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -140,6 +141,15 @@ def test_pixels_of_a_process_that_is_gone_are_a_loader_that_ended():
     worker.join()
     with pytest.raises(RuntimeError, match="DataLoader worker ended before its batch was received"):
         ours.recv()
+
+
+def test_a_worker_that_cannot_send_its_batch_is_an_error(monkeypatch, tmp_path):
+    long = tmp_path / ("x" * 100)  # longer than the path of a socket may be
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.setitem(multiprocessing.process.current_process()._config, "tempdir", None)
+    with pytest.raises(RuntimeError, match=f"DataLoader worker could not send its batch: .*{long}.*set TMPDIR"):
+        next(iter(DataLoader(Sent(), batch_size=None, num_workers=1, collate_fn=lambda item: item)))
 
 
 def test_samples_without_a_loader_are_ordinary_memory(motion_root):

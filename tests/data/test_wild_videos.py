@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -213,6 +214,47 @@ def test_a_mirrored_video_is_re_encoded_as_it_is_shown(folder, tmp_path):
     reencode(path, tmp_path / "copy.mp4", 48)
     copy = PacketVideo(str(tmp_path / "copy.mp4")).frames(np.arange(wild_videos.FRAMES))
     assert np.abs(copy.astype(int) - decode_all(folder / "h264.mp4")[:, :, ::-1]).mean() < 6
+
+
+def flat_video(path: Path, codec: str, pixel_format: str, start: int = 0, **codec_context: int) -> Path:
+    """25 frames of one colour; start: of their times, in 90,000ths of a second."""
+    with av.open(str(path), "w") as made:
+        stream = made.add_stream(codec, rate=25, options={"auto-alt-ref": "0"} if codec == "libvpx" else {})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixel_format
+        stream.codec_context.time_base = Fraction(1, 90000)
+        for name, value in codec_context.items():
+            setattr(stream.codec_context, name, value)
+        color = np.full((48, 64, 3), (200, 40, 30), np.uint8)
+        targets = {"dst_colorspace": codec_context.get("colorspace"), "dst_color_range": codec_context["color_range"]}
+        for number in range(25):
+            frame = av.VideoFrame.from_ndarray(color, format="rgb24").reformat(format=pixel_format, **targets)
+            frame.pts, frame.time_base = start + 3600 * number, Fraction(1, 90000)
+            made.mux(stream.encode(frame))
+        made.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("colorspace", [1, 5], ids=["bt709", "bt601"])
+@pytest.mark.parametrize("color_range", [1, 2], ids=["limited", "full"])
+def test_a_copy_has_the_colours_of_its_source(colorspace, color_range, tmp_path):
+    source = flat_video(tmp_path / "source.mp4", "libx264", "yuv420p", colorspace=colorspace, color_range=color_range)
+    reencode(source, tmp_path / "copy.mp4", 48)
+    original, copy = (PacketVideo(str(path)).frames(np.arange(25)) for path in (source, tmp_path / "copy.mp4"))
+    assert np.abs(original.mean(axis=(0, 1, 2)) - (200, 40, 30)).max() < 5
+    assert np.abs(copy.astype(int) - original).max() < 6
+
+
+def test_times_below_zero_lose_no_frame_in_a_copy(tmp_path):
+    """As in a transport stream whose clock of 33 bits starts anew."""
+    source = flat_video(tmp_path / "wraps.ts", "libx264", "yuv420p", start=2**33 - 45000, color_range=1)
+    assert check_video(source).frames == 25
+    reencode(source, tmp_path / "copy.mp4", 48)
+    assert check_video(tmp_path / "copy.mp4").frames == 25
+
+
+def test_vp8_with_alpha_is_not_damaged(tmp_path):
+    source = flat_video(tmp_path / "alpha.webm", "libvpx", "yuva420p", color_range=1)
+    assert check_video(source).frames == 25
 
 
 def test_vp9_in_matroska_may_be_turned(folder, tmp_path):

@@ -49,7 +49,7 @@ def test_a_directory_elsewhere_is_no_run_directory(runs, tmp_path, launch):
     other = tmp_path / "elsewhere" / stage_of("test")
     os.renames(runs / stage_of("test"), other)
     done = launch("cancel.py", str(other))
-    assert done.returncode == 2 and "no row or suite" in done.stderr
+    assert done.returncode == 2 and f"there is no run directory {other} in {runs}; see status.py" in done.stderr
 
 
 def test_what_a_stage_is_left_alone_for_is_named(runs, fake_slurm, capsys):
@@ -66,4 +66,7 @@ def test_nothing_is_said_of_a_stage_that_is_complete(runs, fake_slurm, capsys):
     (runs / teacher / "result.json").write_text('{"epochs": 1}')
     del fake_slurm.queue[job_of(runs, teacher)]
     assert cancel.main([teacher]) == 0
+    assert capsys.readouterr().out == "nothing to cancel: no stage of these targets is queued or running\n"
+    fake_slurm.queue.clear()
+    assert cancel.main(["demo"]) == 0
     assert capsys.readouterr().out == "nothing to cancel: no stage of these targets is queued or running\n"

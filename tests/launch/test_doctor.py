@@ -9,10 +9,12 @@ from safetensors.torch import save_file
 
 from launch.checks import node_job
 from launch.checks.folders import check_runs_folder, file_system
-from launch.checks.inputs import check_inputs
+from launch.checks.inputs import check_inputs, needed_inputs
 from launch.checks.node_job import run_test_job
 from launch.checks.site import check_site, check_test_submission, hours
 from launch.cluster import Cluster, PretrainResources, Slurm
+from launch.plan.graph import build_graph
+from launch.plan.rows import load_rows
 from launch.slurm.client import slurm
 from mvd.config import ConfigError, DatasetPaths
 from mvd.models import build_image_teacher
@@ -162,7 +164,9 @@ def test_data_sets_and_teachers_of_the_profile(tmp_path):
     found = {finding.subject: finding for finding in check_inputs(cluster)}
     assert found["datasets.k400"].ok and found["datasets.k400"].text.endswith("1 in train.csv")
     assert "val.csv: there is no file" in found["datasets.ssv2"].text and not found["datasets.ssv2"].ok
-    assert found["datasets.mine"].text == "there is no folder /gone; correct datasets.mine.root"
+    assert found["datasets.mine"].text.startswith("there is no folder /gone; correct datasets.mine.root, or delete")
+    needed = needed_inputs(build_graph(load_rows(["vitb_from_vitb_k400"], [])))
+    assert [finding.subject for finding in check_inputs(cluster, needed)] == ["datasets.k400", "teachers.mae_vitb"]
     assert found["teachers.mae_tiny"].ok and "size 'base' has width 768" in found["teachers.mae_vitb"].text
 
 

@@ -1,6 +1,7 @@
 """The command line, as a user meets it."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 
@@ -44,6 +45,17 @@ def test_dry_run_with_teachers_to_train(launch):
     assert "datasets.imagenet.root" in done.stdout and "teachers.mae" not in done.stdout
 
 
+def test_the_example_profile_as_it_is_does_not_hide_the_plan(launch, profile):
+    shutil.copy(ROOT / "cluster.example.yaml", profile)
+    done = launch("submit.py", "vith_k400", "--dry-run")
+    assert done.returncode == 0 and done.stderr == "" and "1 pre-training, 1 fine-tuning, 1 test" in done.stdout
+    needed = done.stdout.partition("to set in the cluster profile before submitting")[2]
+    assert (
+        "datasets.k400.root: /data/kinetics-400 does not exist" in needed and "teachers.mae_vith: there is no" in needed
+    )
+    assert launch("submit.py", "vith_k400", "--show").returncode == 0
+
+
 def test_dry_run_stops_at_a_kind(launch):
     done = launch("submit.py", "k400", "--dry-run", "--until", "pretrain")
     assert "\n7 pre-trainings\n" in done.stdout
@@ -84,15 +96,15 @@ def test_show_prints_every_setting(launch):
         (["vith_k400", "gpus_per_node=4", "--dry-run"], "write cluster.gpus_per_node=4"),
         (["demo", "finetune.optimization.global_batch=4096", "--dry-run"], "motion has 2400 training samples, fewer"),
         (["vith_k400", "cluster.pretrain.nodes=7", "--dry-run"], "use 32 or 64 GPUs"),
-        (["vith_k400", "cluster.datasets.k400.root=/nowhere", "--dry-run"], "/nowhere does not exist"),
-        (["vith_k400", "cluster.teachers.mae_vith=/nowhere.pth", "--show"], "there is no file /nowhere.pth"),
+        (["vith_k400", "cluster.datasets.k400.root=/nowhere"], "datasets.k400.root: /nowhere does not exist; correct"),
+        (["vith_k400", "--script", "--local", "--dry-run"], "--script prints what --dry-run would submit to SLURM"),
         (
             ["vith_k400", "pretrain.weights=/nowhere.pth", "--dry-run"],
             "there is no file /nowhere.pth; correct the path",
         ),
         (["vith_k400", f"finetune.weights={__file__}", "--until", "finetune"], "replace all stages up to finetune"),
-        (["vith_k400", "--local"], "does not set datasets.k400.root"),
-        (["vith_k400"], "does not set datasets.k400.root"),
+        (["vith_k400", "--local"], "must set datasets.k400.root: folder of the k400 videos (see "),
+        (["vith_k400"], "must set datasets.k400.root"),
         (["demo"], "there is no sbatch on this machine; log in to the cluster, or run the rows here: "),
         (["demo", "--force", "test"], "--force must match one stage, but 'test' matches 3; use one of test-demo-"),
         (["demo", "--force", "finetune", "--dry-run"], "--force changes the runs folder"),

@@ -16,7 +16,10 @@ def test_mfu_is_a_share_of_the_peak_of_the_gpu(tmp_path):
 
 def test_a_gpu_of_unknown_peak_has_no_mfu(tmp_path):
     recipe = small_stage("pretrain", "p", tmp_path, tmp_path).recipe
-    assert throughput(recipe, 100.0, 4, "other").keys() == {"speed/tflops_per_gpu"}
+    for unknown in ("other", "NVIDIA RTX A4000"):
+        assert throughput(recipe, 100.0, 4, unknown).keys() == {"speed/tflops_per_gpu"}
+    for known in ("NVIDIA GH200 480GB", "NVIDIA A100-SXM4-80GB", "Tesla V100-SXM2-32GB", "NVIDIA A40"):
+        assert "speed/mfu" in throughput(recipe, 100.0, 4, known)
 
 
 def test_the_progress_line_has_them_on_gpus_only():

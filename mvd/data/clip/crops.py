@@ -78,9 +78,25 @@ def random_resized_box(
 
 
 def cut(frames: Frames, box: Box) -> Frames:
-    """Crop each frame, without a copy: (T, H, W, 3) -> (T, box.height, box.width, 3)."""
-    rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
-    return frames[:, rows, columns] if isinstance(frames, np.ndarray) else [frame[rows, columns] for frame in frames]
+    """Crop each frame: (T, H, W, 3) -> (T, box.height, box.width, 3); without a copy, if the box is inside.
+
+    Outside of the frame is black, as in Pillow: a multi-scale crop may be up to two pixels larger than the frame.
+    """
+    if isinstance(frames, np.ndarray):
+        return _cut(frames, box)
+    return [_cut(frame, box) for frame in frames]
+
+
+def _cut(pixels: np.ndarray, box: Box) -> np.ndarray:
+    """(..., H, W, 3) -> (..., box.height, box.width, 3)."""
+    height, width = pixels.shape[-3:-1]
+    above, below = max(0, -box.top), max(0, box.top + box.height - height)
+    left, right = max(0, -box.left), max(0, box.left + box.width - width)
+    if above or below or left or right:
+        outside = [(0, 0)] * (pixels.ndim - 3)
+        pixels = np.pad(pixels, [*outside, (above, below), (left, right), (0, 0)])
+    top, start = box.top + above, box.left + left
+    return pixels[..., top : top + box.height, start : start + box.width, :]
 
 
 def resize_bicubic(image: np.ndarray, size: int) -> np.ndarray:

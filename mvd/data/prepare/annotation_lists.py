@@ -60,7 +60,7 @@ def read_list(file: Path) -> list[Listed]:
     lines = numbered_lines(text)
     if not lines:
         raise ConfigError(f"{file} lists no videos; check that it is the annotation file")
-    if text.lstrip().startswith(("[", "{")):
+    if text.lstrip().startswith(("[", "{")) and (file.suffix == ".json" or _is_json(text)):
         listed = _read_json(text, file)
     elif "youtube_id" in _columns(_split_at(lines[0][1], _delimiter(lines[0][1]))):
         listed = _read_kinetics(lines, file)
@@ -77,6 +77,15 @@ def _delimiter(header: str) -> str:
 
 def _columns(fields: Sequence[str]) -> list[str]:
     return [field.strip(" \"'#").lower() for field in fields]
+
+
+def _is_json(text: str) -> bool:
+    """False for a list whose first path begins with a bracket."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _read_json(text: str, file: Path) -> list[Listed]:
@@ -136,7 +145,8 @@ def _seconds(values: dict[str, str], column: str, where: str) -> int:
 def _read_plain(lines: Sequence[tuple[int, str]], file: Path) -> list[Listed]:
     rows = split_lines([line for _, line in lines])
     numbers = [number for number, _ in lines]
-    path_column, label_column, has_header = _find_columns(rows[0], file)
+    header = rows[0]
+    path_column, label_column, has_header = _find_columns(header, file)
     if has_header:
         rows, numbers = rows[1:], numbers[1:]
     elif all(len(row) == 1 for row in rows):
@@ -146,6 +156,11 @@ def _read_plain(lines: Sequence[tuple[int, str]], file: Path) -> list[Listed]:
         where = f"{file}:{number}"
         if len(row) < 2 or len(row) <= max(path_column, label_column):
             raise ConfigError(f"{where}: {row[0]!r} has no label; write `path label`")
+        if has_header and len(row) != len(header):
+            raise ConfigError(
+                f"{where}: expected {len(header)} columns as in the header, found {len(row)} ({', '.join(row)}); put "
+                "paths with a separator between double quotes"
+            )
         if not has_header and (len(row) > 3 or (len(row) == 3 and not row[1].isdecimal())):
             raise ConfigError(f"{where}: found {len(row)} columns ({', '.join(row)}); {FORMATS}")
         listed.append(_with_label(row[path_column], _label(row[label_column], where)))
@@ -156,8 +171,8 @@ def _read_plain(lines: Sequence[tuple[int, str]], file: Path) -> list[Listed]:
 def _find_columns(first: Sequence[str], file: Path) -> tuple[int, int, bool]:
     """The columns of the path and the label, and whether the first row is a header."""
     columns = _columns(first)
-    paths = [place for place, name in enumerate(columns) if name in PATH_COLUMNS]
-    labels = [place for place, name in enumerate(columns) if name in LABEL_COLUMNS]
+    paths = [columns.index(name) for name in PATH_COLUMNS if name in columns]
+    labels = [columns.index(name) for name in LABEL_COLUMNS if name in columns]
     if not paths:
         return 0, -1, False
     if not labels:

@@ -23,7 +23,7 @@ from mvd.data.workers import follow_parent
 
 QUEUED_PER_WORKER = 4  # jobs
 LONGEST_NAME = 200  # bytes; file systems allow 255, of which suffixes and temporary names take some
-CHECKS = 2  # version of the checks: verdicts of another version are not reused
+CHECKS = 3  # version of the checks: verdicts of another version are not reused
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,11 +34,24 @@ Dense sampling takes clips of 16 frames, every stride-th; sampling="segment" spr
 
 
 class Written(NamedTuple):
-    """A row file, whether it was there already, and what its row costs (mvd.data.prepare.cost)."""
+    """A row file, whether it was there already, and what its row costs (mvd.data.prepare.cost).
+
+    facts: of the data set, as a row must declare them. needs_weights: whether it starts from a distilled student.
+    """
 
     file: Path
     kept: bool
     cost: str
+    facts: Dataset
+    needs_weights: bool
+
+    @property
+    def outdated(self) -> list[str]:
+        """The numbers that a row file declares of an earlier state of the data set, as `name=value` that it needs."""
+        declared = self.file.read_text(encoding="utf-8") if self.kept else ""
+        wanted = {name: getattr(self.facts, name) for name in ("classes", "train_samples", "val_samples")}
+        found = {name: re.search(rf"\b{name}=(\d+)", declared) for name in wanted}
+        return [f"{name}={value}" for name, value in wanted.items() if (m := found[name]) and int(m[1]) != value]
 
 
 def write_row(name: str, facts: Dataset, size: str | None, frames: int, output: Path) -> Written | None:
@@ -53,7 +67,7 @@ def write_row(name: str, facts: Dataset, size: str | None, frames: int, output: 
     kept = file.exists()
     if not kept:
         write_text(file, row_text(row, finetune, test, output))
-    return Written(file, kept, describe_cost(finetune, test))
+    return Written(file, kept, describe_cost(finetune, test), facts, size != "tiny")
 
 
 def recipes_for(name: str, facts: Dataset, size: str, frames: int) -> tuple[Finetune, Test]:

@@ -16,6 +16,7 @@ from mvd.data.prepare.row_file import Written
 from mvd.data.prepare.write_lists import Counts, Quarantined, paper_count, printable
 from mvd.host import python_command
 
+STUDENT = "student.pth"  # stands for the weights of a distilled student
 WIDTH = 160  # columns, where the output is not a terminal
 
 
@@ -76,14 +77,20 @@ def print_next(dataset: str | None, output: Path, row: Written | None) -> None:
     name = profile_name(dataset, output)
     if row is not None:
         print(f"\nrow file: {row.file}{' (there already, left as it is)' if row.kept else ''}\n{row.cost}")
+        if row.needs_weights:
+            print("it starts from a distilled student: give its weights, or else the plan begins with the distillation")
+        if row.outdated:
+            print(f"the videos have changed: set {', '.join(row.outdated)} in the row file, which makes it a new run")
     print(f"\nnext:\n  name it in cluster.yaml:\n    datasets: {{{name}: {{root: {output}}}}}")
     if dataset is None and row is None:
         print("  add videos: a row needs at least two for training and one for validation (--val-share, or --val LIST)")
         return
     target = _target(name) if row is None else shlex.quote(os.path.relpath(row.file))
-    print(f"  look at what a row sees of it:\n    {python_command()} -m mvd.data.inspect {target}")
+    place = "" if row is None else f" --data {shlex.quote(os.path.relpath(output))}"
+    print(f"  look at what a row sees of it:\n    {python_command()} -m mvd.data.inspect {target}{place}")
     if row is not None:
-        submit = f"{python_command()} -m launch.submit {target}"
+        weights = f" pretrain.weights={STUDENT}" if row.needs_weights else ""
+        submit = f"{python_command()} -m launch.submit {target}{weights}"
         print(f"  see the plan:\n    {submit} --dry-run\n  run it on this machine:\n    {submit} --local")
 
 

@@ -75,7 +75,8 @@ def _compare_decoders(path: str) -> None:
 def _pictures(decoder: VideoCodecContext, packets: list[VideoPacket]) -> Iterator[bytes]:
     for packet in (*packets, None):
         for frame in decoder.decode(packet):
-            yield frame.to_ndarray().tobytes()
+            visible = frame.reformat(format="yuv420p") if frame.format.name == "yuva420p" else frame
+            yield visible.to_ndarray().tobytes()
 
 
 def reencode(source: Path, target: Path, short_side: int) -> None:
@@ -96,7 +97,7 @@ def reencode(source: Path, target: Path, short_side: int) -> None:
 
 def _encode(video: PacketVideo, target: Path, short_side: int) -> None:
     with av.open(str(target), "w", format="mp4") as container:
-        stream = None
+        stream, first = None, 0
         for frame in video.decode_all():
             upright = _upright(video, frame)
             if stream is None:
@@ -105,8 +106,18 @@ def _encode(video: PacketVideo, target: Path, short_side: int) -> None:
                 stream.width, stream.height = (2 * round(side * scale / 2) for side in (upright.width, upright.height))
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.time_base = video.time_base
-            small = upright.reformat(stream.width, stream.height, "yuv420p", interpolation="BICUBIC", threads=1)
-            small.pts, small.time_base = frame.pts, video.time_base
+                first = frame.pts or 0  # negative times do not fit into .mp4
+            # The file says nothing of its colours, which readers take for these.
+            small = upright.reformat(
+                stream.width,
+                stream.height,
+                "yuv420p",
+                dst_colorspace="ITU601",
+                dst_color_range="MPEG",
+                interpolation="BICUBIC",
+                threads=1,
+            )
+            small.pts, small.time_base = (frame.pts or 0) - first, video.time_base
             container.mux(stream.encode(small))
         if stream is not None:
             container.mux(stream.encode())
