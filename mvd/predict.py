@@ -1,6 +1,6 @@
-"""Predicts the classes of videos with a trained classifier, on a GPU if there is one, with the views of its test.
+"""Predicts the classes of videos with a trained classifier, on a GPU if there is one, with the views of its data set's tests.
 
-MODEL is a run directory of a fine-tuning or a test, a .safetensors or .pth file, or an exported timm folder. Official
+MODEL is a run directory of a fine-tuning or a test, which has views of its own, a .safetensors or .pth file, or an exported timm folder. Official
 .pth files work too; what they do not say about their training is assumed, and printed. --features also takes a
 pre-trained student or a video teacher.
 
