@@ -1,8 +1,8 @@
-"""Predicts the classes of videos with a trained classifier, on a GPU if there is one, with the views of its data set's tests.
+"""Predicts the classes of videos with a trained classifier, on a GPU if there is one.
 
-MODEL is a run directory of a fine-tuning or a test, which has views of its own, a .safetensors or .pth file, or an exported timm folder. Official
-.pth files work too; what they do not say about their training is assumed, and printed. --features also takes a
-pre-trained student or a video teacher.
+MODEL is a run directory of a fine-tuning, which gives the views of its data set's tests, or of a test, which has its
+own; a .safetensors or .pth file; or an exported timm folder. Official .pth files work too; what they do not say about
+their training is assumed, and printed. --features also takes a pre-trained student or a video teacher.
 
 examples:
   python -m mvd.predict runs/finetune-mine-8aa3af5e video.mp4
