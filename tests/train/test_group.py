@@ -120,8 +120,8 @@ def break_runs(rank: int) -> None:
     """Makes losses depend on the global random state too, some of them not finite, and stops a run."""
     build, stopped = TrainingRun.__init__, set()
 
-    def build_drawing(run: TrainingRun, stage: Stage, *arguments) -> None:
-        build(run, stage, *arguments)
+    def build_drawing(run: TrainingRun, stage: Stage, *arguments, **named) -> None:
+        build(run, stage, *arguments, **named)
         losses, where = run.task.losses, f"{stage.directory.parent.name}/{stage.id}"
 
         def drawing(engine, batch):
