@@ -70,6 +70,8 @@ def main(argv: Sequence[str]) -> int:
         print_settings(request, nodes, needed)
     elif options.script:
         print_scripts(request.cluster, nodes, plan)
+        for field in needed:
+            print(f"to set in the cluster profile before submitting: {field}", file=sys.stderr)
     elif options.dry_run:
         print_plan(request, nodes, plan, needed)
     elif needed:

@@ -86,9 +86,9 @@ class Parser(argparse.ArgumentParser):
 
 def _run_directory(word: str, runs: str) -> str | None:
     """The name of a run directory that is given by its name in the runs folder, or as a path; None if it is none."""
-    for path in (Path(runs) / word, Path(word)):
-        if path.resolve().parent == Path(runs).resolve() and RunDirectory(path).stage.is_file():
-            return path.resolve().name
+    for path in (Path(os.path.abspath(place)) for place in (Path(runs) / word, word)):  # which may be a link
+        if path.parent.resolve() == Path(runs).resolve() and RunDirectory(path).stage.is_file():
+            return path.name
     return None
 
 

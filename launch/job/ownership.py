@@ -51,7 +51,8 @@ def _queued(owner: Owner) -> QueuedJob | None:
 
 def _may_be_hidden(owner: Owner) -> bool:
     """Whether a job that is not in the queue may be another user's that squeue does not show (PrivateData)."""
-    if os.getuid() in (0, owner.uid) or "jobs" not in slurm.config().get("PrivateData", ""):
+    config = slurm.config()
+    if os.getuid() in (0, owner.uid) or (config and "jobs" not in config.get("PrivateData", "")):
         return False
     ended = slurm.history([owner.job]).get(owner.job)
     return ended is None or ended.state in UNFINISHED

@@ -76,7 +76,8 @@ def judge_time_limit(members: Sequence[Member], seconds_left: float) -> None:
     if attempt.at_limit and count >= MAX_FAILED_ATTEMPTS:
         members[0].record.error = (
             f"{count} attempts have come to their time limit without saving anything new; raise "
-            "slurm.time_limit_hours, then submit the row again"
+            "slurm.time_limit_hours or, if the log says that a save has failed, make room on the disk; then submit the "
+            "row again"
         )
 
 

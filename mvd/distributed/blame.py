@@ -7,6 +7,9 @@ hosts away from the run, one attempt after the other. Must not import torch: a j
 import re
 import signal
 
+# What NCCL says after "Last error" if a peer is to blame.
+GONE = r"socket|connect|call to (recv|send)|timed out|no route|unreachable"
+
 # Text of an error -> what is wrong with the host. The texts are those of cudaGetErrorString, PyTorch, the NVIDIA driver
 # and NCCL. Left out on purpose, since bugs cause them: "device-side assert", "illegal memory access", "misaligned
 # address", and a connection that a peer closed; with InfiniBand those are the completions of requests that the peer has
@@ -25,10 +28,11 @@ HARDWARE = {
     r"system not yet initialized": "the NVSwitch fabric manager is not running",
     r"unsupported display driver|CUDA driver version is insufficient": "the NVIDIA driver does not fit CUDA",
     r"Duplicate GPU detected": "several processes see only one GPU",
-    r"NET/IB ?: Got completion [^\n]*status=([1-4]\b|IBV_WC_LOC_)|call to ibv_\w+ failed": "InfiniBand error",
+    r"NET/IB ?: Got completion [^\n]*status=([1-4]\b|IBV_WC_LOC_)": "InfiniBand error",
+    rf"call to ibv_\w+ failed(?![^\n]*({GONE}))": "InfiniBand error",
     r"NET/IB ?: [^\n]*Got async [^\n]*(error|fatal)": "InfiniBand error",
     # The explanation that NCCL adds mentions sockets; only what follows "Last error" says whether a peer is to blame.
-    r"unhandled system error(?!.*Last error:.*(socket|connect|call to (recv|send)))": "system error in NCCL",
+    rf"unhandled system error(?!.*Last error:.*({GONE}))": "system error in NCCL",
     r"killed by signal: Illegal instruction": "illegal instruction (SIGILL) in a data loader process",
     r"killed by signal: Bus error": "bus error (SIGBUS) in a data loader process: broken memory, or /dev/shm is full",
 }

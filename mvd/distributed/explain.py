@@ -46,7 +46,7 @@ def explain_errors(stage: Stage, *others: Stage) -> Iterator[None]:
             raise HostFault(f"{message}; start the stage again on another host") from error
         if _is_out_of_memory(error):
             raise ConfigError(f"{stage.id}: {_this_rank()}: {_advice_on_memory(stage)} ({reason})") from error
-        if "DataLoader worker" in reason:
+        if "DataLoader worker" in reason or "Pin memory thread exited" in reason:  # the log has the thread's own error
             raise PeerLost(f"{_this_rank()} lost a data loader process ({reason}); start the stage again") from error
         if isinstance(error, dist.DistError) or "gloo" in reason or "Connection" in reason:
             raise PeerLost(f"{_this_rank()} lost another rank ({reason}); start the stage again") from error

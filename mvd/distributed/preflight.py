@@ -73,7 +73,7 @@ def preflight(stage: Stage, process: Process, samples: SampleCheck) -> None:
 
     Raises:
         HostFault: some hosts fail, and are recorded in faults.jsonl; on every process.
-        ConfigError: all processes fail, so other hosts would not help; on every process.
+        ConfigError: all processes fail, so other hosts would not help, or there are none; on every process.
     """
     if process.world_size == 1:
         return
@@ -216,7 +216,8 @@ def _judge(stage: Stage, process: Process, reports: list[Report]) -> None:
     if not failing:
         return
     message = "; ".join(f"{host}: {problem}" for host, problem in sorted(failing.items()))
-    if all(report.problems for report in reports):
+    is_alone = len({report.host for report in reports}) == 1 and "SLURM_JOB_ID" not in os.environ
+    if is_alone or all(report.problems for report in reports):
         raise ConfigError(f"{stage.id}: no host passes the checks before the start: {message}; fix that first")
     if process.is_first:
         record_fault(stage.files, "preflight", message, hosts=sorted(failing))

@@ -38,8 +38,8 @@ class Update:
     def __init__(self, forward: ForwardPass, batches: DeviceBatches, number: int, micro_batches: int) -> None:
         self.forward, self.engine, self.batches = forward, forward.engine, batches
         self.number, self.micro_batches = number, micro_batches
-        self.started = time.monotonic()
-        self.waited_before, self.waited_ahead_before = batches.waited, batches.waited_ahead
+        self.started, self.waited_before = time.monotonic(), batches.waited
+        self.waited_ahead_before = 0.0
         self.losses: list[Tensor] = []  # of each micro-batch, (names,)
         self.raws: list[dict[str, Any]] = []  # the micro-batches as the loader gave them, on the host
         self.names: list[str] = []
@@ -52,7 +52,7 @@ class Update:
 
     @property
     def waited_ahead(self) -> float:
-        """The part of `waited` for the data of the next update."""
+        """The part of `waited` after the last forward pass: for the data of the next update."""
         return self.batches.waited_ahead - self.waited_ahead_before
 
     def learn(self, raw: dict[str, Any], batch: dict[str, Tensor], flags: Callable[[], tuple[bool, ...]]) -> None:
@@ -70,6 +70,7 @@ class Update:
         self.names, loss = list(named), named["loss"]
         if len(self.losses) == self.micro_batches:
             losses = torch.stack(self.losses)
+            self.waited_ahead_before = self.batches.waited_ahead
             self.agreed = self._agree(losses, flags())
             loss = loss * (1 + 0 * losses.sum())  # NaN on one rank: all gradients are, all skip it
         self.engine.backward(loss)

@@ -64,7 +64,12 @@ def test_names_with_spaces_as_labels(write):
 
 
 def test_columns_are_found_by_their_names(write):
-    for text in ("label,frames,path\n3,100,a.mp4\n0,90,b.mp4\n", "id,path,label\n7,a.mp4,3\n8,b.mp4,0\n"):
+    for text in (
+        "label,frames,path\n3,100,a.mp4\n0,90,b.mp4\n",
+        "id,path,label\n7,a.mp4,3\n8,b.mp4,0\n",
+        "path,label,notes\na.mp4,3,x\nb.mp4,0\n",
+        "path,label\na.mp4,3,\nb.mp4,0,\n",
+    ):
         listed = read_list(write(text))
         assert [(item.path, item.label) for item in listed] == [("a.mp4", "3"), ("b.mp4", "0")]
 
@@ -178,6 +183,7 @@ def test_labels_files(write):
         ('[{"id": "3"}]', "neither Something-Something's .json .*KeyError: 'template'"),
         ('{"id": {"subset": "test"}}', "neither Something-Something's .json .*'annotations'"),
         ('{"x": {"annotations": {"label": "a", "segment": [0, 1e999]}}}', "OverflowError"),
+        ('{"path": "a.mp4", "label": 3}\n{"path": "b.mp4", "label": 0}\n', "neither Something-Something's .json"),
         ("path,label\nb, c.mp4,run\n", "list.csv:2: expected 2 columns as in the header, found 3 .* double quotes"),
         ('{"a class": 3}', "neither Something-Something's .json"),
     ],

@@ -56,6 +56,8 @@ def test_a_hardware_error_is_the_hosts_fault(text, fault):
         "NET/IB : Got completion from peer 10.0.0.2<41234> with status=12 opcode=32762 len=0 vendor err 129 (Recv)",
         "NET/IB : Got completion from peer 10.0.0.2<41234> with status=5 opcode=0 len=0 vendor err 244",
         "NCCL WARN NET/IB : mlx5_0:1 Got async event : GID table change",
+        NCCL + "Call to ibv_modify_qp failed with 110 Connection timed out, on dev mlx5_0:1",
+        NCCL + "Call to ibv_modify_qp failed with 113 No route to host, on dev mlx5_0:1",
         "",
     ],
 )

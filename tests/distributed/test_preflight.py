@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from mvd.run import run_stage
 from mvd.stage import Stage
 from tests.runs import small_stage, succeed, write_stage
 
-NAMES = ("one", "nobody", "one of a host", "no list", "other list", "all")
+NAMES = ("one", "nobody", "one of a host", "one of this machine", "no list", "other list", "all")
 
 
 def run_all(folder: Path) -> None:
@@ -36,7 +37,9 @@ def run_all(folder: Path) -> None:
 
     preflight._write_test = cannot_write
     for name in NAMES:
-        host = "node0" if name == "one of a host" else f"node{process.rank}"
+        host = "node0" if name.startswith("one of") else f"node{process.rank}"
+        os.environ.pop("SLURM_JOB_ID", None)
+        os.environ |= {"SLURM_JOB_ID": "1"} if name == "one of a host" else {}
         preflight.hostname = lambda host=host: host
         stage = Stage.from_yaml(folder / name / "stage.yaml")
         if name.endswith("list") and process.rank == 1:
@@ -74,6 +77,11 @@ def test_a_process_that_fails_on_the_only_host_blames_that_host(runs):
     assert [one["kind"] for one in ended(runs, "one of a host")] == ["HostFault"] * 2
     fault = json.loads((runs[0] / "one of a host" / "faults.jsonl").read_text())
     assert (fault["fault"], fault["hosts"]) == ("preflight", ["node0"])
+
+
+def test_without_slurm_there_is_no_other_host(runs):
+    assert ended(runs, "one of this machine")[0]["kind"] == "ConfigError"
+    assert not (runs[0] / "one of this machine" / "faults.jsonl").exists()
 
 
 def test_what_no_host_can_do_is_no_hosts_fault(runs):

@@ -45,6 +45,14 @@ def test_a_run_directory_may_be_given_by_its_name_or_as_a_path(runs, fake_slurm,
     assert capsys.readouterr().out.startswith("1 stage ")
 
 
+def test_a_run_directory_may_be_a_link_to_another_disk(runs, fake_slurm, tmp_path):
+    stage = stage_of("test")
+    job = job_of(runs, stage)
+    os.renames(runs / stage, tmp_path / "big" / "disk" / stage)
+    (runs / stage).symlink_to(tmp_path / "big" / "disk" / stage)
+    assert cancel.main([stage]) == 0 and fake_slurm.called("scancel") == [("scancel", job)]
+
+
 def test_a_directory_elsewhere_is_no_run_directory(runs, tmp_path, launch):
     other = tmp_path / "elsewhere" / stage_of("test")
     os.renames(runs / stage_of("test"), other)

@@ -167,11 +167,15 @@ def test_a_job_is_gone_when_slurm_says_so(fake_slurm):
 def test_another_users_job_that_the_site_hides_is_not_gone(fake_slurm, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 1001)
     theirs = owner(uid=1002)
-    assert is_gone(theirs)  # the site hides nothing
+    monkeypatch.setattr(slurm, "_config", {"PrivateData": "none"})
+    assert is_gone(theirs)
     monkeypatch.setattr(slurm, "_config", {"PrivateData": "jobs,usage"})
     assert not is_gone(theirs) and is_gone(owner(uid=1001))
     fake_slurm.history["24"] = ("COMPLETED", "")
     assert is_gone(theirs)
+    del fake_slurm.history["24"]
+    monkeypatch.setattr(slurm, "_config", {})  # scontrol does not answer
+    assert not is_gone(theirs)
 
 
 def test_accounting_counts_if_squeue_does_not_answer(fake_slurm):

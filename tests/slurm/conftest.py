@@ -182,9 +182,9 @@ def limited(new_site, tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def stuck(new_site, tmp_path_factory):
-    """A stage, and one that depends on it, that reaches its time limit again and again before the first update."""
+    """A stage, and one that depends on it, whose start reaches its time limit again and again."""
     site = new_site(tmp_path_factory.mktemp("stuck"))
-    site.brake.write_text('{"updates": 0}')
+    site.fault.write_text("wait")
     site.submit(TINY, *TWO_MINUTES, "--until", "finetune")
     yield site
     end(site)

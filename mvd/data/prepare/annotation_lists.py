@@ -60,7 +60,7 @@ def read_list(file: Path) -> list[Listed]:
     lines = numbered_lines(text)
     if not lines:
         raise ConfigError(f"{file} lists no videos; check that it is the annotation file")
-    if text.lstrip().startswith(("[", "{")) and (file.suffix == ".json" or _is_json(text)):
+    if re.match(r"\s*(\{|\[\s*[\[{\"\]])", text) or file.suffix == ".json":
         listed = _read_json(text, file)
     elif "youtube_id" in _columns(_split_at(lines[0][1], _delimiter(lines[0][1]))):
         listed = _read_kinetics(lines, file)
@@ -77,15 +77,6 @@ def _delimiter(header: str) -> str:
 
 def _columns(fields: Sequence[str]) -> list[str]:
     return [field.strip(" \"'#").lower() for field in fields]
-
-
-def _is_json(text: str) -> bool:
-    """False for a list whose first path begins with a bracket."""
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _read_json(text: str, file: Path) -> list[Listed]:
@@ -156,7 +147,7 @@ def _read_plain(lines: Sequence[tuple[int, str]], file: Path) -> list[Listed]:
         where = f"{file}:{number}"
         if len(row) < 2 or len(row) <= max(path_column, label_column):
             raise ConfigError(f"{where}: {row[0]!r} has no label; write `path label`")
-        if has_header and len(row) != len(header):
+        if has_header and any(row[len(header) :]):
             raise ConfigError(
                 f"{where}: expected {len(header)} columns as in the header, found {len(row)} ({', '.join(row)}); put "
                 "paths with a separator between double quotes"

@@ -7,7 +7,7 @@ as a rule in the thread that writes checkpoints; the training of that rank then 
 update of the run at which it pauses. While there is a FILE.error, that rank raises a RuntimeError with its text. While
 there is a FILE.silent, nothing pauses, and that rank computes wrongly or slowly, as the file says (a key of
 SILENT_FAULTS).
-MVD_TEST_FAULT=FILE: while the file exists, no stage starts. MVD_TEST_BAD=FILE: the node whose name is in the file
+MVD_TEST_FAULT=FILE: while the file exists, no stage starts: each fails, or waits if the file says "wait". MVD_TEST_BAD=FILE: the node whose name is in the file
 cannot write to run directories; if the file is empty, the second rank's node. MVD_TEST_WRONG=FILE: linear layers give
 wrong numbers where and when FILE, which may come and go, says so (wrong_matmul.py).
 """
@@ -143,11 +143,13 @@ class Change(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class Fault(importlib.abc.MetaPathFinder):
-    """Fails the import of mvd.run, before anything slow is imported."""
+    """Fails or delays the import of mvd.run, before anything slow is imported."""
 
     def find_spec(self, name, path, target=None):
-        if name == "mvd.run" and FAULT.exists():
-            raise RuntimeError("the fault that a test asked for")
+        while name == "mvd.run" and FAULT.exists():
+            if FAULT.read_text() != "wait":
+                raise RuntimeError("the fault that a test asked for")
+            time.sleep(0.1)
 
 
 sys.meta_path[:0] = [
