@@ -7,9 +7,10 @@ as a rule in the thread that writes checkpoints; the training of that rank then 
 update of the run at which it pauses. While there is a FILE.error, that rank raises a RuntimeError with its text. While
 there is a FILE.silent, nothing pauses, and that rank computes wrongly or slowly, as the file says (a key of
 SILENT_FAULTS).
-MVD_TEST_FAULT=FILE: while the file exists, no stage starts: each fails, or waits if the file says "wait". MVD_TEST_BAD=FILE: the node whose name is in the file
-cannot write to run directories; if the file is empty, the second rank's node. MVD_TEST_WRONG=FILE: linear layers give
-wrong numbers where and when FILE, which may come and go, says so (wrong_matmul.py).
+MVD_TEST_FAULT=FILE: while the file exists, no stage starts: each fails, or waits if the file says "wait".
+MVD_TEST_BAD=FILE: the node whose name is in the file cannot write to run directories; if the file is empty, the second
+rank's node. MVD_TEST_WRONG=FILE: linear layers give wrong numbers where and when FILE, which may come and go, says so
+(wrong_matmul.py).
 """
 
 import importlib.abc
