@@ -30,11 +30,15 @@ import deepspeed
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those that train together."""
+    """This process among those that train together.
+
+    hosts_checked: whether preflight is behind it, as after a rollback.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    hosts_checked: bool = False
 
     @property
     def is_first(self) -> bool:

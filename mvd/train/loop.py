@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -52,14 +53,14 @@ def train(stage: Stage, process: Process) -> dict[str, Any]:
         HostFault: a machine failed the checks before the start; raised on every process.
         Interrupted: stopped by a signal; the last update is saved. Raised on every process.
     """
-    started, checks_hosts = time.monotonic(), True
+    started = time.monotonic()
     while True:
-        run = TrainingRun(stage, process, checks_hosts=checks_hosts)
+        run = TrainingRun(stage, process)
         try:
             run.to_the_end()
             return {**run.result(), "wall_seconds": time.monotonic() - started}
         except RollBack:
-            checks_hosts = False  # a disk that is full by now must not end the run
+            process = replace(process, hosts_checked=True)  # a disk that is full by now must not end the run
         finally:
             run.close()
             del run
@@ -69,8 +70,8 @@ def train(stage: Stage, process: Process) -> dict[str, Any]:
 class TrainingRun:
     """A stage in training: its engine, its update in schedule and data, and its metrics."""
 
-    def __init__(self, stage: Stage, process: Process, shared: Shared | None = None, checks_hosts: bool = True) -> None:
-        """shared: what the stages of a group have in common (mvd.train.group). checks_hosts: see check_start."""
+    def __init__(self, stage: Stage, process: Process, shared: Shared | None = None) -> None:
+        """shared: what the stages of a group have in common (mvd.train.group)."""
         self.stage, self.process = stage, process
         recipe, how = stage.recipe, stage.execution
         settings = recipe.optimization
@@ -80,7 +81,7 @@ class TrainingRun:
             evaluators = build_evaluators(stage, process)
             self.steps_per_epoch = steps_per_epoch(len(self.dataset), settings.global_batch)
         if shared is None:
-            check_start(stage, process, self.dataset, checks_hosts=checks_hosts)
+            check_start(stage, process, self.dataset)
         with exit_together():
             torch.manual_seed(recipe.seed)  # the same first weights on every process
             self.task: Task = build_task(stage, dataset_of(recipe).classes, process.device, shared and shared.teachers)

@@ -30,19 +30,16 @@ class Shared(NamedTuple):
     teachers: Teachers
 
 
-def check_start(
-    stage: Stage, process: Process, dataset: TrainDataset, others: Sequence[Stage] = (), checks_hosts: bool = True
-) -> None:
+def check_start(stage: Stage, process: Process, dataset: TrainDataset, others: Sequence[Stage] = ()) -> None:
     """Checks the hosts and some samples of the data, whose reads have a timeout from here on; see preflight.
 
-    others: the further students that learn from this data; each has its own list of files that hang. checks_hosts:
-    False after a rollback, whose hosts were checked when the processes started.
+    others: the further students that learn from this data; each has its own list of files that hang.
     """
     logs = [other.files.timed_out for other in others]
     with exit_together():
         dataset.timeout = ReadTimeout.of_run(stage.files.timed_out, stage.execution.faults.video_seconds, logs)
     with exit_together():
-        if checks_hosts:
+        if not process.hosts_checked:
             preflight(stage, process, check_samples(dataset.entries, stage.execution.reader))
     heartbeat("starting", 0)
 

@@ -165,7 +165,10 @@ def test_help_has_examples(launch):
 
 def test_the_scripts_of_a_plan_are_printed_without_anything_being_made(launch, tmp_path):
     done = launch("submit.py", "vitb_from_vitb_k400", "--dry-run", "--script", "cluster.slurm.partition=gpu")
-    assert done.returncode == 0 and done.stderr == ""
+    missing = ("datasets.k400.root", "teachers.mae_vitb", "teachers.videomae_vitb")
+    assert done.returncode == 0 and len(done.stderr.splitlines()) == len(missing)
+    for line, field in zip(done.stderr.splitlines(), missing, strict=True):
+        assert line.startswith(f"to set in the cluster profile before submitting: {field}: ")
     assert done.stdout.count("#!/bin/bash") == 3 and done.stdout.count("#SBATCH --partition=gpu") == 3
     assert "#SBATCH --dependency='afterok:#1'" in done.stdout and not (tmp_path / "runs").exists()
     alone = launch("submit.py", "vitb_from_vitb_k400", "--script")

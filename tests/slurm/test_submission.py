@@ -60,7 +60,7 @@ def test_submitting_twice_at_once_and_again_submits_each_stage_once(site):
     assert f"queued or running already: {PRETRAIN}, job {job}" in third and f"afterok:{job}" in third
 
     printed = site.run("cancel.py", TINY)
-    assert f"left alone, since jobs of other rows wait for it: {PRETRAIN}" in printed
+    assert f"left alone: {PRETRAIN}; cancel what waits for it too: finetune-" in printed
     assert all(f"cancelled: {stage}" in printed for kind in ("finetune", "test") for stage in IDS[kind])
     printed = site.run("cancel.py", TINY, "finetune.seed=7")
     assert f"cancelled: {PRETRAIN}, job {job}" in printed
