@@ -112,7 +112,7 @@ class TrainingRun:
         self.evaluations = Evaluations(evaluators, self.metrics, self.steps_per_epoch, self.total_updates)
         title = stage.recipe.name if shared else stage.kind
         self.progress = Progress(title, self.total_updates, self.update) if process.is_first else None
-        self.is_sharing = shared is not None
+        self.is_sharing, self.postponed = shared is not None, False  # a save, to the end of a series of bad updates
         self.stopping = self.saving = self.written = 0.0  # of which share of the processes it is true
         self.running: Update | None = None
 
@@ -209,7 +209,7 @@ class TrainingRun:
             self._save_at_the_end(lambda: self._save() and self.checkpoints.finish())
         elif self.stopping:
             self.stop()
-        elif self.saving or self.checkpoints.due(self.update):
+        elif self.saving or self.postponed or self.checkpoints.due(self.update):
             self._save()
         self._evaluate_if_due()
 
@@ -253,8 +253,9 @@ class TrainingRun:
             self.progress.show(self.update, text)
 
     def _save(self) -> bool:
-        """Starts to save, except during a series of bad updates, which the weights may cause; returns if it did."""
-        if self.bad_updates.in_a_row and self.update < self.total_updates:
+        """Starts to save, after a series of bad updates (the weights may be their cause); returns whether it did."""
+        self.postponed = bool(self.bad_updates.in_a_row) and self.update < self.total_updates
+        if self.postponed:
             return False
         self.audits.check(self.update, before_save=True)
         heartbeat("saving", self.update)

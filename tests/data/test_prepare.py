@@ -343,6 +343,7 @@ def test_a_row_file_is_written_once(class_folders, tmp_path):
     again = prepare(class_folders, output)
     assert "(there already, left as it is)" in again.stdout and file.read_text().endswith("# mine\n")
     assert "the videos have changed" not in again.stdout
+    assert "24 of 24 were checked by an earlier call" in again.stdout
     first = min(class_folders.glob("*/*.mp4"))
     shutil.copy(first, first.with_name("another.mp4"))
     assert re.search(

@@ -29,7 +29,8 @@ from tests.train.test_engine import SHARDED
 ZERO = ("zero0", "zero1", "zero2", "sharded")
 # Stage -> the updates whose loss, or gradient, goes wrong on the second process.
 STREAKS = dict.fromkeys(("streak", "streak-full"), (6, 7, 8))
-BAD_LOSS = {**{f"loss-{zero}": (3,) for zero in ZERO}, **STREAKS, "hopeless": tuple(range(6, UPDATES + 1))}
+LATE = {"late": (5, 6)}
+BAD_LOSS = {**{f"loss-{zero}": (3,) for zero in ZERO}, **STREAKS, **LATE, "hopeless": tuple(range(6, UPDATES + 1))}
 BAD_GRADIENT = {f"gradient-{zero}": (3,) for zero in ZERO}
 JUMP = {"spike": (9,), "spike-back": (9,)}
 
@@ -107,6 +108,7 @@ def runs(tmp_path_factory, motion_root) -> Path:
     stage("streak")
     stage("streak-full")
     stage("hopeless")
+    stage("late", keep_checkpoints=9)
     skipping(stage("without-streak"), [6, 7, 8])
     stage("spike", faults=Faults(spike_factor=5.0))
     stage("spike-back", faults=Faults(spike_factor=5.0, spike_rollback=True))
@@ -176,6 +178,11 @@ def test_a_second_streak_after_the_same_checkpoint_ends_the_run_with_a_verdict(r
     assert "again after a return to the checkpoint of update 5" in messages[0]
     kept = [path.parent.name for path in (runs / "hopeless").glob("checkpoints/*/manifest.json")]
     assert kept == ["step-00000005"]
+
+
+def test_a_save_that_is_due_in_a_streak_is_made_after_it(runs):
+    kept = sorted(path.parent.name for path in (runs / "late").glob("checkpoints/*/manifest.json"))
+    assert kept == ["step-00000007", "step-00000010", "step-00000012"]
 
 
 def test_a_jump_is_marked_and_left_out_only_where_asked(runs):

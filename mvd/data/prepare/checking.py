@@ -151,7 +151,10 @@ def check_all(jobs: list[Job], output: Path, shard: tuple[int, int], workers: in
     """Checks this shard's share of the files that have no verdict yet, with a progress line."""
     records = read_records(output)
     number, count = shard
-    left = [job for job in jobs[number::count] if not is_done(job, records.get(str(job.source)))]
+    share = jobs[number::count]
+    left = [job for job in share if not is_done(job, records.get(str(job.source)))]
+    if done := len(share) - len(left):
+        print(f"{done:,} of {len(share):,} were checked by an earlier call", flush=True)
     name = "records.jsonl" if count == 1 else f"records-{number:04d}-of-{count:04d}.jsonl"
     broken = 0
     pause = 1 if sys.stderr.isatty() else 30  # seconds between two lines of progress
