@@ -11,6 +11,7 @@ from launch.slurm.client import SlurmClient
 from mvd.config import KINDS, ConfigError
 
 NEEDED = ("sbatch", "squeue", "scontrol", "scancel", "srun")
+FAILED = 1  # exit code of a job whose stage has failed for good
 
 
 def check_site(cluster: Cluster, client: SlurmClient) -> Iterator[Finding]:
@@ -85,7 +86,18 @@ def _check_one_partition(partition: dict[str, str], cluster: Cluster, known: str
 
 
 def _check_requeue(config: dict[str, str]) -> str:
-    """Jobs ask for --requeue themselves, which wins over JobRequeue; preemption must not cancel them."""
+    """Jobs ask for --requeue themselves, which wins over JobRequeue; preemption must not cancel them.
+
+    Raises:
+        ConfigError: SLURM requeues jobs that have failed for good.
+    """
+    codes = config.get("RequeueExit", "")
+    for first, _, last in re.findall(r"(\d+)(-(\d+))?", codes):
+        if int(first) <= FAILED <= int(last or first):
+            raise ConfigError(
+                f"SLURM requeues every job that ends with exit code {FAILED} (RequeueExit={codes} in slurm.conf), so a "
+                f"stage that has failed would start again for ever; ask the administrators to leave {FAILED} out of it"
+            )
     mode = config.get("PreemptMode", "OFF")
     if "CANCEL" in mode:
         return "jobs may be requeued, but preemption cancels them here: submit again after a preemption"

@@ -101,6 +101,13 @@ def test_what_does_not_fit_the_partition(fake_slurm, fields, text):
     assert not finding.ok and text in finding.text
 
 
+@pytest.mark.parametrize(("codes", "ok"), [("(null)", True), ("75,99", True), ("75,1", False), ("75,0-127", False)])
+def test_a_site_that_requeues_what_has_failed(fake_slurm, codes, ok):
+    fake_slurm.config["RequeueExit"] = codes
+    finding = site_findings(fake_slurm)["requeue"]
+    assert finding.ok is ok and (ok or f"RequeueExit={codes} in slurm.conf" in finding.text)
+
+
 def test_a_machine_without_clients_gets_one_line(fake_slurm):
     fake_slurm.missing = {"sbatch", "scontrol"}
     (finding,) = check_site(Cluster(), slurm)
