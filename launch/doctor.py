@@ -89,7 +89,11 @@ def _check_python(cluster: Cluster) -> str:
 
 def _check_jobs(nodes: Sequence[Node], cluster: Cluster) -> Iterator[Finding]:
     """Whether SLURM would accept one job of each shape."""
-    arrays = build_arrays(nodes, [build_stage(node, cluster) for node in nodes], {}, cluster)
+    try:
+        arrays = build_arrays(nodes, [build_stage(node, cluster) for node in nodes], {}, cluster)
+    except ConfigError as error:
+        yield Finding("jobs of the rows", False, str(error))
+        return
     shapes = {(array.stages[0].kind, array.layout): array for array in arrays}
     for (kind, layout), array in shapes.items():
         yield examine(f"a {kind} job of {layout} GPUs", partial(_check_array, array, cluster))

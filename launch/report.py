@@ -7,20 +7,30 @@ that needs no network: curves, cost, accuracy per class, confusion matrix, sures
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the project, not launch/
 
 from launch.cli.output import command, print_next, print_table, short, tensorboard
 from launch.cli.parser import Parser, Request, run_command
+from launch.job.record import option_of, read_record
 from launch.plan.differences import noted_rows, target_text
 from launch.reporting.goodput import COLUMNS as GOODPUT
 from launch.reporting.goodput import goodput_lines
-from launch.reporting.results import RowResult, attempt, checked_result, row_result, seeds_text, spread
-from launch.reporting.run_settings import differing, read_runs
+from launch.reporting.results import (
+    RowResult,
+    attempt,
+    checked_result,
+    row_result,
+    seeds_text,
+    spent_gpu_hours,
+    spread,
+)
+from launch.reporting.run_settings import Run, differing, read_runs
 from launch.stage_state import result_text
 from mvd.config import ConfigError
 
@@ -66,7 +76,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"\n{options.html}: open it in any browser; it is one file and needs no network")
     if not options.markdown:
         page = command("report.py", *request.words, "--html", "report.html")
-        steps = [("run what is not finished", command("submit.py", *request.words))]
+        begun = {stage.node.id: stage.files for result in results for stage in result.stages if stage.started}
+        records = [attempt(partial(read_record, files), results[0].problems) for files in begun.values()]
+        steps = [("run what is not finished", command("submit.py", *request.words, *option_of(records)))]
         steps += [] if options.html else [("write all details into one page", page)]
         print_next([*steps, ("see the curves", tensorboard(request.cluster.runs))])
     return _exit_code([problem for result in results for problem in result.problems])
@@ -155,23 +167,23 @@ def list_runs(request: Request) -> int:
     runs = Path(request.cluster.runs)
     known, problems = read_runs(runs)
     used = {parent for run in known for parent in run.parents}
-    settings = differing(known)
+    results = {run.id: attempt(partial(checked_result, run.files, run.stage.kind == "test"), problems) for run in known}
+    hours, settings = hours_with_parents(known, results), differing(known)
     lines = []
     for run in known:
         if run.id in used:
             continue
-        result = attempt(partial(checked_result, run.files, run.stage.kind == "test"), problems)
+        result = results[run.id]
         noted = noted_rows(run.files).values()
-        targets = {f"{t['top1']:.1f} / {t['top5'] or '-'} ({t['source']})" for row in noted if (t := row["target"])}
-        differs = {row["differs"] for row in noted if row["differs"]}
-        hours = (result or {}).get("provenance", {}).get("gpu_hours")
+        targets = {f"{t['top1']:.1f} / {t['top5'] or '-'} ({t['source']})" for row in noted if (t := row.get("target"))}
+        differs = {row["differs"] for row in noted if row.get("differs")}
         lines.append(
             [
                 run.group,
                 ", ".join(sorted(targets)) or "-",
                 result_text(result) if result else "not complete",
                 interval_text(result),
-                hours_text(hours),
+                hours_text(hours[run.id]),
                 "; ".join(filter(None, [settings[run.id], *sorted(differs)])) or "-",
                 short(run.files.path),
             ]
@@ -179,6 +191,19 @@ def list_runs(request: Request) -> int:
     print_table(f"runs in {short(runs)}", RUN_COLUMNS, lines)
     print_next([("see the state of every stage", command("status.py", *request.words))])
     return _exit_code(problems)
+
+
+def hours_with_parents(known: Sequence[Run], results: Mapping[str, dict[str, Any] | None]) -> dict[str, float | None]:
+    """Id -> GPU-hours of a run and of all runs that it starts from; None if none of them recorded it.
+
+    known: parents before children. results: id -> content of result.json.
+    """
+    own = {run.id: spent_gpu_hours(run.files, results[run.id]) for run in known}
+    lines: dict[str, set[str]] = {}
+    for run in known:
+        lines[run.id] = {run.id}.union(*(lines[parent] for parent in run.parents))
+    spent = {name: [hours for other in line if (hours := own[other]) is not None] for name, line in lines.items()}
+    return {name: sum(hours) if hours else None for name, hours in spent.items()}
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from launch.job.record import Record, has_left, jobs_in_history, jobs_in_queue, read_record, was_cancelled
+from launch.job.record import ON_REQUEST, Record, has_left, jobs_in_history, jobs_in_queue, read_record, was_cancelled
 from launch.job.time_use import seconds_of_restarts
 from launch.plan.graph import Node
 from launch.slurm.client import slurm
@@ -189,8 +189,9 @@ def _ended(record: Record, state: str, again: str) -> State:
     if state.startswith("CANCELLED"):
         return State("cancelled", f"cancelled{again}", record)
     if record.is_local:
-        printed = last_error(record.log())
-        return State("stopped", f"stopped: {printed or record.attempts[-1].error or 'its launcher is gone'}", record)
+        ended = record.attempts[-1].error
+        printed = None if ended == ON_REQUEST else last_error(record.log())
+        return State("stopped", f"stopped: {printed or ended or 'its launcher is gone'}", record)
     last = last_error(record.log())
     reason = f"SLURM says {state}" if state else "its job has left the queue"
     return State("failed", f"failed: {last or reason}{again}", record)
@@ -253,8 +254,13 @@ def faults_of(directory: Path) -> str | None:
 
 
 def last_error(log: Path) -> str | None:
-    """The last line of a log with `error:` in it, as batch script and commands print it, or None."""
-    return next((line for line in reversed(_tail(log)) if "error:" in line.lower()), None)
+    """The last line of the newest attempt in a log that tells of an error, as `error: ...` or `ValueError: ...`."""
+    for line in reversed(_tail(log)):
+        if line.startswith("=== job "):
+            return None
+        if "error:" in line.lower() and " WARNING " not in line:
+            return line
+    return None
 
 
 def _tail(path: Path) -> list[str]:

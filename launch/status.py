@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 from launch.cli.output import command, counted, print_next, print_table, sentence_of, short
 from launch.cli.parser import Parser, Request, run_command
+from launch.job.record import option_of
 from launch.plan.differences import describe, target_text
 from launch.plan.graph import build_graph
 from launch.reporting.run_settings import differing, read_runs
@@ -77,8 +78,10 @@ def show(request: Request) -> None:
         print("\nfaults so far:")
         print("\n".join(f"  {stage}: {text}" for stage, text in faults.items() if text))
     steps = [("print the accuracies", command("report.py", *request.row_words))]
-    if any(state.lost or state.word == "stopped" for state in states.values()) and request.rows:
-        steps = [("once the cause is fixed, submit what is missing", command("submit.py", *request.row_words)), *steps]
+    ended = [state.record for state in states.values() if state.lost or state.word == "stopped"]
+    if ended and request.rows:
+        again = command("submit.py", *request.row_words, *option_of(ended))
+        steps = [("once the cause is fixed, submit what is missing", again), *steps]
     running = [stage for stage, state in states.items() if state.word == "running"]
     if running:
         chosen = [] if request.rows or request.stages else running[:1]

@@ -91,6 +91,7 @@ def export(directory: Path, form: str, output: Path | None = None) -> Path:
     if form == "timm" and not isinstance(stage.recipe, Finetune):
         raise ConfigError(f"--to timm needs a classifier, but {stage.id} has none; export it --to safetensors")
     output = output or Path(stage.id + FORMATS[form].suffix)
+    check_suffix(form, output)
     if output.exists():
         raise ConfigError(f"{output} already exists; remove it, or choose another --output")
     if not output.absolute().parent.is_dir():
@@ -105,6 +106,15 @@ def export(directory: Path, form: str, output: Path | None = None) -> Path:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{output} cannot be written ({reason}); check the free space on its disk") from error
     return output
+
+
+def check_suffix(form: str, output: Path) -> None:
+    """Raises ConfigError for a file name that would be read as another format."""
+    is_safetensors = output.suffix == ".safetensors"
+    if is_safetensors and form == "official":
+        raise ConfigError(f"--to official writes a pickle, so --output must end in .pth or so, got {output.name}")
+    if not is_safetensors and form == "safetensors":
+        raise ConfigError(f"--output must end in .safetensors for --to safetensors, got {output.name}")
 
 
 def read_stage(directory: Path) -> Stage:
@@ -145,10 +155,9 @@ def next_command(stage: Stage, form: str, output: Path) -> tuple[str, str]:
         name = json.dumps(f"local-dir:{place}")  # double quotes, since shlex.quote adds single ones
         code = f"import mvd.models, timm; print(timm.create_model({name}, pretrained=True))"
         return "build the model in Python", shlex.join([python_command(), "-c", code])
-    submit = [python_command(), "launch/submit.py"]
     if isinstance(recipe, Finetune):
-        row = stage.id.removeprefix("finetune-").rpartition("-")[0]
-        return "test it", shlex.join([*submit, row, f"finetune.weights={place}", "--dry-run"])
+        return "classify videos of yours", shlex.join([python_command(), "-m", "mvd.predict", place, "VIDEOS"])
+    submit = [python_command(), "-m", "launch.submit"]
     if isinstance(recipe, Pretrain):
         return "fine-tune it, in a row of yours", shlex.join([*submit, "ROW", f"pretrain.weights={place}", "--dry-run"])
     teacher = f"cluster.teachers.{recipe.name}={place}"
@@ -179,6 +188,9 @@ def main(argv: Sequence[str]) -> int:
         output = export(options.directory, options.to, options.output)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}; fix that", file=sys.stderr)
         return 2
     print(f"wrote {output}")
     purpose, line = next_command(Stage.from_yaml(RunDirectory(options.directory).stage), options.to, output)

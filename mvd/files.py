@@ -35,7 +35,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def sha256(path: Path) -> str:
@@ -47,7 +47,7 @@ def sha256(path: Path) -> str:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl file, [] if it does not exist; damaged lines, as of a full disk, are ignored."""
     found: list[dict[str, Any]] = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
         except ValueError:
@@ -59,11 +59,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def append_text(path: Path, text: str) -> None:
     """Appends the whole text, or nothing if that fails."""
-    with open(path, "ab") as handle:
-        size = handle.tell()
+    with open(path, "ab", buffering=0) as handle:  # a buffer would write the rest again when it is closed
+        size, left = handle.tell(), text.encode()
         try:
-            handle.write(text.encode())
-            handle.flush()
+            while left:
+                left = left[handle.write(left) :]
         except OSError:
             os.ftruncate(handle.fileno(), size)
             raise

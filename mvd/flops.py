@@ -115,7 +115,7 @@ def _student(recipe: Pretrain) -> float:
         + _blocks(decoder, shape.tokens)
         + _linear(masked, decoder.width, teacher.encoder.width)
     )
-    embedding = _linear(shape.tokens, _patch_values(shape), size.encoder.width)
+    embedding = _linear(visible, _patch_values(shape), size.encoder.width)
     return embedding + _blocks(size.encoder, visible) + 2 * branch
 
 
@@ -125,7 +125,7 @@ def _video_autoencoder(recipe: VideoTeacher) -> float:
     masked = shape.slices * _masked(shape.positions, recipe.mask_ratio)
     visible = shape.tokens - masked
     return (
-        _linear(shape.tokens, _patch_values(shape), size.encoder.width)
+        _linear(visible, _patch_values(shape), size.encoder.width)
         + _blocks(size.encoder, visible)
         + _linear(visible, size.encoder.width, decoder.width)
         + _blocks(decoder, shape.tokens)
@@ -136,13 +136,14 @@ def _video_autoencoder(recipe: VideoTeacher) -> float:
 def _image_autoencoder(recipe: ImageTeacher) -> float:
     size = SIZES[recipe.size]
     shape, decoder = size.image_training, size.image_decoder
-    visible = shape.positions - _masked(shape.positions, recipe.mask_ratio) + 1
+    masked = _masked(shape.positions, recipe.mask_ratio)
+    visible = shape.positions - masked + 1  # the class token
     return (
         _linear(shape.positions, _patch_values(shape), size.encoder.width)
         + _blocks(size.encoder, visible)
         + _linear(visible, size.encoder.width, decoder.width)
         + _blocks(decoder, shape.positions + 1)
-        + _linear(shape.positions, decoder.width, _patch_values(shape))
+        + _linear(masked, decoder.width, _patch_values(shape))
     )
 
 

@@ -37,7 +37,7 @@ from mvd.models import build_classifier
 from mvd.models.checkpoints import load_official
 from mvd.models.encoder import VideoEncoder
 from mvd.models.weight_files import read_weights
-from mvd.run_directory import MANIFEST, RunDirectory, update_of
+from mvd.run_directory import MANIFEST, RunDirectory
 from mvd.stage import Stage
 from mvd.train.checkpoint_reader import verify
 from mvd.train.reshard import read_parameters
@@ -91,7 +91,7 @@ def read_source(place: Path, process: Process) -> Source:
             with torch.device("meta"):
                 shapes = {name: weight.shape for name, weight in build_network(stage.recipe).named_parameters()}
             weights = {name: values.view(shapes[name]) for name, values in flat.items()}
-            return Source(weights, f"{stage.id}, checkpoint of update {update_of(folder.absolute())}", stage)
+            return Source(weights, f"{stage.id}, checkpoint of update {manifest['update']}", stage)
     raise ConfigError(f"{place} has no good checkpoint yet; wait for its first one, or give a file of weights")
 
 
@@ -108,6 +108,8 @@ def encoder_of(weights: Mapping[str, Tensor], what: str) -> tuple[VideoEncoder, 
         raise ConfigError(f"{what} holds no video encoder of a size that this version has ({', '.join(SIZES)})")
     (name,) = sizes
     if "fc_norm.weight" in shapes:
+        if "head.weight" not in shapes:
+            raise ConfigError(f"{what} is a classifier without its head.weight; give the file before it was removed")
         model: VideoEncoder = build_classifier(name, num_classes=shapes["head.weight"][0])
     else:
         model = build_encoder(SIZES[name], of_video_teacher="encoder_to_decoder.weight" in shapes)

@@ -52,7 +52,7 @@ def record_attempt(stage: Stage, world_size: int) -> int:
                 f"{attempts[0]['started']}); put the old file back, or remove {stage.directory} to start again"
             )
     if attempts and "ended" not in attempts[-1]:
-        attempts[-1]["ended"] = _last_sign(stage.job_files, attempts[-1]["started"])
+        attempts[-1]["ended"] = stage.job_files.last_sign(attempts[-1]["started"])
     attempts.append(
         {
             "attempt": len(attempts) + 1,
@@ -115,17 +115,10 @@ def result_facts(stage: Stage) -> dict[str, Any]:
         "modified": bool(last["diff"]),
         "gpu": last["gpu"],
         "processes": last["processes"] * stage.execution.shards,
-        "gpu_hours": sum(_gpu_seconds(files, entry) for files, entry in attempts) / 3600,
+        "gpu_hours": sum(files.gpu_hours(entry) for files, entry in attempts),
         "weights_sha256": weights,
         "lists": _lists(stage),
     }
-
-
-def _gpu_seconds(files: RunDirectory, attempt: dict[str, Any]) -> float:
-    """Seconds of one attempt times its GPUs; 0 on CPUs."""
-    ended = attempt.get("ended") or _last_sign(files, attempt["started"])
-    span = datetime.fromisoformat(ended) - datetime.fromisoformat(attempt["started"])
-    return float(span.total_seconds() * attempt["processes"]) if attempt["gpu"] else 0.0
 
 
 def _seeds(stage: Stage) -> dict[str, int]:
@@ -148,14 +141,6 @@ def _lists(stage: Stage) -> dict[str, dict[str, str]]:
     splits = {"finetune": ("train", "val"), "test": ("test",)}.get(stage.kind, ("train",))
     files = {split: Path(data.root).absolute() / getattr(data, split) for split in splits}
     return {split: {"path": str(file), "sha256": sha256(file)} for split, file in files.items() if file.is_file()}
-
-
-def _last_sign(files: RunDirectory, started: str) -> str:
-    """When an attempt last wrote a file; when it started, if it wrote none."""
-    written = [files.metrics, files.weights, *files.checkpoints.glob("*"), *files.path.glob("logits/*")]
-    newest = max((path.stat().st_mtime for path in written if path.exists()), default=0.0)
-    sign = datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds")
-    return max(sign, started)
 
 
 def _version(package: str) -> str | None:

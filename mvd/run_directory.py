@@ -6,6 +6,7 @@ Must not import torch: the launcher reads run directories too.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,18 @@ class RunDirectory:
         """A number that grows with saved work: the newest checkpoint's update, or a test's logits in bytes."""
         updates = [update_of(folder) for folder in self.complete_checkpoints()]
         return max(updates, default=0) + sum(path.stat().st_size for path in self.path.glob("logits/*.npz"))
+
+    def last_sign(self, started: str) -> str:
+        """When the newest attempt last wrote a file; when it started, if it wrote none. In ISO 8601."""
+        written = [self.metrics, self.weights, *self.checkpoints.glob("*"), *self.path.glob("logits/*")]
+        newest = max((path.stat().st_mtime for path in written if path.exists()), default=0.0)
+        return max(datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds"), started)
+
+    def gpu_hours(self, attempt: Mapping[str, Any]) -> float:
+        """Hours of an attempt of provenance.json times its GPUs; 0 on CPUs."""
+        ended = attempt.get("ended") or self.last_sign(attempt["started"])
+        span = datetime.fromisoformat(ended) - datetime.fromisoformat(attempt["started"])
+        return span.total_seconds() / 3600 * int(attempt["processes"]) if attempt["gpu"] else 0.0
 
     def read_result(self) -> dict[str, Any] | None:
         """The content of result.json, or None while the stage is not complete.

@@ -138,6 +138,8 @@ class Stage:
         except ConfigError:
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno:
+                raise
             first_line = str(error).splitlines()[0]
             raise ConfigError(
                 f"{path} is not a stage that this version can run: {first_line}; submit the row again"

@@ -54,7 +54,7 @@ def _write_videos(folder: Path, classes: int, samples: int) -> None:
         (folder / f"{part:05d}").symlink_to(originals.name)
     lines = [f"{n // PER_FOLDER:05d}/{n % PER_FOLDER:03d}.mp4 {n % classes}\n" for n in range(samples)]
     for split in ("train", "val", "test"):
-        (folder / f"{split}.csv").write_text("".join(lines))
+        (folder / f"{split}.csv").write_text("".join(lines), encoding="utf-8")
 
 
 def _write_images(folder: Path, classes: int, samples: int) -> None:

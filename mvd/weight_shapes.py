@@ -69,6 +69,7 @@ def read_header(path: Path) -> WeightFile:
 
     Raises:
         CheckpointError: the file is missing, or is neither, or holds no weights.
+        OSError: the disk, or missing permission.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}")
@@ -87,6 +88,8 @@ def read_header(path: Path) -> WeightFile:
     except CheckpointError:
         raise
     except Exception as error:  # malicious or damaged files can cause any exception
+        if isinstance(error, OSError) and error.errno:
+            raise
         raise CheckpointError(
             f"{path} is damaged, or neither a .safetensors nor a .pth file; download or write it again"
         ) from error

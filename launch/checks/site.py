@@ -52,7 +52,7 @@ def _check_partition(cluster: Cluster, client: SlurmClient) -> str:
     """State, time limit and node count of the profile's partitions, one of which must fit, or of the site's default."""
     partitions = {p.get("PartitionName", "?"): p for p in show(client, "partition")}
     known = ", ".join(partitions)
-    names = (cluster.slurm.partition or "").split(",")
+    names = str(cluster.slurm.options.get("partition", cluster.slurm.partition) or "").split(",")
     if names == [""]:
         names = [name for name, partition in partitions.items() if partition.get("Default") == "YES"]
         if not names:

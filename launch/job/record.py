@@ -21,6 +21,8 @@ from mvd.files import write_json
 from mvd.host import hostname
 from mvd.run_directory import RunDirectory
 
+ON_REQUEST = "on request"  # how a --local run ended that was stopped with Ctrl-C
+
 
 @dataclass
 class Attempt:
@@ -140,7 +142,7 @@ class Member(NamedTuple):
 def was_cancelled(files: RunDirectory, folder: str) -> bool:
     """Whether launch/cancel.py has taken a stage out of a job that goes on. folder: of the job's submission."""
     try:
-        return files.cancelled.read_text() == folder
+        return files.cancelled.read_text(encoding="utf-8") == folder
     except FileNotFoundError:
         return False
 
@@ -192,6 +194,12 @@ def refuse_active(files: RunDirectory) -> None:
     if active := [record.job_id for record in records if record.runs_locally or record.job_id in queued]:
         jobs = ", ".join(active)
         raise ConfigError(f"{files.path.name} is queued or running already, as job {jobs}; cancel that first")
+
+
+def option_of(records: Iterable[Record | None]) -> list[str]:
+    """submit.py's option with which stages run again as they did: `--local` if all did so."""
+    known = [record for record in records if record is not None]
+    return ["--local"] if known and all(record.is_local for record in known) else []
 
 
 def jobs_in_history(records: Iterable[Record]) -> dict[str, EndedJob]:

@@ -21,8 +21,8 @@ class TimeUse:
     """Seconds of a training stage.
 
     allocated: all that its jobs have held, the sum of the others except for queue. updates: those in the result,
-    without waiting for data. lost: updates that were repeated, and the ends of attempts. queue: before the first and
-    between two allocations.
+    without waiting for data. lost: updates that were repeated, and the ends of attempts. queue: before the first
+    allocation of the newest submission, and between those of one job.
     """
 
     allocated: float
@@ -47,6 +47,7 @@ class Span(NamedTuple):
     training: float
     ended: float
     in_place: bool
+    job: str
 
 
 def time_use(files: RunDirectory, record: Record | None, batch: int) -> TimeUse | None:
@@ -55,14 +56,16 @@ def time_use(files: RunDirectory, record: Record | None, batch: int) -> TimeUse 
     batch: its global batch.
     """
     entries = read_provenance(files)
-    spans = _spans(entries, record)
+    spans = _spans(entries, record, files)
     if not spans or not any("training" in entry for entry in entries):
         return None
-    gaps = [(after.in_place, max(after.started - before.ended, 0.0)) for before, after in itertools.pairwise(spans)]
+    pairs = [pair for pair in itertools.pairwise(spans) if pair[0].job == pair[1].job]
+    gaps = [(after.in_place, max(after.started - before.ended, 0.0)) for before, after in pairs]
     in_place = sum(gap for is_in_place, gap in gaps if is_in_place)
     queue = sum(gap for is_in_place, gap in gaps if not is_in_place)
-    if record is not None:
-        queue += max(spans[0].started - _seconds(record.submitted), 0.0)
+    if record is not None and not record.is_local:
+        first = [span.started for span in spans if span.job == record.job_id][:1]
+        queue += sum(max(started - _seconds(record.submitted), 0.0) for started in first)
     allocated = sum(span.ended - span.started for span in spans) + in_place
     starts = sum(span.training - span.started for span in spans) + in_place
     kept = _kept(files.read_metrics(), batch)
@@ -86,31 +89,34 @@ def seconds_of_restarts(files: RunDirectory, record: Record) -> dict[bool, float
 def read_provenance(files: RunDirectory) -> list[dict[str, Any]]:
     """The entries of provenance.json; none if it cannot be read."""
     try:
-        entries: list[dict[str, Any]] = json.loads(files.provenance.read_text())
+        entries = json.loads(files.provenance.read_text())
     except (OSError, ValueError):
         return []
-    return entries
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
-def _spans(entries: Sequence[Mapping[str, Any]], record: Record | None) -> list[Span]:
-    """The attempts, oldest first: those of the newest submission, and those of earlier ones that came to training."""
+def _spans(entries: Sequence[Mapping[str, Any]], record: Record | None, files: RunDirectory) -> list[Span]:
+    """The attempts, oldest first: those of the newest submission, and those of earlier ones that came to training.
+
+    The last one may be running, or its end was not noted: it counts until it last wrote something.
+    """
     own: dict[str, Attempt] = {attempt.name: attempt for attempt in record.attempts} if record else {}
     ends = [entry.get("ended") for entry in entries]  # of all but the last one, as the next one has noted
     spans = []
     for entry, ended in zip(entries, ends, strict=True):
-        attempt = own.pop(str(entry.get("owner")), None)
-        end = (attempt.ended if attempt else None) or ended
-        if end is None:
-            continue  # it is running
+        name = str(entry.get("owner"))
+        attempt = own.pop(name, None)
         started = attempt.started if attempt else entry["started"]
-        spans.append(_span(started, entry.get("training"), end, attempt is not None and attempt.start > 0))
-    spans += [_span(a.started, None, a.ended, a.start > 0) for a in own.values() if a.ended]
+        end = (attempt.ended if attempt else None) or ended or files.last_sign(started)
+        in_place = attempt is not None and attempt.start > 0
+        spans.append(_span(started, entry.get("training"), end, in_place, name.partition(".")[0]))
+    spans += [_span(a.started, None, a.ended, a.start > 0, a.job_id) for a in own.values() if a.ended]
     return sorted(spans)
 
 
-def _span(started: str, training: str | None, ended: str, in_place: bool) -> Span:
+def _span(started: str, training: str | None, ended: str, in_place: bool, job: str) -> Span:
     last = max(_seconds(ended), _seconds(started))
-    return Span(_seconds(started), min(_seconds(training), last) if training else last, last, in_place)
+    return Span(_seconds(started), min(_seconds(training), last) if training else last, last, in_place, job)
 
 
 def _kept(records: Sequence[Mapping[str, Any]], batch: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from launch.cli.output import command, print_next, print_table, short, tensorboa
 from launch.cli.parser import Request
 from launch.cluster import CODE, Cluster
 from launch.job.ownership import is_gone
-from launch.job.record import Attempt, Record, locked, now, refuse_active, write_record
+from launch.job.record import ON_REQUEST, Attempt, Record, locked, now, refuse_active, write_record
 from launch.local.processes import run_processes
 from launch.plan.differences import note_rows
 from launch.plan.graph import Node
@@ -133,7 +133,7 @@ def run_stages(rows: Sequence[Row], job: Sequence[tuple[Node, Stage]]) -> int:
         error = f"exit code {code}" if code else None
         return code
     except KeyboardInterrupt:
-        error = "on request"
+        error = ON_REQUEST
         raise
     finally:
         for (_, stage), record, attempt in zip(job, records, attempts, strict=True):

@@ -125,7 +125,7 @@ def _cost(result: RowResult) -> str:
     for stage in result.stages:
         facts = stage.facts
         wall = duration(round(stage.result["wall_seconds"])) if stage.result and "wall_seconds" in stage.result else "-"
-        hours = f"{facts['gpu_hours']:,.2f}" if "gpu_hours" in facts else "-"
+        hours = "-" if stage.gpu_hours is None else f"{stage.gpu_hours:,.2f}"
         date = facts.get("date") or ("yes" if stage.result else "no")
         lines.append([stage.node.id, wall, html.escape(_devices(stage)), stage.speed or "-", hours, date])
     total = (
@@ -162,10 +162,14 @@ def _provenance(result: RowResult, problems: list[str]) -> str:
 
 def _details(stage: StageResult, problems: list[str]) -> str:
     """Every setting of a stage, and the packages of its last attempt."""
-    readers: dict[Path, Callable[[Path], str]] = {stage.files.provenance: _packages, stage.files.stage: Path.read_text}
+    readers: dict[Path, Callable[[Path], str]] = {stage.files.provenance: _packages, stage.files.stage: _text}
     read = [attempt(partial(reader, path), problems) for path, reader in readers.items() if path.exists()]
     text = "\n".join(filter(None, read))
     return f"<details><summary>{stage.node.id}</summary><pre>{html.escape(text)}</pre></details>" if text else ""
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _packages(path: Path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from launch.cli.output import counted
+from launch.job.time_use import read_provenance
 from launch.plan.differences import describe
 from launch.plan.graph import Node, build_graph
 from launch.reporting.run_settings import Run
@@ -51,6 +52,11 @@ class StageResult:
         return throughput_text(last_metrics(self.files) or {})
 
     @property
+    def gpu_hours(self) -> float | None:
+        """Of all its attempts so far; None if they did not record it."""
+        return spent_gpu_hours(self.files, self.result)
+
+    @property
     def started(self) -> bool:
         return self.files.path.is_dir()
 
@@ -81,9 +87,19 @@ class RowResult:
 
     @property
     def gpu_hours(self) -> float | None:
-        """Of all finished stages; None if none of them recorded it."""
-        hours = [stage.facts["gpu_hours"] for stage in self.stages if "gpu_hours" in stage.facts]
+        """Of all attempts of all stages so far; None if none of them recorded it."""
+        hours = [hours for stage in self.stages if (hours := stage.gpu_hours) is not None]
         return sum(hours) if hours else None
+
+
+def spent_gpu_hours(files: RunDirectory, result: dict[str, Any] | None) -> float | None:
+    """The GPU-hours of all attempts of a stage so far, 0 on CPUs; None if they did not record it."""
+    facts = (result or {}).get("provenance", {})
+    if "gpu_hours" in facts:
+        return float(facts["gpu_hours"])
+    attempts = [(part, entry) for part in files.job_files() for entry in read_provenance(part)]
+    hours = [part.gpu_hours(entry) for part, entry in attempts if {"gpu", "processes", "started"} <= entry.keys()]
+    return sum(hours) if hours else None
 
 
 def row_result(row: Row, runs: Path, known: Sequence[Run]) -> RowResult:
@@ -147,8 +163,9 @@ def spread(seeds: Sequence[SeedRun], name: str) -> Spread:
 
 def seeds_text(seeds: Sequence[SeedRun]) -> str:
     """The seeds in which the runs differ, as `finetune.seed 0, 1, 2`."""
-    kinds = [kind for kind in seeds[0].seeds if len({run.seeds.get(kind) for run in seeds}) > 1]
-    values = {kind: ", ".join(str(run.seeds[kind]) for run in seeds) for kind in kinds}
+    known = dict.fromkeys(kind for run in seeds for kind in run.seeds)  # of a stage that cannot be read, it is not
+    kinds = [kind for kind in known if len({run.seeds.get(kind) for run in seeds}) > 1]
+    values = {kind: ", ".join(str(run.seeds.get(kind, "?")) for run in seeds) for kind in kinds}
     return "; ".join(f"{kind}.seed {text}" for kind, text in values.items())
 
 

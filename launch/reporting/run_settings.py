@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.cli.output import sentence_of
 from mvd.config import KINDS, ConfigError
 from mvd.identity import identity
 from mvd.run_directory import RunDirectory
@@ -48,8 +49,8 @@ def read_runs(runs: Path) -> tuple[list[Run], list[str]]:
     for path in sorted(runs.glob("*/stage.yaml")):
         try:
             stages[path.parent.name] = Stage.from_yaml(path)
-        except ConfigError as error:
-            problems.append(str(error))
+        except (ConfigError, OSError) as error:
+            problems.append(sentence_of(error))
     found = [
         Run(stage, RunDirectory(runs / name), _settings(name, stages), tuple(_parents(stage, stages)))
         for name, stage in stages.items()

@@ -41,7 +41,7 @@ def merge_views(
         given = f"{scores.shape} logits, {len(video)} video ids and {len(view)} view ids"
         raise ValueError(f"logits, video_ids and view_ids must have one row per view, got {given}")
     if not np.isfinite(scores).all():
-        worst = ids[video[~np.isfinite(scores).all(axis=1)][0]]
+        worst = ids[video[~np.isfinite(scores).all(axis=1)][0]].item()
         raise ValueError(f"the logits of video {worst!r} are not finite; check the weights and the precision")
     _, first = np.unique(video * len(view_names) + view, return_index=True)
     truth = _labels_of(ids, video, labels)

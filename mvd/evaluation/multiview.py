@@ -4,7 +4,7 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,11 +41,13 @@ logger = logging.getLogger(__name__)
 class Tested(NamedTuple):
     """What a process has tested.
 
-    unreadable: index -> reason of its unreadable videos. stopped: whether a signal has stopped all processes early.
-    videos_per_second: of all processes, after their first video; None if that is not known.
+    unreadable: index -> reason of its unreadable videos. not_finite: indices of the videos with such logits. stopped:
+    whether a signal has stopped all processes early. videos_per_second: of all processes, after their first video; None
+    if that is not known.
     """
 
     unreadable: dict[int, str]
+    not_finite: list[int]
     stopped: bool
     videos_per_second: float | None
 
@@ -58,7 +60,8 @@ def run_test(stage: Stage, process: Process) -> dict[str, Any]:
 
     Raises:
         ConfigError: an invalid setting or input.
-        RunFailed: more videos cannot be read than faults.unreadable_share allows; raised on every process.
+        RunFailed: more videos cannot be read than faults.unreadable_share allows, or logits are not finite; raised on
+            every process.
         HostFault: a machine failed the checks before the start; raised on every process.
         Interrupted: stopped by a signal between two videos; the logits so far are kept. Raised on every process.
     """
@@ -73,6 +76,7 @@ def run_test(stage: Stage, process: Process) -> dict[str, Any]:
     if tested.stopped:
         raise Interrupted(f"{stage.id}: stopped by a signal; start it again to test the remaining videos", update=0)
     unread = report_unreadable(entries, tested.unreadable)
+    _stop_at_not_finite(stage, entries, gather(tested.not_finite))
     _stop_at_too_many(stage, unread, math.ceil(len(entries) / stage.execution.shards), process)
     if not process.is_first:
         return {}
@@ -130,6 +134,16 @@ def _stop_at_too_many(stage: Stage, unread: int, videos: int, process: Process) 
     raise RunFailed(message)
 
 
+def _stop_at_not_finite(stage: Stage, entries: Sequence[Entry], found: Sequence[Sequence[int]]) -> None:
+    """Raises RunFailed for logits that are not finite; found: indices of their videos, of each process."""
+    bad = sorted(index for indices in found for index in indices)
+    if bad:
+        raise RunFailed(
+            f"{stage.id}: the logits of {len(bad)} of {len(entries)} test videos are not finite, first those of "
+            f"{entries[bad[0]].path}; check weights and precision, then start the stage again to test only these"
+        )
+
+
 @torch.no_grad()
 def write_logits(model: nn.Module, stage: Stage, entries: list[Entry], process: Process) -> Tested:
     """Tests this process's share of the videos, except for those already in its file from an earlier attempt."""
@@ -143,7 +157,8 @@ def write_logits(model: nn.Module, stage: Stage, entries: list[Entry], process: 
     rank, processes = how.shard * process.world_size + process.rank, how.shards * process.world_size
     none = Logits.none(recipe.clips * recipe.crops, dataset_of(recipe).classes)
     known = read_logits(path, entries) or none
-    known = known.where(known.indices % processes == rank)  # all, unless the number of processes has changed
+    wanted = known.indices % processes == rank  # all, unless the number of processes has changed
+    known = known.where(wanted & _is_finite(known))
     loader = view_loader(dataset, rank, processes, workers=how.workers, done=set(known.indices.tolist()))
     parts, stopped = [known], False
     unreadable: dict[int, str] = {}
@@ -163,8 +178,14 @@ def write_logits(model: nn.Module, stage: Stage, entries: list[Entry], process: 
             parts.append(Logits(logits[None], batch["indices"].numpy(), batch["labels"].numpy()))
         progress.show(turn, len(unreadable))
     progress.close()
-    save_logits(path, concatenate(parts), entries)
-    return Tested(unreadable, stopped, progress.steady_rate())
+    tested = concatenate(parts)
+    save_logits(path, tested, entries)
+    return Tested(unreadable, tested.indices[~_is_finite(tested)].tolist(), stopped, progress.steady_rate())
+
+
+def _is_finite(tested: Logits) -> NDArray[np.bool_]:
+    """Whether all logits of a video are, (N,)."""
+    return np.asarray(np.isfinite(tested.logits).all(axis=(1, 2)))
 
 
 class _TestProgress:

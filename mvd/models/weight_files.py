@@ -20,6 +20,7 @@ def read_weights(path: Path) -> Tensors:
 
     Raises:
         CheckpointError: the file does not exist, is damaged or unsafe, or has no weights.
+        OSError: the disk, or missing permission.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint file {path}; give an existing .pth or .safetensors file")
@@ -32,6 +33,8 @@ def read_weights(path: Path) -> Tensors:
     except (CheckpointError, MemoryError):
         raise
     except Exception as error:  # malicious or damaged files can cause any exception
+        if isinstance(error, OSError) and error.errno:
+            raise
         if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
             found = re.search(r"GLOBAL (\S+)", str(error))
             objects = f"a {found[1]}" if found else "objects other than tensors and settings"

@@ -22,7 +22,7 @@ class SkippedFiles:
     def __init__(self, stage: Stage, process: Process, samples: int) -> None:
         self.stage, self.process, self.samples = stage, process, samples
         self.path = stage.files.unreadable
-        known = self.path.read_text().splitlines() if process.is_first and self.path.exists() else []
+        known = self.path.read_text(encoding="utf-8").splitlines() if process.is_first and self.path.exists() else []
         self.named = set(gather(known)[0])  # on a network disk other ranks may see an older list
         self.found: Counter[str] = Counter()
         self.epoch = self.replaced = 0

@@ -18,7 +18,7 @@ from mvd.config.run_settings import DatasetPaths
 from mvd.config.sizes import SIZES
 from mvd.data.datasets import load_entries
 from mvd.distributed.faults import RunFailed
-from mvd.distributed.process import start_processes
+from mvd.distributed.process import Process, start_processes
 from mvd.distributed.signals import Interrupted
 from mvd.evaluation import multiview, validation
 from mvd.evaluation.predictions import read_predictions
@@ -67,6 +67,28 @@ def run_both(folder: Path) -> None:
         run_stage(Stage.from_yaml(folder / "gone" / "stage.yaml"))
     except RunFailed as error:
         write_json(folder / f"given-up-{process.rank}.json", str(error))
+    run_with_nan(folder, process)
+
+
+def run_with_nan(folder: Path, process: Process) -> None:
+    """A test whose first process computes NaN for its second video, and then again without that."""
+    stage = Stage.from_yaml(folder / "nan" / "stage.yaml")
+    forwards, forward = [], multiview._forward
+
+    def spoilt(*arguments) -> np.ndarray:
+        forwards.append(1)
+        return forward(*arguments) * (math.nan if len(forwards) == 2 and process.is_first else 1)
+
+    multiview._forward = spoilt
+    try:
+        run_stage(stage)
+    except RunFailed as error:
+        write_json(folder / f"nan-{process.rank}.json", str(error))
+    forwards.clear()
+    forwards += [1, 1]
+    run_stage(stage)
+    multiview._forward = forward
+    write_json(folder / f"again-{process.rank}.json", len(forwards) - 2)
 
 
 def run_in_shards(folder: Path) -> None:
@@ -146,6 +168,7 @@ def judged(tmp_path_factory, motion_root) -> Judged:
         save_file(to_official(model), weights)
         write_stage(small_stage("finetune", "finetune", runs, data, workers=count - 1))
         tests[count] = test_stage("test", runs, data, weights, workers=count - 1)
+        test_stage("nan", runs, data, weights, workers=0)
         save_file(to_official(build_student("tiny", teacher="tiny")), runs / "student.safetensors")
         gone = dataclasses.replace(data, root=str(runs), test=str(folder / "gone.csv"))
         test_stage("gone", runs, gone, weights, workers=0)
@@ -280,6 +303,19 @@ def test_a_test_half_of_whose_videos_are_gone_gives_no_result(judged, count):
     said = [json.loads((runs / f"given-up-{rank}.json").read_text()) for rank in range(count)]
     assert len(set(said)) == 1 and "gone: 11 of 22 test videos cannot be read" in said[0]
     assert not (runs / "gone" / "result.json").exists() and (runs / "gone" / "logits" / "rank-0000.npz").exists()
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_video_whose_logits_are_not_finite_is_named_and_tested_again(judged, count):
+    runs = Path(judged.test[count].execution.runs)
+    said, again = (
+        [json.loads((runs / f"{name}-{n}.json").read_text()) for n in range(count)] for name in ("nan", "again")
+    )
+    assert len(set(said)) == 1 and "nan: the logits of 1 of 17 test videos are not finite" in said[0]
+    assert ".mp4; check weights and precision" in said[0] and again == [1, 0][:count]
+    results = [read_result(Stage.from_yaml(runs / name / "stage.yaml")) for name in ("nan", "test")]
+    first, second = ({name: result[name] for name in ("top1", "top5", "unreadable")} for result in results)
+    assert first == second
 
 
 @pytest.mark.parametrize("count", COUNTS)
