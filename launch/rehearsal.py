@@ -5,7 +5,6 @@ reads a few videos. Their run directories are in runs/rehearsals; nothing is wri
 """
 
 import dataclasses
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from launch.cli.output import print_next, print_table
 from launch.cli.parser import Request
 from launch.cluster import Cluster
 from launch.job.record import locked
-from launch.local.run import generate_data, run_stages
+from launch.local.run import generate_data, run_stages, stop_on_signals
 from launch.plan.arrays import Array
 from launch.plan.graph import Node
 from launch.plan.rehearsals import Job, Planned, plan_rehearsals
@@ -44,6 +43,8 @@ def rehearse(request: Request, nodes: Sequence[Node]) -> int:
         raise ConfigError("--force changes the runs folder, so it cannot be combined with --dry-run; omit it")
     planned = plan_rehearsals(nodes, request.cluster, options.local)
     if options.force:
+        if not options.local:
+            _require_slurm(request)
         jobs = _jobs(planned)
         move_aside(options.force, [job.node for job in jobs], [job.stage for job in jobs])
     print_rehearsals(request, planned)
@@ -65,7 +66,7 @@ def _jobs(planned: Sequence[Planned]) -> list[Job]:
 
 def _run_here(request: Request, planned: Sequence[Planned]) -> int:
     """Runs the rehearsals that are not complete, even if one fails; returns STOPPED if the user stopped them."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` acts like Ctrl-C
+    stop_on_signals()
     jobs = _jobs(planned)
     try:
         for place, job in enumerate(jobs, start=1):
@@ -100,9 +101,7 @@ def _submit(request: Request, planned: Sequence[Planned]) -> list[str]:
     ]
     if not missing:
         return []
-    if not slurm.is_available():
-        here = again(request, "--local")
-        raise ConfigError(f"there is no sbatch on this machine; log in to the cluster, or rehearse here: {here}")
+    _require_slurm(request)
     lines: list[list[str]] = []
     with locked(Path(cluster.runs)):
         queued = queued_stages([job.stage for job in missing])
@@ -122,6 +121,10 @@ def _submit_one(job: Job, cluster: Cluster, code: Path, queued: Mapping[str, str
     array = Array("#1", ((job.stage,),), job.layout, ":".join(("afterok", *waits)) if waits else "")
     rows, parents = {job.node.id: list(job.node.rows)}, {job.node.id: job.node.stage_parents}
     return submit_array(array, cluster, code, {}, rows, parents)
+
+
+def _require_slurm(request: Request) -> None:
+    slurm.require(f"rehearse here: {again(request, '--local')}")
 
 
 def _short_jobs(cluster: Cluster) -> Cluster:

@@ -86,8 +86,12 @@ def start(
 ) -> int:
     """Runs the stages on this machine, or submits them; returns the exit code."""
     if request.options.force:
-        from launch.cli.force import move_aside
+        from launch.cli.force import forced_stage, move_aside
+        from launch.slurm.submit import require_slurm
 
+        forced_stage(request.options.force, stages)
+        if not request.options.local:
+            require_slurm(request)
         move_aside(request.options.force, nodes, stages)
     if request.options.local:
         from launch.local.run import run_plan

@@ -31,6 +31,7 @@ from mvd.models.registry import timm_name
 from mvd.run_directory import RunDirectory
 from mvd.stage import Stage
 
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 EXAMPLES = """examples:
   python -m mvd.export runs/finetune-vitb_from_vitb_k400-8aa3af5e --to timm
   python -m mvd.export runs/pretrain-vitb_from_vitb_e400-cc3d28b5 --to official --output vitb_student.pth
@@ -110,11 +111,8 @@ def export(directory: Path, form: str, output: Path | None = None) -> Path:
 
 def check_suffix(form: str, output: Path) -> None:
     """Raises ConfigError for a file name that would be read as another format."""
-    is_safetensors = output.suffix == ".safetensors"
-    if is_safetensors and form == "official":
-        raise ConfigError(f"--to official writes a pickle, so --output must end in .pth or so, got {output.name}")
-    if not is_safetensors and form == "safetensors":
-        raise ConfigError(f"--output must end in .safetensors for --to safetensors, got {output.name}")
+    if form == "official" and output.suffix == ".safetensors":
+        raise ConfigError(f"--to official writes a pickle, so --output must not end in .safetensors, got {output.name}")
 
 
 def read_stage(directory: Path) -> Stage:
@@ -155,9 +153,12 @@ def next_command(stage: Stage, form: str, output: Path) -> tuple[str, str]:
         name = json.dumps(f"local-dir:{place}")  # double quotes, since shlex.quote adds single ones
         code = f"import mvd.models, timm; print(timm.create_model({name}, pretrained=True))"
         return "build the model in Python", shlex.join([python_command(), "-c", code])
-    if isinstance(recipe, Finetune):
-        return "classify videos of yours", shlex.join([python_command(), "-m", "mvd.predict", place, "VIDEOS"])
     submit = [python_command(), "-m", "launch.submit"]
+    if isinstance(recipe, Finetune):
+        row = stage.id.removeprefix("finetune-").rpartition("-")[0]
+        if (EXPERIMENTS / f"{row}.py").is_file() and not dataset_of(recipe).generated:  # experiments/demo has more rows
+            return "test it", shlex.join([*submit, row, f"finetune.weights={place}", "--dry-run"])
+        return "classify videos of yours", shlex.join([python_command(), "-m", "mvd.predict", place, "VIDEOS"])
     if isinstance(recipe, Pretrain):
         return "fine-tune it, in a row of yours", shlex.join([*submit, "ROW", f"pretrain.weights={place}", "--dry-run"])
     teacher = f"cluster.teachers.{recipe.name}={place}"

@@ -1,11 +1,15 @@
 """Reading and writing files; writes are atomic."""
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# What a disk may do at any time, to a file that is not at fault; another attempt may succeed.
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE}
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

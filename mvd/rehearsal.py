@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mvd.config import ConfigError, DatasetPaths, Recipe, Test
+from mvd.config import ConfigError, DatasetPaths, Test
 from mvd.data.datasets import load_entries
 from mvd.data.loader import worker_count
 from mvd.data.sample_check import check_samples
@@ -36,7 +36,7 @@ from mvd.train.loop import TrainingRun
 from mvd.train.shared import free_memory
 
 RESUMED_UPDATES = 2  # after a resume
-VIDEOS_PER_PROCESS = 4  # of a test
+VIDEOS_PER_PROCESS = 4  # of a test, beside those of its loader
 STAND_INS = "stand-ins"  # in the run directory, deleted at the end
 
 
@@ -44,9 +44,9 @@ def rehearse(stage: Stage, process: Process) -> dict[str, Any]:
     """Rehearses a stage with `execution.rehearsal`; returns the content of result.json, figures under `rehearsal`.
 
     Figures: gpus, micro_batch, gpu (its name, None on a CPU), gpu_memory_gb, memory_gb (the peak of a process),
-    loader_workers, generated_data, samples_per_second, data_wait_share, save_seconds, save_stall_seconds (for which
-    training stood still), save_gb, resume_seconds, all_reduce_gb_per_second and those of mvd.flops.throughput, as far
-    as they apply.
+    loader_workers, generated_data, generated_samples, samples_per_second, data_wait_share, save_seconds,
+    save_stall_seconds (for which training stood still), save_gb, resume_seconds, all_reduce_gb_per_second and those of
+    mvd.flops.throughput, as far as they apply.
 
     Raises:
         What `mvd.train.loop.train` and `mvd.evaluation.multiview.run_test` raise.
@@ -54,7 +54,8 @@ def rehearse(stage: Stage, process: Process) -> dict[str, Any]:
     started, how = time.monotonic(), stage.execution.rehearsal or Rehearsal()
     if stage.kind != "test":
         how = dataclasses.replace(how, updates=how.updates + _read_before(stage))
-    real = _with_stand_ins(stage, how, process)
+    samples = _samples_needed(stage, how, process) if how.generated_data else 0
+    real = _with_stand_ins(stage, how, samples, process)
     try:
         measured = _test(real, process) if stage.kind == "test" else _train(real, how, process)
     finally:
@@ -70,6 +71,7 @@ def rehearse(stage: Stage, process: Process) -> dict[str, Any]:
         **({"gpu_memory_gb": torch.cuda.get_device_properties(process.device).total_memory / 1e9} if on_gpu else {}),
         "loader_workers": worker_count(stage.execution.workers),
         "generated_data": how.generated_data,
+        "generated_samples": samples,
         **measured,
     }
     if process.is_first:
@@ -180,8 +182,9 @@ def rates(records: Sequence[dict[str, Any]], stage: Stage, read_before: int = 0)
 
 
 def _test(stage: Stage, process: Process) -> dict[str, Any]:
+    count = _test_videos(stage, process)
     with exit_together():
-        entries = load_entries(stage, "test")[: VIDEOS_PER_PROCESS * process.world_size]
+        entries = load_entries(stage, "test")[:count]
     with exit_together():
         preflight(stage, process, check_samples(entries, stage.execution.reader))
         model = load_classifier(stage).to(process.device)
@@ -198,7 +201,13 @@ def _test(stage: Stage, process: Process) -> dict[str, Any]:
     return figures
 
 
-def _with_stand_ins(stage: Stage, how: Rehearsal, process: Process) -> Stage:
+def _test_videos(stage: Stage, process: Process) -> int:
+    """The videos of a rehearsed test: its loader's processes read two each before the rate counts, and then two."""
+    largest: int = max(gather(worker_count(stage.execution.workers)))
+    return (VIDEOS_PER_PROCESS + 4 * largest) * process.world_size
+
+
+def _with_stand_ins(stage: Stage, how: Rehearsal, samples: int, process: Process) -> Stage:
     """The stage with the inputs and the data that stand in for missing ones, which the first process writes.
 
     A fine-tuning begins from random weights without a file.
@@ -213,7 +222,7 @@ def _with_stand_ins(stage: Stage, how: Rehearsal, process: Process) -> Stage:
             for role, path in inputs.items():
                 write_weights(role, recipe, path)
             if how.generated_data:
-                write_samples(recipe, folder / "data", _samples_needed(recipe, how, process))
+                write_samples(recipe, folder / "data", samples)
     return dataclasses.replace(
         stage,
         inputs=stage.inputs | {role: str(path) for role, path in inputs.items()},
@@ -221,11 +230,22 @@ def _with_stand_ins(stage: Stage, how: Rehearsal, process: Process) -> Stage:
     )
 
 
-def _samples_needed(recipe: Recipe, how: Rehearsal, process: Process) -> int:
-    """Generated samples with which training does not come to the end of an epoch."""
+def _samples_needed(stage: Stage, how: Rehearsal, process: Process) -> int:
+    """Generated samples with which training does not come to the end of an epoch.
+
+    To resume another rehearsal, they must be as many as there, whatever the layout.
+    """
+    recipe = stage.recipe
     if isinstance(recipe, Test):
-        return VIDEOS_PER_PROCESS * process.world_size
-    return recipe.optimization.global_batch * (how.updates + 2 * RESUMED_UPDATES + 1)
+        return _test_videos(stage, process)
+    if how.resume_from is not None:
+        result: dict[str, Any] = gather(RunDirectory(Path(how.resume_from)).read_result())[0] or {}
+        samples: int | None = result.get("rehearsal", {}).get("generated_samples")
+        if samples is None:
+            raise ConfigError(f"{how.resume_from} says not how many samples it had; rehearse it again with --force")
+        return samples
+    batch: int = recipe.optimization.global_batch
+    return batch * (how.updates + 2 * RESUMED_UPDATES + 1)
 
 
 def _link_checkpoint(source: RunDirectory, target: RunDirectory) -> None:

@@ -13,7 +13,6 @@ once. SIGUSR1: saves a checkpoint and continues. Exit codes: 0 complete, 2 it ca
 import argparse
 import contextlib
 import dataclasses
-import errno
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ from mvd.distributed.process import Process, exit_together, start_processes
 from mvd.distributed.signals import Interrupted, signal_handlers
 from mvd.distributed.watchdog import Watchdog
 from mvd.evaluation.multiview import merge_shards, run_test
+from mvd.files import DISK_FAULTS
 from mvd.provenance import earlier_seconds, record_attempt, result_facts
 from mvd.rehearsal import rehearse
 from mvd.sharing import smallest_batch
@@ -40,8 +40,6 @@ from mvd.train.group import train_together
 from mvd.train.loop import train
 
 logger = logging.getLogger("mvd.run")  # not __name__, which is __main__ in the command
-
-DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 
 
 def run_stage(stage: Stage) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from mvd.config import RECIPES, ConfigError, DatasetPaths, Kind, Precision, RunSettings
 from mvd.config.typed import merge_typed
+from mvd.files import DISK_FAULTS
 from mvd.run_directory import RunDirectory
 
 # Settings that every version has written: without them a file is not old but has been cut off.
@@ -138,7 +139,7 @@ class Stage:
         except ConfigError:
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno:
+            if isinstance(error, OSError) and error.errno in DISK_FAULTS:
                 raise
             first_line = str(error).splitlines()[0]
             raise ConfigError(

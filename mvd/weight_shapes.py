@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from mvd.files import DISK_FAULTS
 from mvd.weight_keys import IGNORED, CheckpointError, Form, unwrap
 
 LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format
@@ -75,7 +76,7 @@ def read_header(path: Path) -> WeightFile:
         raise CheckpointError(f"there is no file {path}")
     try:
         with open(path, "rb") as handle:
-            if path.suffix == ".safetensors":
+            if is_safetensors(path):
                 content, spans = _read_safetensors(handle)
             elif zipfile.is_zipfile(handle):
                 content, spans = _read_zip(handle, path)
@@ -88,11 +89,17 @@ def read_header(path: Path) -> WeightFile:
     except CheckpointError:
         raise
     except Exception as error:  # malicious or damaged files can cause any exception
-        if isinstance(error, OSError) and error.errno:
+        if isinstance(error, OSError) and error.errno in DISK_FAULTS:
             raise
         raise CheckpointError(
             f"{path} is damaged, or neither a .safetensors nor a .pth file; download or write it again"
         ) from error
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is, or is to be, of the safetensors format: by its name, or by how it begins."""
+    with open(path, "rb") as handle:
+        return path.suffix == ".safetensors" or handle.read(9)[8:] == b"{"
 
 
 def _read_safetensors(handle: BinaryIO) -> tuple[Any, dict[str, Span]]:

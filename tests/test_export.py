@@ -82,7 +82,9 @@ def test_the_command_ends_with_one_that_uses_the_file(tmp_path, monkeypatch, cap
     assert main([str(stage.directory), "--to", "official"]) == 0
     printed = capsys.readouterr().out
     assert f"wrote {stage.id}.pth\n" in printed and (tmp_path / f"{stage.id}.pth").is_file()
-    assert f"python launch/submit.py some_row finetune.weights={tmp_path}/{stage.id}.pth --dry-run" in printed
+    assert (
+        "classify videos of yours:\n    " in printed and f"-m mvd.predict {tmp_path}/{stage.id}.pth VIDEOS" in printed
+    )
     assert main([str(stage.directory), "--to", "timm"]) == 0
     (line,) = [line.strip() for line in capsys.readouterr().out.splitlines() if "python -c" in line]
     done = subprocess.run(line, shell=True, capture_output=True, text=True)

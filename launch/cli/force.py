@@ -19,15 +19,12 @@ def move_aside(name: str, nodes: Sequence[Node], stages: Sequence[Stage]) -> Non
     Raises:
         ConfigError: `name` matches no stage or several, or one of the stages is queued or running.
     """
-    matching = [stage for stage in stages if name in (stage.id, stage.kind)]
-    if len(matching) != 1:
-        choice = ", ".join(stage.id for stage in (matching or stages))
-        raise ConfigError(f"--force must match one stage, but {name!r} matches {len(matching)}; use one of {choice}")
-    redone = {matching[0].id}
+    chosen = forced_stage(name, stages)
+    redone = {chosen.id}
     for node in nodes:  # parents come first
         if redone & set(node.stage_parents):
             redone.add(node.id)
-    runs = Path(matching[0].execution.runs)
+    runs = Path(chosen.execution.runs)
     with locked(runs):
         others = _descendants_of_other_rows(runs, redone)
         existing = [runs / name for name in (*(stage.id for stage in stages if stage.id in redone), *others)]
@@ -40,6 +37,15 @@ def move_aside(name: str, nodes: Sequence[Node], stages: Sequence[Stage]) -> Non
             directory.rename(aside)
             whose = f", of {', '.join(rows)}" if (rows := others.get(directory.name)) else ""
             print(f"put aside: {short(aside)}{whose}")
+
+
+def forced_stage(name: str, stages: Sequence[Stage]) -> Stage:
+    """The stage that --force names, by id or kind; ConfigError if it matches none or several."""
+    matching = [stage for stage in stages if name in (stage.id, stage.kind)]
+    if len(matching) != 1:
+        choice = ", ".join(stage.id for stage in (matching or stages))
+        raise ConfigError(f"--force must match one stage, but {name!r} matches {len(matching)}; use one of {choice}")
+    return matching[0]
 
 
 def _descendants_of_other_rows(runs: Path, redone: Set[str]) -> dict[str, list[str]]:

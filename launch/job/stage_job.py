@@ -22,6 +22,7 @@ from launch.job.this_job import job_id, restarts, start
 from launch.slurm.client import PATIENT, slurm
 from mvd.config import ConfigError
 from mvd.distributed.exit_codes import INVALID, RETRYABLE, STOPPED, leave
+from mvd.files import DISK_FAULTS
 from mvd.host import hostname
 from mvd.owner import VARIABLE, Owner, lost_to, read_owner
 from mvd.run_directory import RunDirectory
@@ -132,7 +133,7 @@ def run(stages: Sequence[Stage], note: "ErrorNote") -> None:
     """Imports torch, and trains or tests; exits with code 2 if another attempt would be no better."""
     from mvd.distributed.faults import HostFault, PeerLost, RunFailed
     from mvd.distributed.signals import Interrupted
-    from mvd.run import DISK_FAULTS, run_group, run_stage
+    from mvd.run import run_group, run_stage
 
     try:
         if len(stages) == 1:

@@ -65,9 +65,7 @@ def run_plan(
     """
     again = command("submit.py", *request.plan_words, "--local")
     ran_together: list[list[Stage]] = []
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` acts like Ctrl-C
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # so does closing the terminal, unless run under nohup
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    stop_on_signals()
     try:
         for position, (node, stage) in enumerate(zip(nodes, stages, strict=True), start=1):
             title = f"[{position}/{len(stages)}] {stage.id}"
@@ -96,6 +94,13 @@ def run_plan(
         return 130
     print_results(request, stages, ran_together)
     return 0
+
+
+def stop_on_signals() -> None:
+    """Makes `kill` act like Ctrl-C, and so closing the terminal, unless run under nohup."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
 
 
 def _job_of(

@@ -106,6 +106,11 @@ class SlurmClient:
         """Whether jobs can be submitted from this machine."""
         return self.has("sbatch")
 
+    def require(self, instead: str) -> None:
+        """Raises ConfigError if jobs cannot be submitted from this machine. instead: what the user can do here."""
+        if not self.is_available():
+            raise ConfigError(f"there is no sbatch on this machine; log in to the cluster, or {instead}")
+
     def queue(self, job_ids: Iterable[str]) -> dict[str, QueuedJob]:
         """Those of these jobs that are in the queue; `24` stands for every element of an array, `24_3` for one.
 

@@ -30,6 +30,11 @@ SECONDS_FOR_CLEANUP = 120.0  # of jobs that have just ended
 POLL_SECONDS = 2.0
 
 
+def require_slurm(request: Request) -> None:
+    """Raises ConfigError if there is no SLURM here."""
+    slurm.require(f"run the rows here: {command('submit.py', *request.plan_words, '--local')}")
+
+
 def submit_plan(
     request: Request, nodes: Sequence[Node], stages: Sequence[Stage], groups: Sequence[Sequence[str]] = ()
 ) -> int:
@@ -40,9 +45,7 @@ def submit_plan(
     Raises:
         ConfigError: there is no SLURM here, it rejects a job, or the runs folder cannot be written.
     """
-    if not slurm.is_available():
-        here = command("submit.py", *request.plan_words, "--local")
-        raise ConfigError(f"there is no sbatch on this machine; log in to the cluster, or run the rows here: {here}")
+    require_slurm(request)
     runs = Path(request.cluster.runs)
     rows = {node.id: list(node.rows) for node in nodes}
     parents = {node.id: node.stage_parents for node in nodes}

@@ -15,6 +15,7 @@ from torch import nn
 from mvd.config import SIZES, ConfigError, Precision, dataset_of
 from mvd.data.annotations import Entry
 from mvd.data.datasets import load_entries, packet_index
+from mvd.data.loader import worker_count
 from mvd.data.on_device import normalise
 from mvd.data.sample_check import check_samples
 from mvd.data.video.read_timeout import ReadTimeout
@@ -42,8 +43,8 @@ class Tested(NamedTuple):
     """What a process has tested.
 
     unreadable: index -> reason of its unreadable videos. not_finite: indices of the videos with such logits. stopped:
-    whether a signal has stopped all processes early. videos_per_second: of all processes, after their first video; None
-    if that is not known.
+    whether a signal has stopped all processes early. videos_per_second: of all processes, without the videos that were
+    read before their first; None if that is not known.
     """
 
     unreadable: dict[int, str]
@@ -180,7 +181,12 @@ def write_logits(model: nn.Module, stage: Stage, entries: list[Entry], process: 
     progress.close()
     tested = concatenate(parts)
     save_logits(path, tested, entries)
-    return Tested(unreadable, tested.indices[~_is_finite(tested)].tolist(), stopped, progress.steady_rate())
+    return Tested(
+        unreadable,
+        tested.indices[~_is_finite(tested)].tolist(),
+        stopped,
+        progress.steady_rate(2 * worker_count(how.workers)),
+    )
 
 
 def _is_finite(tested: Logits) -> NDArray[np.bool_]:
@@ -202,11 +208,16 @@ class _TestProgress:
             rate = turn * self.world_size / (time.monotonic() - self.started)
             self.line.show(turn, f"{rate:.1f} videos/s, {unreadable} unreadable")
 
-    def steady_rate(self) -> float | None:
-        """Videos/s after the first turn, which waits for the loader to start; None for fewer than two turns."""
+    def steady_rate(self, read_before: int) -> float | None:
+        """Videos/s; None for fewer than two turns.
+
+        read_before: a process's videos that its loader may read while the first one is waited for. They are left out,
+        as long as two turns remain.
+        """
         if len(self.shown) < 2:
             return None
-        return (len(self.shown) - 1) * self.world_size / (self.shown[-1] - self.shown[0])
+        first = min(read_before, len(self.shown) - 2)
+        return (len(self.shown) - 1 - first) * self.world_size / (self.shown[-1] - self.shown[first])
 
     def close(self) -> None:
         if self.line is not None:

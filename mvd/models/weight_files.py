@@ -8,8 +8,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mvd.files import DISK_FAULTS
 from mvd.models.safe_types import safe_types
 from mvd.weight_keys import CheckpointError, Tensors, unwrap
+from mvd.weight_shapes import is_safetensors
 
 
 def read_weights(path: Path) -> Tensors:
@@ -25,7 +27,7 @@ def read_weights(path: Path) -> Tensors:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint file {path}; give an existing .pth or .safetensors file")
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             return unwrap(safetensors.torch.load_file(path), Tensor, str(path))
         with torch.serialization.safe_globals(safe_types()):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -33,7 +35,7 @@ def read_weights(path: Path) -> Tensors:
     except (CheckpointError, MemoryError):
         raise
     except Exception as error:  # malicious or damaged files can cause any exception
-        if isinstance(error, OSError) and error.errno:
+        if isinstance(error, OSError) and error.errno in DISK_FAULTS:
             raise
         if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
             found = re.search(r"GLOBAL (\S+)", str(error))

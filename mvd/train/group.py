@@ -10,9 +10,8 @@ checkpoint is newer or another one went back to its own, waits until the loader 
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -26,11 +25,9 @@ from mvd.distributed.ownership import check_owner
 from mvd.distributed.process import Process, exit_together, gather
 from mvd.distributed.signals import Interrupted
 from mvd.distributed.watchdog import heartbeat, next_turn
-from mvd.sharing import Alignment
 from mvd.stage import Stage
 from mvd.train.bad_updates import RollBack
-from mvd.train.loop import TrainingRun
-from mvd.train.random_state import random_state, restore_random_state
+from mvd.train.member import Member
 from mvd.train.shared import (
     Shared,
     check_planned_together,
@@ -70,78 +67,6 @@ def train_together(stages: Sequence[Stage], process: Process, complete: Complete
     failures = [str(member.ending) for member in group.members if member.ending is not None]
     if failures:
         raise RunFailed("; ".join(failures))
-
-
-class Member:
-    """A student of the group.
-
-    run: None before the start, after a rollback, and when the student is through. units: of the update in progress, how
-    many it has had. ending: what ended it before its last update.
-    """
-
-    def __init__(self, stage: Stage, unit: int) -> None:
-        self.stage, self.unit = stage, unit
-        self.run: TrainingRun | None = None
-        self.units = 0
-        self.is_through = False
-        self.ending: Exception | None = None
-        self._random: dict[str, Any] | None = None
-        self._before: tuple[dict[str, Any] | None, Counter[str]] = (None, Counter())
-
-    @property
-    def alignment(self) -> Alignment:
-        batch = self.stage.recipe.optimization.global_batch
-        return Alignment(len(self.training.dataset), self.unit, batch)
-
-    @property
-    def training(self) -> TrainingRun:
-        """The run of a student that is being trained."""
-        if self.run is None:
-            raise RuntimeError(f"{self.stage.id} has no run; it has not begun, or has ended")
-        return self.run
-
-    @property
-    def next_unit(self) -> int:
-        """The unit that its update needs next."""
-        return self.alignment.first_unit(self.training.update) + self.units
-
-    @contextmanager
-    def own_random_state(self) -> Iterator[None]:
-        """In the block, the global random state is that of the student, as if it ran alone."""
-        others = random_state()
-        if self._random is not None:
-            restore_random_state(self._random)
-        try:
-            yield
-        finally:
-            self._random = random_state()
-            restore_random_state(others)
-
-    def start(self, process: Process, shared: Shared) -> None:
-        """Builds the run from the newest checkpoint."""
-        self._random, self.units = None, 0
-        self.run = TrainingRun(self.stage, process, shared)
-        self.run.begin()
-
-    def begin_update(self) -> None:
-        """Begins the next update, and notes what it will change."""
-        run = self.training
-        self._before = self._random, run.skipped_files.found.copy()
-        run.begin_update(float(run.learning_rates[run.update]))
-
-    def stop(self) -> None:
-        """Saves and raises Interrupted; an update that has had only some of its units will be made again."""
-        if self.units:
-            random, self.training.skipped_files.found = self._before
-            if random is not None:
-                restore_random_state(random)
-        self.training.stop()
-
-    def close(self) -> None:
-        """Ends the run and frees its memory."""
-        run, self.run = self.run, None
-        if run is not None:
-            run.close()
 
 
 class Group:
@@ -236,6 +161,8 @@ class Group:
                 continue
             self._one_micro_batch(members, members[0].training.next_batch())
         for member in members:
+            if member.run is None:
+                continue  # it goes back, since the teachers had changed
             member.units += 1
             if member.units == member.alignment.units:
                 member.units = 0
@@ -280,6 +207,7 @@ class Group:
                 action()
         except RollBack:
             member.close()
+            self._restore_teachers()
         except (RunFailed, Interrupted) as ending:
             member.ending, member.is_through = ending.with_traceback(None), True
             member.close()
@@ -288,6 +216,15 @@ class Group:
                 if self.process.is_first:
                     logger.error("%s ends, the others go on: %s", member.stage.id, ending)
                 self.failed(member.stage, str(ending))
+
+    def _restore_teachers(self) -> None:
+        """Loads the teachers again; if they had changed on a process, all students go back, having learnt from them."""
+        heartbeat("starting")
+        with exit_together():
+            had_changed = self.shared.teachers.reload()
+        if any(gather(had_changed)):
+            for member in self.left:
+                member.close()
 
     def _stop_if_asked(self) -> bool:
         """Once a signal has stopped one student, stops the others too; returns whether it did."""

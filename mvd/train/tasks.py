@@ -83,6 +83,7 @@ class Teachers:
     """
 
     def __init__(self, recipe: Pretrain, inputs: dict[str, str], precision: Precision, device: torch.device) -> None:
+        self.recipe, self.inputs, self.precision = recipe, inputs, precision
         image_teacher, video_teacher = build_image_teacher(recipe.teacher), build_video_teacher(recipe.teacher)
         load_weights(image_teacher, inputs["image_teacher"])
         load_weights(video_teacher, inputs["video_teacher"])
@@ -93,6 +94,16 @@ class Teachers:
             for teacher in self.networks:
                 store_in_bf16(teacher)
         self.image, self.video = (autocast(teacher, precision, device) for teacher in self.networks)
+
+    def reload(self) -> bool:
+        """Loads both networks again, in place; returns whether a weight had changed on this process."""
+        loaded = Teachers(self.recipe, self.inputs, self.precision, torch.device("cpu"))
+        had_changed = False
+        for network, right in zip(self.networks, loaded.networks, strict=True):
+            weights = right.state_dict()
+            had_changed |= any(not value.cpu().equal(weights[name]) for name, value in network.state_dict().items())
+            network.load_state_dict(weights)
+        return had_changed
 
     def targets(self, batch: Batch) -> Batch:
         """Both teachers' features, as "image_targets" and "video_targets"; see distillation_targets."""

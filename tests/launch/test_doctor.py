@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
+from launch import doctor
 from launch.checks import node_job
 from launch.checks.folders import check_runs_folder, file_system
 from launch.checks.inputs import check_inputs, needed_inputs
@@ -28,7 +29,7 @@ PARTITIONS = (
 
 def site_findings(fake_slurm, **fields):
     fake_slurm.says("scontrol show partition", PARTITIONS)
-    profile = {name: fields.pop(name) for name in ("partition", "time_limit_hours", "spare_nodes") if name in fields}
+    profile = {name: fields.pop(name) for name in ("partition", "options", "time_limit_hours", "spare_nodes") if name in fields}
     cluster = Cluster(slurm=dataclasses.replace(Slurm(), **profile), **fields)
     return {finding.subject: finding for finding in check_site(cluster, slurm)}
 
@@ -182,3 +183,15 @@ def test_the_command_says_what_to_fix(launch):
     assert done.returncode == 2
     assert "FIX  datasets.k400: there is no folder /gone; correct datasets.k400.root" in done.stdout
     assert "runs folder: " in done.stdout and "to fix" in done.stdout
+
+
+def test_rows_that_do_not_fit_the_gpus_are_one_line_to_fix(profile, fake_slurm, capsys):
+    fake_slurm.says("scontrol show partition", PARTITIONS)
+    assert doctor.main(["vith_k400", "cluster.pretrain.nodes=3"]) == 2
+    printed = capsys.readouterr().out
+    assert "FIX  jobs of the rows: " in printed and " to fix\n" in printed and "next:" in printed
+
+
+def test_a_partition_among_the_options_counts(fake_slurm):
+    found = site_findings(fake_slurm, partition="old", options={"partition": "gpu"})["partition"]
+    assert found.ok and found.text.startswith("gpu: up")

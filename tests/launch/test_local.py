@@ -81,7 +81,7 @@ def test_runs_every_stage_once_and_reports(words, tmp_path, monkeypatch, capfd):
     assert "test top-1 75.0 %, top-5 99.0 %" in first and "training loss 0.2500" in first and "3 s" in first
     students = " and ".join(node.id for node in nodes if node.kind == "pretrain")
     assert f"{students} ran together with one pass of their teachers" in first
-    assert "saved 27 % of the operations" in first
+    assert "saved 29 % of the operations" in first
     assert "-m tensorboard.main --logdir" in first and "report.py demo" in first and "+5.0" in first
 
     monkeypatch.setattr(local, "stage_command", stand_in("raise SystemExit(1)"))

@@ -1,12 +1,15 @@
 """The report, from fabricated run directories."""
 
 import json
+import os
 from dataclasses import replace
+from datetime import datetime
 
 from experiments.demo import rows as demo
 from launch import report
 from launch.plan.graph import build_graph
 from launch.plan.rows import load_rows
+from launch.reporting.results import SeedRun, seeds_text
 from mvd.config.typed import parse_override
 from tests.launch.finished_runs import finish
 
@@ -83,6 +86,7 @@ def test_without_a_target_all_runs_are_listed_with_what_differs(profile, tmp_pat
     assert len(lines) == 3 and not any("pretrain-" in line for line in printed.out.splitlines())
     assert ["finetune.seed=0" in line for line in lines].count(True) == 1
     assert any("finetune.seed=1" in line and stages["test"].id in line and "70.0 / - (floor)" in line for line in lines)
+    assert sum(" 12.5 " in line for line in lines) == 2 and sum(" 5.0 " in line for line in lines) == 1  # 2.5 a stage
     assert printed.err.count("\n") == 1 and "test-other-00000000" in printed.err
 
 
@@ -91,3 +95,26 @@ def test_errors(launch):
         done = launch("report.py", word)
         assert done.returncode == 2 and done.stderr.count("\n") == 1
         assert message in done.stderr
+
+
+def test_gpu_hours_of_a_row_that_is_not_finished(profile, tmp_path, capsys):
+    stages = finish(demo[0], tmp_path, videos=8)
+    files = stages["finetune"].files
+    files.result.unlink()
+    times = {"started": "2026-11-28T10:00:00+00:00", "processes": 8}
+    entries = [{**times, "ended": "2026-11-28T11:30:00+00:00", "gpu": "NVIDIA H200"}, {**times, "gpu": "NVIDIA H200"}]
+    files.provenance.write_text(json.dumps(entries))
+    begun = datetime.fromisoformat(times["started"]).timestamp()
+    for path in (files.metrics, files.weights):
+        path.touch()
+        os.utime(path, (begun + 1800,) * 2)  # its second attempt wrote last half an hour after its start
+    assert report.main(["demo"]) == 0
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if line.startswith("demo ")]
+    assert f" {4 * 2.5 + 8 * 1.5 + 8 * 0.5:.1f} " in line and "submit.py demo\n" in printed
+
+
+def test_seeds_of_which_one_runs_pretraining_cannot_be_read():
+    runs = [SeedRun({"pretrain": 0, "finetune": 0}, "a", {}), SeedRun({"finetune": 1}, "b", {})]
+    assert seeds_text(runs) == "pretrain.seed 0, ?; finetune.seed 0, 1"
+    assert seeds_text(runs[::-1]) == "finetune.seed 1, 0; pretrain.seed ?, 0"

@@ -107,6 +107,15 @@ def test_a_local_run(runs, fake_slurm):
     assert texts(runs)[PRETRAIN] == f"running on {hostname()}: starting, 0 of 400 epochs"
     change(runs, PRETRAIN, attempts=[Attempt(mine, hostname(), "2026-01-01", 0, "2026-01-02", "exit code 1")])
     assert texts(runs)[PRETRAIN] == "stopped: exit code 1"
+    log = read_record(RunDirectory(runs / PRETRAIN)).log()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    old = "ValueError: of an earlier attempt\n=== job local-2, rank 0 on vm, 2026-01-01\n"
+    log.write_text(f"{old}WARNING no pictures, going on: RuntimeError: x\n".replace("WARNING", "rank 0 WARNING"))
+    assert texts(runs)[PRETRAIN] == "stopped: exit code 1"
+    log.write_text(f"{old}error: the disk is full\n")
+    assert texts(runs)[PRETRAIN] == "stopped: error: the disk is full"
+    change(runs, PRETRAIN, attempts=[Attempt(mine, hostname(), "2026-01-01", 0, "2026-01-02", "on request")])
+    assert texts(runs)[PRETRAIN] == "stopped: on request"
     gone = "local-999999999"
     change(runs, PRETRAIN, job_id=gone, attempts=[Attempt(gone, hostname(), "2026-01-01", 0)])
     assert texts(runs)[PRETRAIN] == "stopped: its launcher is gone"
@@ -227,3 +236,13 @@ def test_the_faults_of_stages_under_way_are_shown(runs, capsys):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("job", "option"), [("local-7", " --local"), ("7", "")])
+def test_what_ran_here_is_to_run_here_again(profile, runs, capsys, fake_slurm, job, option):
+    fake_slurm.missing.add("sbatch")
+    attempt = Attempt(job, hostname(), "2026-01-01", 0, "2026-01-02", "exit code 1")
+    for stage in (PRETRAIN, FINETUNE, TEST):
+        change(runs, stage, job_id=job, attempts=[attempt])
+    assert status.main([ROW, f"cluster.runs={runs}"]) == 0
+    assert f"submit.py {ROW} cluster.runs={runs}{option}\n" in capsys.readouterr().out

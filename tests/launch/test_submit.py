@@ -173,3 +173,15 @@ def test_the_scripts_of_a_plan_are_printed_without_anything_being_made(launch, t
     assert "#SBATCH --dependency='afterok:#1'" in done.stdout and not (tmp_path / "runs").exists()
     alone = launch("submit.py", "vitb_from_vitb_k400", "--script")
     assert alone.returncode == 2 and "add --dry-run" in alone.stderr
+
+
+@pytest.mark.parametrize("rehearse", [[], ["--rehearse"]])
+def test_nothing_is_put_aside_where_nothing_can_be_submitted(launch, profile, tmp_path, monkeypatch, rehearse):
+    monkeypatch.setenv("PATH", "/nowhere")
+    name = "image_teacher-mae_tiny-24e05301"
+    folder = tmp_path / "runs" / name
+    folder.mkdir(parents=True)
+    done = launch("submit.py", "demo", "--force", name, *rehearse)
+    assert done.returncode == 2 and "there is no sbatch" in done.stderr and folder.is_dir()
+    unknown = launch("submit.py", "demo", "--force", "teacher")
+    assert "--force must match one stage" in unknown.stderr

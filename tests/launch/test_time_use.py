@@ -1,6 +1,7 @@
 """What the time of a stage's jobs went into, from made records of its attempts."""
 
 import json
+import os
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -74,3 +75,22 @@ def test_a_run_of_an_earlier_version_has_no_such_figures(tmp_path):
     assert time_use(files, record, 10) is None and seconds_of_restarts(files, record) == {}
     files.provenance.write_text(json.dumps([{"started": at(0), "ended": at(10)}]))
     assert time_use(files, record, 10) is None
+
+
+def test_an_attempt_that_runs_counts_until_it_last_wrote_something(stage):
+    files, record = stage
+    record.attempts[-1].ended = None
+    os.utime(files.metrics, (BEGIN.timestamp() + 1100,) * 2)
+    used = time_use(files, record, 10)
+    assert used.allocated == 600 + 200 and used.goodput == pytest.approx(360 / 800) and used.queue == 100 + 300
+
+
+def test_nothing_is_queued_between_two_submissions(stage):
+    files, record = stage
+    own = [attempt(-9000, -8000), *record.attempts]
+    own[0].job_id = "23"
+    entries = [{"owner": own[0].name, "started": at(-9000), "training": at(-8900), "ended": at(-8000)}]
+    files.provenance.write_text(json.dumps(entries + json.loads(files.provenance.read_text())))
+    assert time_use(files, record, 10).queue == 100 + 300
+    record.job_id = "local-7"
+    assert time_use(files, record, 10).queue == 300

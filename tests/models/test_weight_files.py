@@ -19,6 +19,8 @@ from torch import nn
 
 from mvd.models import build_classifier
 from mvd.models.checkpoints import CheckpointError, load_official, to_official
+from mvd.models.weight_files import read_weights
+from mvd.weight_shapes import read_header
 
 
 def classifier():
@@ -259,3 +261,19 @@ def test_the_class_that_is_refused_is_named(tmp_path):
     torch.save({"model": to_official(classifier()), "extra": nn.Linear(1, 1)}, tmp_path / "module.pth")
     with pytest.raises(CheckpointError, match=r"contains a torch\.nn\.modules\.linear\.Linear, which could run code"):
         load_official(classifier(), tmp_path / "module.pth")
+
+
+def test_an_error_of_the_disk_is_not_called_damage(tmp_path):
+    """Reading /proc/self/mem at 0 is an input/output error."""
+    path = tmp_path / "weights.pth"
+    path.symlink_to("/proc/self/mem")
+    for read in (read_weights, read_header):
+        with pytest.raises(OSError, match="Input/output error") as error:
+            read(path)
+        assert not isinstance(error.value, CheckpointError)
+
+
+def test_the_format_follows_from_the_content_if_the_name_does_not_say_it(tmp_path):
+    path = tmp_path / "weights.bin"
+    safetensors.torch.save_file(to_official(classifier()), path)
+    assert read_weights(path).entries.keys() == read_header(path).forms.keys() == to_official(classifier()).keys()

@@ -11,7 +11,7 @@ from mvd.config.run_settings import Faults
 from mvd.distributed.faults import HostFault
 from mvd.distributed.process import start_processes
 from mvd.files import write_json
-from mvd.run import run_stage
+from mvd.run import run_group, run_stage
 from mvd.stage import Stage
 from mvd.train.loop import TrainingRun
 from mvd.train.replicas import odd_ones
@@ -19,18 +19,19 @@ from tests.runs import read_result, small_stage, succeed, write_stage
 
 # Stage -> how often a bit flips in a weight of the second process after update 5. Saved is after update 4.
 FLIPS = {"plain": 0, "student": 1, "teacher": 1, "unseen": 1, "audited": 1, "again": 2}
+SHARED = {"first": 1, "second": 0}  # the same for students that train together
 
 
 def run_all(folder: Path) -> None:
     process = start_processes()
     complete = TrainingRun.complete_update
-    left = dict(FLIPS)
+    left = FLIPS | SHARED
 
     def flip_first(run: TrainingRun, learning_rate: float) -> None:
         name = run.stage.id
         if run.update + 1 == 5 and left[name]:
             left[name] -= 1
-            network = run.task.watched[1 if name == "teacher" else 0]
+            network = run.task.watched[1 if name in ("teacher", "first") else 0]
             weight = next(weight for weight in network.parameters() if weight.ndim > 1 and not weight.eq(0).any())
             if process.rank == 1:
                 weight.data.view(torch.int32).flatten()[3] ^= 1 << 24
@@ -43,6 +44,7 @@ def run_all(folder: Path) -> None:
             run_stage(stage)
         except HostFault as error:
             write_json(stage.directory / f"ended-{process.rank}.json", str(error))
+    run_group([Stage.from_yaml(path) for path in sorted(folder.glob("group/*/stage.yaml"))])
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,10 @@ def runs(tmp_path_factory, motion_root, teachers) -> dict[str, Stage]:
             compare_every=0 if name in ("unseen", "audited") else 2, audit_every=0 if name == "unseen" else 500
         )
         made[name] = small_stage("pretrain", name, folder, motion_root, teachers, faults=faults, **how)
+        write_stage(made[name])
+    for name in SHARED:
+        faults = Faults(compare_every=2)
+        made[name] = small_stage("pretrain", name, folder / "group", motion_root, teachers, faults=faults, **how)
         write_stage(made[name])
     succeed(run_all, folder, count=3)
     return made
@@ -73,6 +79,13 @@ def test_the_run_goes_back_and_names_the_rank_that_differs(runs, name, network):
     (fault,) = runs[name].files.read_faults()
     assert (fault["fault"], fault["update"], len(fault["hosts"])) == ("replicas", 6, 1)
     assert fault["message"].startswith("rank 1 on ") and f"than most ranks, first in {network}" in fault["message"]
+
+
+def test_students_that_share_a_changed_teacher_all_go_back(runs):
+    assert same_weights(runs, "first") and same_weights(runs, "second")
+    assert runs["second"].files.read_faults() == []
+    (fault,) = runs["first"].files.read_faults()
+    assert (fault["fault"], fault["update"]) == ("replicas", 6) and "first in ImageTeacher." in fault["message"]
 
 
 def test_an_audit_that_finds_other_losses_names_the_weights_as_the_reason(runs):
