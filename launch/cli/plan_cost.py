@@ -31,12 +31,16 @@ def print_totals(nodes: Sequence[Node], plan: SharedPlan, found: Sequence[Cost],
         where = ", ".join(dict.fromkeys(_measured_on(figures) for figures in measured.values()))
         others = f"; the others {estimated}" if len(measured) < len(found) else ", without validation"
         estimated = f"at the rates that rehearsals measured on {where} for # {', '.join(measured)}{others}"
-    apart = f" ({alone:,.0f} without shared teachers)" if plan.groups else ""
+    apart = f" ({_hours(alone)} without shared teachers)" if plan.groups else ""
     print(
-        f"about {hours:,.{0 if hours >= 10 else 2}f} GPU-hours{apart} {estimated};\n"
+        f"about {_hours(hours)} GPU-hours{apart} {estimated};\n"
         f"{sum(days[name] for name in jobs):,.1f} days one job after the other, {_longest_chain(nodes, days):,.1f} if "
         "all that can run at the same time do"
     )
+
+
+def _hours(value: float) -> str:
+    return f"{value:,.{0 if value >= 10 else 2}f}"
 
 
 def _days(plan: SharedPlan, found: Sequence[Cost], rate: float) -> dict[str, float]:
@@ -76,8 +80,8 @@ def print_groups(plan: SharedPlan, found: Sequence[Cost], rate: float) -> None:
         saved = saved_gpu_hours(recipes, rate) * alone / sum(gpu_hours(recipe, rate) for recipe in recipes)
         numbers = ", ".join(str(number[stage.id]) for stage in members)
         print(
-            f"stages {numbers} run together with one pass of their teachers: {alone - saved:,.0f} instead of "
-            f"{alone:,.0f} GPU-hours, {saved:,.0f} saved; {group_memory(members):,.1f} GB per GPU"
+            f"stages {numbers} run together with one pass of their teachers: {_hours(alone - saved)} instead of "
+            f"{_hours(alone)} GPU-hours, {_hours(saved)} saved; {group_memory(members):,.1f} GB per GPU"
         )
     if plan.missing_members():
         print(

@@ -29,7 +29,9 @@ PARTITIONS = (
 
 def site_findings(fake_slurm, **fields):
     fake_slurm.says("scontrol show partition", PARTITIONS)
-    profile = {name: fields.pop(name) for name in ("partition", "options", "time_limit_hours", "spare_nodes") if name in fields}
+    profile = {
+        name: fields.pop(name) for name in ("partition", "options", "time_limit_hours", "spare_nodes") if name in fields
+    }
     cluster = Cluster(slurm=dataclasses.replace(Slurm(), **profile), **fields)
     return {finding.subject: finding for finding in check_site(cluster, slurm)}
 

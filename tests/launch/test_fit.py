@@ -94,5 +94,10 @@ def test_layouts_and_a_rows_own_ceiling(launch):
 def test_a_layout_that_does_not_fit_does_not_hide_the_others(launch):
     done = launch("submit.py", "vith_k400", "--layouts", "cluster.gpu_memory_gb=16", "cluster.gpus_per_node=2")
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("pretrain-vith")]
-    assert done.returncode == 0 and lines[0][1:] == ["1", *6 * ["-"]] and lines[2][1:3] == ["4", "8"] and int(lines[2][3]) >= 1
+    assert (
+        done.returncode == 0
+        and lines[0][1:] == ["1", *6 * ["-"]]
+        and lines[2][1:3] == ["4", "8"]
+        and int(lines[2][3]) >= 1
+    )
     assert "on 1 node: " in done.stdout and "must be at least" in done.stdout

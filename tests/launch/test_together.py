@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 
 import pytest
@@ -228,3 +229,10 @@ def test_only_the_student_without_a_result_has_failed(two_students, monkeypatch)
     assert local.run_stages(all_rows.rows, two_students) == 2
     errors = [json.loads(stage.files.job.read_text())["attempts"][0]["error"] for stage in (first, second)]
     assert errors[0] is None and errors[1] == "exit code 2"
+
+
+def test_small_gpu_hours_have_decimals(profile, capsys):
+    assert submit.main(["demo", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"about 0\.\d\d GPU-hours \(0\.\d\d without shared teachers\)", printed)
+    assert re.search(r"0\.\d\d instead of 0\.\d\d GPU-hours, 0\.\d\d saved", printed)
