@@ -25,7 +25,7 @@ def test_a_line_for_which_there_is_no_room_leaves_nothing_behind(tmp_path):
 
 
 def test_text_is_utf8_in_every_locale(tmp_path):
-    code = "import sys; from pathlib import Path; from mvd.files import write_text; write_text(Path(sys.argv[1]), '\\u00e9\\u5b66')"
+    code = "import sys, pathlib, mvd.files; mvd.files.write_text(pathlib.Path(sys.argv[1]), '\\u00e9\\u5b66')"
     command = [sys.executable, "-X", "utf8=0", "-c", code, str(tmp_path / "text")]
     subprocess.run(command, env={"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}, check=True)
     assert (tmp_path / "text").read_text(encoding="utf-8") == "é学"
