@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import weakref
 from collections.abc import Callable, Iterator
 
@@ -12,9 +13,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from experiments.recipes import VITB_FROM_VITB, VITH_E800, finetuning, masked_clips, masked_images
+from experiments.recipes import VITB_FROM_VITB, VITH_E800, VITS_FROM_VITB, finetuning, masked_clips, masked_images
+from mvd import memory
 from mvd.config import SIZES, Finetune, ImageTeacher, Pretrain, TrainRecipe
-from mvd.memory import activation_bytes, memory_of, parameters_of, peak_bytes, teacher_bytes
+from mvd.memory import CONTEXT, activation_bytes, memory_of, memory_of_group, parameters_of, peak_bytes, teacher_bytes
 from mvd.stage import Execution, Stage
 from mvd.train import tasks
 from mvd.train.sample_seeded_dropout import SampleSeededLayers
@@ -165,3 +167,24 @@ def test_zero_divides_what_it_says_it_divides():
     alone, many = (memory_of(VITH_E800, ranks, "zero1", "bf16").fixed for ranks in (1, 1000))
     assert alone - many == pytest.approx(16 * parameters, rel=0.01)
     assert memory_of(VITH_E800, 8, "zero0", "fp32").fixed > memory_of(VITH_E800, 8, "zero1", "fp32").fixed
+
+
+def test_an_optimizer_on_the_host_takes_no_gpu_memory():
+    fixed = [memory_of(VITH_E800, 8, name, "bf16").fixed for name in ("zero3", "zero3_offload")]
+    assert fixed[0] - fixed[1] == pytest.approx(20 * parameters_of(VITH_E800) / 8, rel=0.01)
+
+
+def test_students_that_share_their_teachers_hold_them_once_and_one_clip_at_a_time():
+    one, other = (memory_of(recipe, 8, "zero1", "bf16") for recipe in (VITS_FROM_VITB, VITB_FROM_VITB))
+    both = memory_of_group((VITS_FROM_VITB, VITB_FROM_VITB), 8, ("zero1", "zero1"), "bf16")
+    assert both.sample == max(one.sample, other.sample)
+    assert both.fixed == pytest.approx(one.fixed + other.fixed - CONTEXT - teacher_bytes(VITB_FROM_VITB, 2))
+
+
+def test_a_second_bucket_is_filled_while_the_first_one_is_reduced(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "DS_CONFIGS", tmp_path)
+    for overlaps in (True, False):
+        zero = {"stage": 1, "overlap_comm": overlaps, "reduce_bucket_size": 25_000_000}
+        (tmp_path / f"{overlaps}.json").write_text(json.dumps({"zero_optimization": zero}))
+    both, one = (memory_of(VITB_FROM_VITB, 8, str(overlaps), "bf16").fixed for overlaps in (True, False))
+    assert both - one == pytest.approx(4 * 25_000_000)

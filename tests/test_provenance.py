@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvd import provenance, version
+from mvd import config, provenance, version
 from mvd.config import ConfigError
 from mvd.files import write_json
 from mvd.provenance import earlier_seconds, record_attempt, result_facts
-from mvd.stage import Stage
+from mvd.stage import Execution, Stage
 from tests.runs import small_stage, write_stage
 
 
@@ -55,6 +55,45 @@ def test_a_result_has_the_seeds_of_the_stages_that_it_starts_from(tmp_path, moti
         made.files.weights.write_bytes(b"weights")
         files = {kind: str(made.files.weights)}
     assert found["seeds"] == {"pretrain": 0, "finetune": 0}
+
+
+def test_a_result_names_the_lists_that_its_stage_reads(tmp_path):
+    digests = {}
+    for split in ("train", "val", "test"):
+        (tmp_path / f"{split}.csv").write_text(f"{split}.mp4 0\n")
+        digests[split] = hashlib.sha256(f"{split}.mp4 0\n".encode()).hexdigest()
+    for kind, splits in (("finetune", ("train", "val")), ("pretrain", ("train",))):
+        made = small_stage(kind, f"{kind}-lists", tmp_path, tmp_path)
+        write_stage(made)
+        record_attempt(made, 1)
+        found = {split: entry["sha256"] for split, entry in result_facts(made)["lists"].items()}
+        assert found == {split: digests[split] for split in splits}
+
+
+def test_a_result_of_shards_counts_the_processes_of_all(tmp_path):
+    (tmp_path / "tuned.safetensors").write_bytes(b"weights")
+    recipe = config.Test(size="tiny", dataset="motion", sampling="dense", stride=1, clips=1)
+    stage = Stage(
+        kind="test",
+        id="shards",
+        recipe=recipe,
+        inputs={"finetune": str(tmp_path / "tuned.safetensors")},
+        execution=Execution(world_size=2, runs=str(tmp_path), shards=3),
+    )
+    for part in stage.in_shards():
+        part.job_directory.mkdir(parents=True)
+        record_attempt(part, 2)
+    facts = result_facts(stage)
+    assert facts["processes"] == 6 and facts["weights_sha256"] == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_a_result_of_modified_code_says_so(stage, tmp_path, monkeypatch):
+    monkeypatch.setattr(version, "PROJECT", tmp_path)
+    for diff in ("", "+a line"):
+        (tmp_path / version.SNAPSHOT).write_text(json.dumps({"commit": "c0ffee", "diff": diff}))
+        record_attempt(stage, 1)
+        facts = result_facts(stage)
+        assert (facts["commit"], facts["modified"]) == ("c0ffee", bool(diff))
 
 
 def test_the_code_is_recorded_as_commit_and_diff(stage, tmp_path, monkeypatch):

@@ -49,6 +49,7 @@ def test_another_encoding_is_refused(tmp_path):
         ("a.mp4 1.5\n", "train.csv:1: the label must be .*got '1.5'"),
         ("a.mp4 0\n\nb.mp4\n", "train.csv:3: 'b.mp4' has no label"),
         ("a.mp4 0\nb.mp4 1\na.mp4 1\n", "train.csv:3: .*a.mp4 is already on line 1"),
+        ("a.mp4 0\nb/../a.mp4 0\n", "train.csv:2: .*a.mp4 is already on line 1"),
     ],
 )
 def test_a_bad_list_is_refused_with_its_line(tmp_path, text, message):

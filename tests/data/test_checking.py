@@ -29,6 +29,20 @@ def test_a_good_file_is_done_until_it_changes(video):
     assert not is_done(job(video), record)
 
 
+def test_a_file_whose_copy_is_gone_is_encoded_again(video):
+    record = work_on(job(video, short_side=32))
+    assert is_done(job(video, short_side=32), record)
+    video.with_name("copy.mp4").unlink()
+    assert not is_done(job(video, short_side=32), record)
+
+
+def test_a_copy_without_some_of_the_frames_is_not_used(video, monkeypatch):
+    shorter = torture.moving_picture(19, 48, 64)
+    monkeypatch.setattr(checking, "reencode", lambda source, target, short_side: torture.write(target, shorter))
+    record = work_on(job(video, short_side=32))
+    assert record.path is None and record.reason == "its re-encoded copy has 19 frames instead of 20"
+
+
 def test_verdicts_of_another_version_of_the_checks_are_not_reused(video):
     assert not is_done(job(video), dataclasses.replace(work_on(job(video)), checks=1))
 

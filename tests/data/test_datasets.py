@@ -72,6 +72,12 @@ def test_a_sample_follows_from_its_key_and_the_seed_alone(motion_root, kind):
     assert not same(first, build_dataset(stage(motion_root, kind, seed=1))[SampleKey(1, 7, 3)])
 
 
+def test_each_copy_of_a_video_has_its_own_layer_seed(motion_root):
+    dataset = build_dataset(stage(motion_root, "finetune"))
+    seeds = [dataset[SampleKey(epoch, index)]["layer_seeds"] for epoch in range(2) for index in range(2)]
+    assert len(set(torch.cat(seeds).tolist())) == 8
+
+
 def test_the_image_video_comes_only_at_another_size(motion_root):
     sample = build_dataset(stage(motion_root, "pretrain", student="huge", teacher="huge"))[SampleKey(0, 0)]
     assert sample["video"].shape == (1, 3, 16, 224, 224) and sample["image_video"].shape == (1, 3, 16, 196, 196)

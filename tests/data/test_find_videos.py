@@ -77,11 +77,14 @@ def test_a_large_share_leaves_something_to_train_on(make):
     "train, val", [("train", "val"), ("Train", "Val"), ("training", "validation"), ("train_256", "val_256")]
 )
 def test_split_folders_under_their_usual_names(make, train, val):
-    found, numbers, _ = class_folders(make(f"{train}/b/1.mp4", f"{train}/a/x/2.mp4", f"{val}/b/3.mp4"), 0.5)
+    found, numbers, _ = class_folders(
+        make(f"{train}/b/1.mp4", f"{train}/b/4.mp4", f"{train}/a/x/2.mp4", f"{val}/b/3.mp4"), 0.5
+    )
     assert numbers == {"a": 0, "b": 1}
     assert sorted((item.split, item.name, item.label) for item in found) == [
         ("train", f"{train}/a/x/2.mp4", 0),
         ("train", f"{train}/b/1.mp4", 1),
+        ("train", f"{train}/b/4.mp4", 1),
         ("val", f"{val}/b/3.mp4", 1),
     ]
 

@@ -85,6 +85,7 @@ def test_an_epoch_takes_each_sample_once_and_leaves_out_the_rest(motion_root, ki
     made = stage(motion_root, kind, world_size=2, micro_batch=4)
     keys = [[*UpdateSampler(made, 37, rank)] for rank in range(2)]
     assert len(keys[0]) == len(UpdateSampler(made, 37, 0)) == 2 * 2 * 2
+    assert len([*UpdateSampler(made, 37, 0, start_update=1)]) == len(UpdateSampler(made, 37, 0, start_update=1)) == 6
     for epoch in range(2):
         seen = [key.index for rank in keys for batch in rank for key in batch if key.epoch == epoch]
         assert sorted(seen) == sorted(epoch_order(0, epoch, 37)[:32])

@@ -1,6 +1,7 @@
 """The preparation command on real files: counts, quarantine, resumption, shards, re-encoding."""
 
 import json
+import math
 import os
 import re
 import resource
@@ -17,12 +18,15 @@ from mvd.batch import solve_batch
 from mvd.config import Dataset
 from mvd.config.run_settings import DatasetPaths
 from mvd.data.annotations import load_annotations
+from mvd.data.prepare import cost
 from mvd.data.prepare.checking import Job, is_done, target_of, work_on
 from mvd.data.prepare.row_file import recipes_for, row_text
 from mvd.data.prepare.transcode import check_video, reencode
+from mvd.data.prepare.write_lists import write_lists
 from mvd.data.video.errors import UnreadableVideo
 from mvd.data.video.packets import PacketVideo
 from mvd.files import sha256
+from mvd.flops import gpu_hours
 from tests.data import torture
 from tests.waiting import LIMIT
 
@@ -362,8 +366,27 @@ def test_row_files_fit_the_number_of_videos(size, train, tmp_path):
     assert (row.finetune, row.test, row.name) == (finetune, test, "mine")
     batch = finetune.optimization.global_batch
     assert 2 <= batch <= max(2, train // 4) and finetune.stride == 4
+    peak = 3e-3 if size == "tiny" else 7.5e-4 * math.sqrt(batch / 384)  # of the paper's batch on Kinetics-400
+    assert finetune.optimization.peak_lr == pytest.approx(peak, rel=0.05)
     assert str(solve_batch(finetune, 1)).endswith(f"= {batch}")
     assert max(map(len, file.read_text().splitlines())) <= 120
+
+
+def test_a_test_list_is_kept_and_without_one_the_validation_videos_are_tested(tmp_path):
+    good = {"test": {"/videos/t.mp4": 0}, "train": {"/videos/1.mp4": 0}, "val": {"/videos/v.mp4": 1}}
+    write_lists(good, [], tmp_path)
+    assert (tmp_path / "test.csv").read_text() == "/videos/t.mp4 0\n"
+    write_lists({"val": good["val"]}, [], tmp_path)
+    assert (tmp_path / "test.csv").read_text() == "/videos/v.mp4 1\n"
+
+
+def test_the_cost_of_a_row_is_that_of_its_training_and_its_test(monkeypatch):
+    facts = Dataset(classes=2, train_samples=100, val_samples=50_000)
+    recipes = recipes_for("mine", facts, "small", 300)
+    hours = sum(gpu_hours(recipe, cost.GPU_TFLOPS) for recipe in recipes)
+    for gpus in (1, 2):
+        monkeypatch.setattr(cost, "count_gpus", lambda gpus=gpus: gpus)
+        assert f"about {cost.duration(3600 * hours / gpus)} on this machine" in cost.describe_cost(*recipes)
 
 
 def test_hmdb51s_folder_of_lists(videos, tmp_path):

@@ -48,6 +48,15 @@ def test_a_hardware_error_blames_this_host(tmp_path):
     assert (fault["fault"], fault["hosts"]) == ("hardware", [socket.gethostname()])
 
 
+def test_a_hardware_error_is_recorded_for_every_student_of_a_job(tmp_path):
+    stages = [small_stage("pretrain", name, tmp_path, tmp_path) for name in ("one", "other")]
+    for stage in stages:
+        write_stage(stage)
+    with pytest.raises(HostFault), explain_errors(*stages):
+        raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+    assert [faults(stage)[0]["hosts"] for stage in stages] == [[socket.gethostname()]] * 2
+
+
 @pytest.mark.parametrize(
     "error",
     [

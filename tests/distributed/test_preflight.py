@@ -124,6 +124,24 @@ def test_a_process_that_computes_or_copies_slowly_is_named_before_the_start(tmp_
     assert said == ([] if avoid else [("slow", [], f"node2: {text}")])
 
 
+def test_of_two_processes_the_slower_one_is_named(tmp_path):
+    stage = small_stage("finetune", "run", tmp_path, tmp_path)
+    write_stage(stage)
+    reports = [dataclasses.replace(report(f"node{rank}"), rates={"TFLOP/s": (600.0, 60.0)[rank]}) for rank in range(2)]
+    preflight._name_slow(stage, Process(0, 2, torch.device("cpu")), reports)
+    (fault,) = stage.files.read_faults()
+    assert fault["message"] == "node1: rank 1 is slow: 60 TFLOP/s, where 600 are usual"
+
+
+def test_a_wrong_sum_of_the_all_reduce_is_an_error(monkeypatch):
+    process = Process(0, 2, torch.device("cpu"))
+    monkeypatch.setattr(preflight.dist, "all_reduce", lambda values: values.mul_(2))
+    assert preflight.all_reduce_bandwidth(process) > 0
+    monkeypatch.setattr(preflight.dist, "all_reduce", lambda values: values[1:].mul_(2))
+    with pytest.raises(RuntimeError, match="the all-reduce gave a wrong sum"):
+        preflight.all_reduce_bandwidth(process)
+
+
 def test_rates_are_measured():
     assert 1e-4 < preflight._rates(torch.device("cpu"))["TFLOP/s of a matrix product"] < 100
 
@@ -133,11 +151,11 @@ def report(host: str, clock: float = 1000.0, facts: tuple[str, ...] = ("torch 2"
 
 
 def test_another_version_and_another_time_are_reported():
-    reports = [report("a"), report("b", facts=("torch 1",)), report("c", clock=1060.0), report("d")]
+    reports = [report("a"), report("b", facts=("torch 1",)), report("c", clock=1060.0), report("d", clock=940.0)]
     preflight._compare(reports)
     assert [one.problems for one in reports] == [
         [],
         ["it has torch 1, unlike the others"],
         ["its clock is +60 s from the others'"],
-        [],
+        ["its clock is -60 s from the others'"],
     ]

@@ -41,6 +41,12 @@ def test_the_rank_that_is_an_update_behind_is_blamed():
     assert diagnose([seen(0, READING, 8), seen(1, WAITING, 7)], [])[1] == ["node1"]
 
 
+def test_the_rank_that_is_a_students_turn_behind_is_blamed():
+    """In a group, the student that trains next may be at an earlier update."""
+    ahead, behind = seen(0, WAITING, 3)._replace(turn=8), seen(1, WAITING, 7)._replace(turn=7)
+    assert diagnose([ahead, behind], [])[1] == ["node1"]
+
+
 def test_a_rank_that_makes_progress_is_not_blamed():
     assert diagnose([seen(0, "testing", 3, seconds=2), seen(1, "testing", 90)], [])[1] == ["node1"]
 
@@ -61,6 +67,17 @@ def test_the_rank_that_a_save_waits_for_is_blamed(behind):
     everyone = [seen(0, WAITING_FOR_FILES), seen(1, behind), seen(2, WAITING_FOR_FILES)]
     message, hosts = diagnose(everyone, [])
     assert message == f"rank 1 on node1 has been {behind} for 900 s at update 7" and hosts == ["node1"]
+
+
+def test_a_step_may_have_less_time_than_the_others():
+    guard = object.__new__(Watchdog)
+    guard.usual_limit, guard.update = 600.0, 7
+    guard.heartbeat("checking the hosts", 0, minutes=1.0)
+    assert (guard.limit, guard.update) == (60.0, 0)
+    guard.heartbeat(READING, None, minutes=20.0)
+    assert (guard.limit, guard.update) == (600.0, 0)
+    guard.heartbeat(WORKING, 1)
+    assert (guard.limit, guard.update) == (600.0, 1)
 
 
 def hang(folder: Path) -> None:

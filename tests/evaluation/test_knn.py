@@ -67,6 +67,7 @@ def test_videos_are_chosen_evenly_over_the_classes_and_the_same_each_time():
 def test_the_probe_reads_at_most_a_quarter_of_the_training_list():
     entries = [Entry(f"/{number}", number % 8) for number in range(40_000)]
     assert [len(part) for part in choose_videos(entries[:400], entries[:90])] == [100, 90]
+    assert [len(part) for part in choose_videos(entries[:40], entries[:400])] == [10, 10]
     assert [len(part) for part in choose_videos(entries, entries)] == [4096, 1024]
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +58,8 @@ def run_both(folder: Path) -> None:
     write_json(folder / f"validated-{process.rank}.json", numbers)
     write_json(folder / f"signs-{process.rank}.json", len(signs))
     run_stage(Stage.from_yaml(folder / "test" / "stage.yaml"))
+    if process.world_size == 2:
+        run_stage(Stage.from_yaml(folder / "regrouped" / "stage.yaml"))
     try:
         run_stage(Stage.from_yaml(folder / "headless" / "stage.yaml"))
     except ConfigError as error:
@@ -173,6 +176,9 @@ def judged(tmp_path_factory, motion_root) -> Judged:
         gone = dataclasses.replace(data, root=str(runs), test=str(folder / "gone.csv"))
         test_stage("gone", runs, gone, weights, workers=0)
         test_stage("headless", runs, data, runs / "student.safetensors", workers=0)
+        if count == 2:
+            regrouped = test_stage("regrouped", runs, data, weights, workers=0)
+            shutil.copytree(tests[1].directory / "logits", regrouped.directory / "logits")
         printed[count] = succeed(run_both, runs, count)
         if count == 1:
             succeed(run_in_shards, runs, 1)
@@ -211,6 +217,12 @@ def test_a_split_test_gives_the_same_and_goes_on_where_it_stopped(judged):
     assert told == {"stopped": 2, "then": 4, "early": False}  # of the six videos of its share
 
 
+def test_two_processes_go_on_with_what_one_has_tested(judged):
+    regrouped = read_result(dataclasses.replace(judged.test[2], id="regrouped"))
+    one = read_result(judged.test[1])
+    assert all(regrouped[name] == one[name] for name in ("top1", "top1_interval", "top5", "unreadable"))
+
+
 @pytest.mark.parametrize("count", COUNTS)
 def test_the_result_says_where_it_comes_from(judged, count):
     stage = judged.test[count]
@@ -231,7 +243,8 @@ def test_a_tests_predictions_are_read_back_from_its_logits(judged):
     split = dataclasses.replace(
         whole, execution=dataclasses.replace(whole.execution, runs=f"{whole.execution.runs}/split")
     )
-    for stage in (whole, judged.test[2], split):
+    tested_again = dataclasses.replace(whole, id="nan")  # whose second video comes last in its file
+    for stage in (whole, judged.test[2], split, tested_again):
         found = read_predictions(stage)
         assert found.videos == [entry.path for entry in read] and found.note == ""
         assert found.labels.tolist() == [entry.label for entry in read]
@@ -324,3 +337,14 @@ def test_weights_without_a_head_are_not_tested(judged, count):
     assert "student.safetensors lacks fc_norm.weight" in refused and "test the weights of a fine-tuning" in refused
     left = [json.loads(path.read_text()) for path in Path(judged.test[count].execution.runs).glob("left-*.json")]
     assert left == [2] * (count - 1)
+
+
+def test_the_rate_leaves_out_the_videos_that_the_loader_has_read_before(monkeypatch):
+    progress = multiview._TestProgress(Process(1, 2, torch.device("cpu")), turns=5)
+    clock = iter([10.0, 10.1, 10.2, 12.2, 14.2])
+    monkeypatch.setattr(multiview.time, "monotonic", lambda: next(clock))
+    assert progress.steady_rate(read_before=2) is None
+    for turn in range(1, 6):
+        progress.show(turn, 0)
+    assert progress.steady_rate(read_before=2) == pytest.approx(2 * 2 / 4.0)
+    assert progress.steady_rate(read_before=9) == pytest.approx(2 * 1 / 2.0)

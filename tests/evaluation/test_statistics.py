@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from mvd.evaluation.predictions import Predictions
 from mvd.evaluation.statistics import class_accuracies, confused_pairs, confusion, wilson_interval
 
 
@@ -44,3 +45,9 @@ def test_the_most_confused_pairs_come_first_and_correct_videos_are_none():
 def test_a_class_without_videos_has_no_accuracy():
     accuracies = class_accuracies(np.array([[3, 1, 0], [0, 0, 0], [0, 0, 2]]))
     assert accuracies[[0, 2]].tolist() == [75.0, 100.0] and np.isnan(accuracies[1])
+
+
+def test_the_surest_mistakes_come_first():
+    confidence, names = np.array([0.9, 0.4, 0.8, 0.6]), ["a", "b"]
+    found = Predictions(np.array([0, 1, 1, 1]), confidence, np.array([0, 0, 0, 0]), ["v"] * 4, names, "")
+    assert found.surest_mistakes(5) == [2, 3, 1] and found.surest_mistakes(1) == [2]

@@ -80,6 +80,16 @@ def test_a_process_that_stays_slow_is_a_fault_that_names_host_and_phase(make, mo
     assert fault["message"].startswith("rank 2 on behind is slow: 4.000 s") and fault["message"].endswith(said)
 
 
+def test_of_two_processes_the_slower_one_is_named(make, monkeypatch):
+    times = make([OwnTime(4.0, 0.0)])
+    for update in range(SLOW_REPORTS):
+        report = one_report(times, monkeypatch, update + 1)
+    assert report["speed/median_rank_seconds"] == 2.0
+    assert times.straggler(report) == " (slowest: rank 1 on there, 4.00 s, median 2.00 s)"
+    (fault,) = times.files.read_faults()
+    assert fault["message"].startswith("rank 1 on there is slow: 4.000 s an update where the median is 2.000 s")
+
+
 def test_a_pause_or_slow_factor_null_is_no_fault(make, monkeypatch):
     others = [OwnTime(2.0, 0.1), OwnTime(4.0, 0.1)]
     times = make(others)

@@ -70,6 +70,7 @@ def test_optimizer_takes_the_recipe():
         base_lr=1e-3,
         min_lr=0.0,
         betas=(0.9, 0.95),
+        eps=1e-6,
         layer_decay=0.5,
         micro_batch=8,
     )
@@ -77,4 +78,4 @@ def test_optimizer_takes_the_recipe():
     rates = {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
     assert rates["head.weight"] == pytest.approx(2e-3)
     assert rates["patch_embed.proj.weight"] == pytest.approx(2e-3 * 0.5**5)
-    assert all(group["betas"] == (0.9, 0.95) and group["eps"] == 1e-8 for group in optimizer.param_groups)
+    assert all(group["betas"] == (0.9, 0.95) and group["eps"] == 1e-6 for group in optimizer.param_groups)

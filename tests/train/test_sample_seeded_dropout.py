@@ -66,6 +66,13 @@ def test_every_layer_with_a_rate_is_replaced_and_draws_for_itself():
     assert len(noise.paths) > 2 and len({tuple(layer.tolist()) for layer in draws}) == len(noise.paths)
 
 
+def test_two_dropout_layers_drop_other_units():
+    model = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5))
+    SampleSeededLayers(model).draw(SEEDS, CPU)
+    first, second = (layer(torch.ones(6, 64)) for layer in model)
+    assert not first.equal(second)
+
+
 def test_the_state_dict_is_that_of_the_networks_own_layers():
     plain = build_classifier("tiny", num_classes=8, drop_path=0.5, head_dropout=0.5)
     model, _ = network()

@@ -23,7 +23,11 @@ def count(folder: Path) -> None:
     try:
         files.share(1)
     except RunFailed as error:
-        write_json(folder / f"counted-{process.rank}.json", {"before": before, "said": str(error)})
+        said = str(error)
+    files = SkippedFiles(Stage.from_yaml(folder / str(process.rank) / "stage.yaml"), process, 1000)
+    files.found.update(["c.mp4", "c.mp4", "d.mp4"] if process.rank == 1 else ["c.mp4"])
+    replaced = [files.share(epoch)["replaced"] for epoch in (1, 1, 2)]
+    write_json(folder / f"counted-{process.rank}.json", {"before": before, "said": said, "replaced": replaced})
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,10 @@ def counted(tmp_path_factory) -> list[dict]:
 
 def test_every_process_counts_the_files_that_the_first_one_knows(counted):
     assert [one["before"] for one in counted] == [{"unreadable": 2, "replaced": 0}] * 2
+
+
+def test_replaced_samples_are_counted_once_and_by_epoch(counted):
+    assert [one["replaced"] for one in counted] == [[4, 4, 0]] * 2
 
 
 def test_all_processes_give_up_together(counted):

@@ -9,19 +9,20 @@ from mvd.config import DATASETS, SIZES, Finetune, Pretrain
 from mvd.models import build_image_teacher, build_video_teacher
 from mvd.stage import Stage
 from mvd.train import tasks
+from tests.data.stages import recipe
 from tests.models.test_initialisation import drop_rates
 
 PRETRAININGS = {row.pretrain.name: row.pretrain for row in all_rows.rows}
 FINETUNINGS = {row.name: row.finetune for row in all_rows.rows}
 
 
-def network(recipe: Pretrain | Finetune, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+def network(settings: Pretrain | Finetune, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     monkeypatch.setattr(tasks, "load_weights", lambda *_: None)
-    kind = "pretrain" if isinstance(recipe, Pretrain) else "finetune"
+    kind = "pretrain" if isinstance(settings, Pretrain) else "finetune"
     inputs = {"image_teacher": "", "video_teacher": ""} if kind == "pretrain" else {}
-    stage = Stage(kind=kind, id="stage", recipe=recipe, inputs=inputs)
+    stage = Stage(kind=kind, id="stage", recipe=settings, inputs=inputs)
     with torch.device("meta"):
-        return tasks.build_task(stage, DATASETS[recipe.dataset].classes, torch.device("meta")).model
+        return tasks.build_task(stage, DATASETS[settings.dataset].classes, torch.device("meta")).model
 
 
 def rising(rate: float, depth: int) -> list[float]:
@@ -62,3 +63,18 @@ def test_teachers_stored_in_bf16_have_the_features_of_autocast_bit_for_bit(build
         tasks.store_in_bf16(teacher)
         assert torch.equal(teacher(inputs), expected)
     assert sum(weight.nbytes for weight in teacher.parameters()) < 0.6 * before
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_teachers_that_have_changed_are_loaded_again(teachers, precision):
+    shared = tasks.Teachers(recipe("pretrain"), teachers, precision, torch.device("cpu"))
+    right = [{name: value.clone() for name, value in network.state_dict().items()} for network in shared.networks]
+    assert not shared.reload()
+    for network in shared.networks:
+        next(network.parameters()).data.view(-1)[-1] += 1
+        assert shared.reload() and not shared.reload()
+    assert all(
+        value.equal(expected[name])
+        for network, expected in zip(shared.networks, right, strict=True)
+        for name, value in network.state_dict().items()
+    )
