@@ -125,6 +125,10 @@ def test_a_split_test_is_an_array_of_jobs_with_one_gpu():
     assert summary(arrays)[2:] == [("test", 4, "afterok:#2_0"), ("test", 4, "afterok:#2_1")]
     assert arrays[2].layout == Layout(1, 1) and arrays[2].stages[0].execution.world_size == 1
     assert arrays[2].job_ids == ["#3"]
+    tuned = [("finetune", name) for name in ("vitl_k400", "vith_k400")]
+    pretrained = [("pretrain", name) for _, name in tuned]
+    again = plan("vitl_k400", "vith_k400", complete=[*pretrained, *tuned], cluster=Cluster(test_shards=4))
+    assert summary(again) == [("test", 4, ""), ("test", 4, "")]  # one can be cancelled without the other
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,13 @@ def test_an_error_of_an_earlier_attempt_is_forgotten(job):
     assert "no process reported an error" in job.record.attempts[1].error
 
 
+def test_a_fault_of_an_earlier_attempt_does_not_explain_this_one(job):
+    earlier = (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="seconds")
+    job.files.append_fault({"time": earlier, "fault": "hang", "update": 1, "hosts": [], "message": "node2 hangs"})
+    job.attempt(1)
+    assert job.record.attempts[0].error == "a process ended with exit code 1; no process reported an error"
+
+
 def test_a_cancelled_job_is_not_requeued(job):
     job.slurm.runs("24_1", "COMPLETING", directory=str(job.submission))
     assert job.attempt(143) == 1

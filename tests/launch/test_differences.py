@@ -34,6 +34,7 @@ def test_the_rows_as_they_are_differ_in_nothing():
         ("pretrain.optimization.schedule_epochs=null", "pretrain.optimization.schedule_epochs 401 -> null"),
         ("test.clips=1", "test.clips 5 -> 1"),
         ("target.top1=50", "target.top1 82.7 -> 50.0"),
+        ("finetune.weights=/mine.pth", "finetune.weights null -> /mine.pth"),
     ],
 )
 def test_an_override_is_a_difference(setting, change):
@@ -73,6 +74,7 @@ def test_what_differs_is_stored_with_the_runs_of_all_rows_that_share_them(tmp_pa
     for one in rows:
         note_rows([one], [node for node in nodes if one.name in node.rows and len(node.rows) == 1], tmp_path)
     note_rows(rows, [nodes[0]], tmp_path)
+    note_rows(rows[1:], build_graph(rows[1:]), tmp_path)  # one of them is submitted again alone
     noted = noted_rows(RunDirectory(tmp_path / nodes[0].id))
     assert noted["vitb_from_vitb_k400"]["differs"] == f"1 field differs from the paper: {EPOCHS} 75 -> 10"
     assert noted["vitb_from_vitb_ssv2"]["differs"] == "" and noted["vitb_from_vitb_ssv2"]["target"]["top1"] == 72.5

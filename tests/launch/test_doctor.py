@@ -5,12 +5,14 @@ import errno
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from launch import doctor
 from launch.checks import node_job
 from launch.checks.folders import check_runs_folder, file_system
 from launch.checks.inputs import check_inputs, needed_inputs
+from launch.checks.node import check_node
 from launch.checks.node_job import run_test_job
 from launch.checks.site import check_site, check_test_submission, hours
 from launch.cluster import Cluster, PretrainResources, Slurm
@@ -87,6 +89,35 @@ def test_a_test_job_that_did_not_finish_is_not_fine(fake_slurm, tmp_path, monkey
     assert [finding.subject for finding in found] == subjects and found[-1].ok == bool(end)
 
 
+def test_what_the_test_job_finds_wrong_is_to_fix(fake_slurm, tmp_path, monkeypatch):
+    def submit(folder, *_):
+        (folder / "101_0_log.out").write_text("doctor|ok|Python|found\ndoctor|FIX|GPUs|a|b\ndoctor|end\n")
+        return "101"
+
+    monkeypatch.setattr(node_job, "take_snapshot", lambda _: tmp_path)
+    monkeypatch.setattr(node_job, "call_sbatch", submit)
+    found = list(run_test_job(Cluster(runs=str(tmp_path)), minutes=0))
+    assert found == [("Python", True, "found"), ("GPUs", False, "a|b")]
+
+
+def test_a_test_job_that_does_not_end_in_time_is_cancelled(fake_slurm, tmp_path, monkeypatch):
+    monkeypatch.setattr(node_job, "take_snapshot", lambda _: tmp_path)
+    fake_slurm.runs("101", "PENDING", "Resources")
+    (finding,) = run_test_job(Cluster(runs=str(tmp_path)), minutes=0)
+    assert not finding.ok and "had not ended after 0 minutes (Resources) and is cancelled" in finding.text
+    assert fake_slurm.called("scancel") == [("scancel", "101")]
+
+
+@pytest.mark.parametrize(("present", "ok"), [(4, False), (8, True), (16, False)])
+def test_a_node_has_the_gpus_that_the_profile_says(tmp_path, monkeypatch, present, ok):
+    monkeypatch.delenv("MVD_EXPECT_GPU", raising=False)
+    for name, value in (("is_available", True), ("device_count", present)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A100")
+    (finding,) = [finding for finding in check_node(tmp_path, 8) if finding.subject.startswith("GPUs")]
+    assert finding.ok is ok and finding.text.startswith("8 x A100" if ok else f"{present} GPUs are visible, expected 8")
+
+
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
@@ -143,6 +174,7 @@ def test_a_runs_folder_that_several_nodes_cannot_share(monkeypatch, tmp_path):
     assert list((tmp_path / "runs").iterdir()) == []
     with pytest.raises(ConfigError, match="is on tmpfs, which other nodes do not see"):
         check_runs_folder(Path("/dev/shm/mvd-doctor-test"), nodes=2)
+    assert "on tmpfs" in check_runs_folder(Path("/dev/shm/mvd-doctor-test"), nodes=1)
     Path("/dev/shm/mvd-doctor-test").rmdir()
     assert file_system(Path("/dev/shm")) == "tmpfs"
 
@@ -178,6 +210,13 @@ def test_data_sets_and_teachers_of_the_profile(tmp_path):
     needed = needed_inputs(build_graph(load_rows(["vitb_from_vitb_k400"], [])))
     assert [finding.subject for finding in check_inputs(cluster, needed)] == ["datasets.k400", "teachers.mae_vitb"]
     assert found["teachers.mae_tiny"].ok and "size 'base' has width 768" in found["teachers.mae_vitb"].text
+
+
+def test_a_folder_of_images_has_one_folder_per_class(tmp_path):
+    for name in ("n01", "n02"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    (finding,) = check_inputs(Cluster(datasets={"imagenet": DatasetPaths(root=str(tmp_path))}))
+    assert not finding.ok and "has 2 class folders, expected 1000" in finding.text
 
 
 def test_the_command_says_what_to_fix(launch):

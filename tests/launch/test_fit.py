@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from experiments import all as all_rows
-from experiments import vith_k400, vitl_k400
+from experiments import demo, vith_k400, vitl_k400
 from launch.cluster import Cluster, PretrainResources
 from launch.local import run as local_run
 from launch.plan.graph import build_graph
@@ -53,6 +53,19 @@ def test_a_micro_batch_of_the_profile_stays_an_upper_limit():
         "pretrain"
     ]
     assert (stage.execution.micro_batch, stage.execution.accumulation) == (8, 8)
+
+
+def test_a_global_batch_of_the_whole_data_set_is_allowed_and_a_larger_one_is_not():
+    row, alone = demo.rows[0], Cluster(nodes=1, gpus_per_node=1)
+    whole, more = (
+        dataclasses.replace(
+            row.finetune, optimization=dataclasses.replace(row.finetune.optimization, global_batch=batch)
+        )
+        for batch in (2400, 2408)
+    )
+    assert trained(dataclasses.replace(row, finetune=whole), alone)["finetune"].execution.world_size == 1
+    with pytest.raises(ConfigError, match="motion has 2400 training samples, fewer than one global batch of 2408"):
+        trained(dataclasses.replace(row, finetune=more), alone)
 
 
 def test_a_gpu_that_is_too_small_is_refused_with_what_it_would_need():

@@ -90,6 +90,22 @@ def test_runs_every_stage_once_and_reports(words, tmp_path, monkeypatch, capfd):
     assert second.count("complete already, skipped") == len(nodes) and "ran together" not in second
 
 
+def test_a_complete_student_is_not_trained_again_with_the_other(words, tmp_path, monkeypatch):
+    started = []
+
+    def command(*stages):
+        started.append([stage.id for stage in stages])
+        return stand_in(STAGE)(*stages)
+
+    monkeypatch.setattr(local, "stage_command", command)
+    assert submit.main([*words, "--until", "pretrain"]) == 0
+    _, second = started[-1]
+    (tmp_path / "runs" / second / "result.json").unlink()
+    started.clear()
+    assert submit.main([*words, "--until", "pretrain"]) == 0
+    assert started == [[second]]
+
+
 def test_a_local_runs_log_is_shown_by_the_commands_that_show_jobs(words, monkeypatch, capfd):
     monkeypatch.setattr(local, "stage_command", stand_in("print('error: out of luck'); raise SystemExit(3)"))
     assert submit.main(words) == 1
@@ -196,6 +212,12 @@ def test_an_interrupted_run_lets_its_processes_save_and_says_how_to_go_on(number
     assert "stopped" in out and f"python launch/submit.py {' '.join(words)}" in out
     assert "Traceback" not in err
     assert sorted(path.name for path in (tmp_path / "runs").glob("*/saved-*")) == ["saved-0", "saved-1"]
+
+
+def test_a_run_under_nohup_outlasts_its_terminal():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    local.stop_on_signals()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_a_second_interruption_does_not_wait(words):

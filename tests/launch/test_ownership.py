@@ -173,6 +173,8 @@ def test_another_users_job_that_the_site_hides_is_not_gone(fake_slurm, monkeypat
     assert not is_gone(theirs) and is_gone(owner(uid=1001))
     fake_slurm.history["24"] = ("COMPLETED", "")
     assert is_gone(theirs)
+    fake_slurm.history["24"] = ("RUNNING", "")
+    assert not is_gone(theirs)
     del fake_slurm.history["24"]
     monkeypatch.setattr(slurm, "_config", {})  # scontrol does not answer
     assert not is_gone(theirs)

@@ -7,10 +7,13 @@ from datetime import datetime
 
 from experiments.demo import rows as demo
 from launch import report
+from launch.job.record import Record, write_record
 from launch.plan.graph import build_graph
 from launch.plan.rows import load_rows
-from launch.reporting.results import SeedRun, seeds_text
+from launch.reporting.goodput import COLUMNS, goodput_lines
+from launch.reporting.results import SeedRun, row_result, seeds_text, spent_gpu_hours
 from mvd.config.typed import parse_override
+from mvd.run_directory import RunDirectory
 from tests.launch.finished_runs import finish
 
 
@@ -30,7 +33,9 @@ def test_rows_that_are_done_running_and_not_started(launch, write_result, tmp_pa
     records = [json.dumps({"update": n, "epoch": n}) for n in (3, 4)]
     (directory / "metrics.jsonl").write_text("\n".join(records) + '\n{"update": 5, "ep')
 
-    text = launch("report.py", "vitb_from_vitl_k400", "vitb_from_vitb_k400", "vith_k400", "--markdown").stdout
+    shown = launch("report.py", "vitb_from_vitl_k400", "vitb_from_vitb_k400", "vith_k400", "--markdown")
+    assert "metrics.jsonl" not in shown.stderr, "its last line is being written"
+    text = shown.stdout
     cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in text.splitlines()[:5]}
     reached = ["83.4 / 95.8 (paper)", "83.2 / 95.9", "-", "-0.2", "pretrain 400/400, finetune 75/75", "-"]
     assert cells["vitb_from_vitl_k400"] == [*reached, f"runs/{done['test']}"]
@@ -112,6 +117,31 @@ def test_gpu_hours_of_a_row_that_is_not_finished(profile, tmp_path, capsys):
     printed = capsys.readouterr().out
     (line,) = [line for line in printed.splitlines() if line.startswith("demo ")]
     assert f" {4 * 2.5 + 8 * 1.5 + 8 * 0.5:.1f} " in line and "submit.py demo\n" in printed
+
+
+def test_gpu_hours_of_a_split_test_are_those_of_all_its_shards(tmp_path):
+    times = {"started": "2026-11-28T10:00:00+00:00", "ended": "2026-11-28T11:30:00+00:00"}
+    for number in (0, 1):
+        part = RunDirectory(tmp_path / "shards" / f"{number:04d}-of-0002")
+        write_record(part, Record(f"3_{number}", str(tmp_path), times["started"], 1, ["row"], []))
+        part.provenance.write_text(json.dumps([{**times, "processes": 1, "gpu": "NVIDIA H200"}]))
+    assert spent_gpu_hours(RunDirectory(tmp_path), None) == 2 * 1.5
+
+
+def test_goodput_has_each_share_in_its_column_and_a_stage_of_several_rows_once(tmp_path):
+    stage = finish(demo[0], tmp_path, videos=8)["finetune"]
+    times = {"started": "10:00", "training": "10:10", "ended": "11:40"}
+    entry = {name: f"2026-11-28T{time}:00+00:00" for name, time in times.items()}
+    stage.files.provenance.write_text(json.dumps([{"owner": "24.0.0", **entry}]))
+    rate = 10 * stage.recipe.optimization.global_batch / 3600  # 10 updates in an hour
+    line = {"update": 10, "epoch": 1, "samples_per_second": rate, "data_wait_share": 0.25}
+    line |= {"speed/save_seconds": 360.0, "speed/evaluation_seconds": 180.0}
+    stage.files.metrics.write_text(json.dumps(line) + "\n")
+    (cells,) = goodput_lines([row_result(demo[0], tmp_path / "runs", [])] * 2)
+    named = dict(zip(COLUMNS, cells, strict=True))
+    shares = {"updates": 45.0, "data": 15.0, "saves": 6.0, "evaluations": 3.0, "starts": 10.0, "lost": 21.0}
+    assert {name: float(named[f"{name} %>"]) for name in shares} == shares
+    assert named["stage#"] == stage.id and named["hours held>"] == "1.67"
 
 
 def test_seeds_of_which_one_runs_pretraining_cannot_be_read():

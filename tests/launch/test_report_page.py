@@ -1,5 +1,6 @@
 """The report's page, parsed; the run directories are made. docs/results.md has a picture of it in a browser."""
 
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -9,7 +10,8 @@ from experiments.demo import rows as demo
 from experiments.ssv2 import rows as ssv2
 from experiments.vitb_from_vitb_k400 import row as k400
 from launch import report
-from launch.reporting import page
+from launch.reporting import figures, page
+from launch.reporting.classes import class_sections
 from mvd.config import ConfigError
 from mvd.evaluation.predictions import read_predictions
 from tests.launch.finished_runs import finish
@@ -82,6 +84,22 @@ def test_many_classes_become_a_picture_and_a_list_that_scrolls(written, tmp_path
     assert ("class", "matrix") not in found.attributes and ("class", "long") in found.attributes
 
 
+def test_classes_are_listed_lowest_first_with_what_they_were_taken_for(tmp_path):
+    test = finish(demo[0], tmp_path, videos=6)["test"]  # none of the last two of eight classes
+    names, listed = read_predictions(test).names, class_sections(test.files, []).partition("</table>")[0]
+    lines = [re.findall(r"<td.*?>(.*?)</td>", line) for line in listed.split("<tr>")[2:]]
+    assert [line[0] for line in lines] == [names[number] for number in (3, 0, 1, 2, 4, 5, 6, 7)]
+    assert [line[2:] for line in lines] == [
+        ["0.0", "1", f"{names[4]} (1)"],
+        *[["100.0", "1", "-"]] * 5,
+        *[["-", "0", "-"]] * 2,
+    ]
+
+
+def test_a_loss_that_is_not_finite_is_no_point_of_a_curve():
+    assert figures.curves([{"update": 1, "loss": float("nan")}, {"update": 2, "loss": float("inf")}], "stage") == ""
+
+
 def test_names_are_text_not_markup(written, tmp_path):
     test = finish(demo[0], tmp_path, videos=16)["test"]
     test.files.write_class_names(["<b>left</b>", "a & b", *"cdefgh"])
@@ -93,6 +111,7 @@ def test_several_seeds_and_differences_are_in_the_page(written, tmp_path):
     changed = replace(demo[0], finetune=replace(demo[0].finetune, stride=2))
     for seed, top1 in enumerate((70.0, 74.0, 78.0)):
         finish(replace(changed, finetune=replace(changed.finetune, seed=seed)), tmp_path, videos=8, top1=top1)
+    finish(replace(changed, test=replace(changed.test, clips=3)), tmp_path, videos=8, top1=10.0)  # no other seed
     found, printed, _ = written("demo", "finetune.stride=2")
     expected = "3 seeds (finetune.seed 0, 1, 2): top-1 74.0 +- 4.0 %"
     assert expected in printed.out and "3 (finetune.seed 0, 1, 2): 74.0 +- 4.0" in found.words

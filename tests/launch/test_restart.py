@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -52,7 +53,13 @@ class Job:
         return self._main("end", str(code)) == "again\n"
 
     def blame(self, host):
-        self.files.append_fault({"time": now(), "fault": "hardware", "update": 1, "hosts": [host], "message": "broken"})
+        time = attempts.now()
+        self.files.append_fault({"time": time, "fault": "hardware", "update": 1, "hosts": [host], "message": "broken"})
+
+    def wait(self):
+        """From now on it is a minute later."""
+        later = datetime.fromisoformat(attempts.now()) + timedelta(minutes=1)
+        self.monkeypatch.setattr(attempts, "now", lambda: later.isoformat(timespec="seconds"))
 
     def save(self, update):
         """As far as `RunDirectory.progress` looks."""
@@ -170,6 +177,28 @@ def test_too_few_nodes_are_a_requeue_also_if_slurm_itself_has_requeued_the_job(j
     job.monkeypatch.setenv("SLURM_JOB_NODELIST", "node3")
     job.starts = 0
     assert job.begin() == [] and job.code == REFUSED and job.requeues == 2
+    assert [call[-1] for call in job.slurm.called("scontrol update") if "NumNodes" in call[-1]] == ["NumNodes=3"] * 2
+
+
+def test_a_blamed_node_is_left_out_for_as_long_as_the_job_holds_its_allocation(job):
+    job.begin()
+    job.blame("node1")
+    assert job.end(76)
+    job.wait()
+    job.begin()
+    job.blame("node2")
+    assert not job.end(76) and job.requeues == 1  # node1 does not come back in its place
+
+
+def test_nodes_that_were_blamed_in_an_earlier_allocation_do_not_end_this_one(job):
+    job.begin()
+    job.blame("node1")
+    job.blame("node2")
+    assert not job.end(76)
+    job.wait()
+    job.starts = 0
+    job.begin()  # SLURM has given the same nodes again
+    assert job.end(137) and job.requeues == 1
 
 
 @pytest.mark.parametrize(
@@ -217,7 +246,7 @@ def test_the_guard_requeues_a_job_that_has_lost_its_first_node(job):
     job.monkeypatch.setattr(guard.time, "sleep", next_state)
     assert guard.main([str(job.submission), "node1"]) == 0
     assert job.requeues == 1 and job.slurm.called("scontrol update")[0][-1] == "NumNodes=3"
-    states.append(("PENDING", ""))
+    states += [("COMPLETING", "node[2,3]"), ("PENDING", "")]  # its processes on node1 have left first
     assert guard.main([str(job.submission), "node1"]) == 0 and job.requeues == 1
 
 

@@ -47,6 +47,18 @@ def test_notices_around_an_answer_are_ignored(fake_slurm):
     assert fake_slurm.called("squeue")[0][-2:] == ("--jobs", "24,25,26")
 
 
+def test_only_the_elements_that_were_asked_for_are_told(fake_slurm):
+    for job in ("24_1", "24_2", "25_1"):
+        fake_slurm.runs(job)
+    assert set(slurm.queue(["24_1", "25"])) == {"24_1", "25_1"}
+
+
+def test_only_the_steps_of_a_stages_processes_are_told(fake_slurm):
+    steps = ("24.batch|batch", "24.extern|extern", "24.0|guard", "24.1|python", "24.2|python")
+    fake_slurm.says("squeue", "".join(f"mvd|{step}\n" for step in steps))
+    assert slurm.steps("24", but="guard") == ["24.1", "24.2"]
+
+
 def test_an_answer_without_its_header_is_no_empty_queue(fake_slurm):
     fake_slurm.says("squeue", "the cluster is under maintenance\n")
     with pytest.raises(ConfigError, match="squeue does not answer"):

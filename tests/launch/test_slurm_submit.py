@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch import status, submit
-from launch.job.record import read_record
+from launch.job.record import read_record, write_record
 from launch.plan.graph import build_graph
 from launch.plan.rows import load_rows
 from launch.slurm import submit as slurm_submit
@@ -56,6 +56,18 @@ def test_a_queued_child_of_a_stage_that_is_submitted_again_waits_for_the_new_job
     assert ("scancel", child.job_id) in fake_slurm.called("scancel")
     assert f"cancelled: {IDS[-1]}, job {child.job_id}, since the stage that it" in capsys.readouterr().out
     assert record().job_id != first.job_id and record(IDS[-1]).job_id != child.job_id
+
+
+def test_a_student_that_has_failed_is_submitted_again_while_its_job_goes_on(words, fake_slurm, record, tmp_path):
+    assert submit.main(words) == 0
+    queue(fake_slurm, record)
+    student = next(stage for stage in IDS if record(stage).together)
+    failed = record(student)
+    (other,) = failed.together
+    failed.error = "the loss was not finite"
+    write_record(RunDirectory(tmp_path / "runs" / student), failed)
+    assert submit.main(words) == 0
+    assert record(student).job_id != failed.job_id and record(other).job_id == failed.job_id
 
 
 def test_a_stage_that_completes_while_slurm_is_asked_is_left_alone_with_its_children(

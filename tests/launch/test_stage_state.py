@@ -81,6 +81,26 @@ def test_a_failure_is_the_reason_of_its_children(runs, fake_slurm):
     }
 
 
+def test_a_child_that_has_run_itself_is_not_said_to_have_waited_for_a_failed_parent(runs, fake_slurm):
+    change(runs, PRETRAIN, error="ValueError: x", attempts=attempts("1", 0))
+    change(runs, FINETUNE, attempts=attempts("2", 0))
+    assert texts(runs)[FINETUNE] == "failed: its job has left the queue"
+
+
+def test_a_student_that_has_failed_does_not_run_although_its_job_goes_on(runs, fake_slurm):
+    fake_slurm.runs("1")
+    change(runs, PRETRAIN, error="ValueError: x", attempts=attempts("1", 0), together=["pretrain-other"])
+    assert texts(runs)[PRETRAIN] == "failed: ValueError: x"
+
+
+def test_fewer_gpus_are_told_as_long_as_an_attempt_runs_on_them(runs, fake_slurm):
+    fake_slurm.runs("1")
+    change(runs, PRETRAIN, attempts=attempts("1", 0, shrunk_to=4))
+    assert texts(runs)[PRETRAIN].endswith("; on 4 GPUs until the next requeue")
+    change(runs, PRETRAIN, attempts=attempts("1", 0, shrunk_to=4, ended="2026-01-02"))
+    assert "GPUs" not in texts(runs)[PRETRAIN]
+
+
 def test_a_job_that_left_without_a_word(runs, fake_slurm):
     change(runs, PRETRAIN, attempts=attempts("1", 0))
     assert texts(runs)[PRETRAIN] == "failed: its job has left the queue"
@@ -130,6 +150,9 @@ def test_shards_are_one_line(runs, fake_slurm):
     fake_slurm.runs("3_1")
     fake_slurm.runs("3_2", "PENDING", "Resources")
     assert texts(runs)[TEST] == "running: 3 shards, 1 done, 1 running, 1 queued"
+    del fake_slurm.queue["3_1"]
+    change(runs, folders[1].relative_to(runs), error="ValueError: x")
+    assert texts(runs)[TEST] == "failed: ValueError: x"
 
 
 def test_without_rows_the_runs_folder_says_what_there_is(launch, tmp_path):

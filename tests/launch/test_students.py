@@ -127,6 +127,43 @@ def test_three_attempts_without_progress_of_any_student_are_the_end_of_all(job):
     assert job.begin() == 0 and owners(job.small, job.large) == ["24_1.0.5"] * 2  # somebody has requeued the job
 
 
+def test_students_of_which_one_saves_are_not_given_up_at_their_time_limit(job):
+    job.slurm.runs("24_1", directory=str(job.submission), left="4:00")
+    for number in range(1, 5):
+        job.starts = 0
+        job.begin()
+        (job.small.checkpoints / f"step-{number:08d}").mkdir(parents=True)
+        (job.small.checkpoints / f"step-{number:08d}" / "manifest.json").touch()
+        assert job.end(0) == (1, False)
+    assert len(job.slurm.called("scontrol requeue")) == 4 and read_record(job.large).error is None
+
+
+def test_a_job_that_somebody_requeues_after_its_end_trains_only_what_has_failed(job):
+    job.begin()
+    job.large.result.touch()
+    students._leave(job.small, "the loss was not finite")
+    assert job.end(2) == (1, False)
+    assert job.begin() == 0 and owners(job.small, job.large) == ["24_1.0.1", None]
+
+
+def test_children_that_run_already_are_left_alone(job):
+    for child in ("25_0", "25_1"):
+        job.slurm.runs(child)
+    job.begin()
+    job.small.result.touch()
+    students._leave(job.small, None)
+    students._leave(job.large, "the loss was not finite")
+    assert job.released == [] and job.slurm.called("scancel") == []
+
+
+def test_a_process_of_an_earlier_attempt_does_not_end_the_one_that_has_replaced_it(job):
+    job.begin()
+    job.monkeypatch.setenv(VARIABLE, "24_0.0.0")
+    students._leave(job.small, "the loss was not finite")
+    record = read_record(job.small)
+    assert owners(job.small) == ["24_1.0.0"] and record.error is None and record.attempts[-1].ended is None
+
+
 def test_a_blamed_host_is_avoided_whichever_student_names_it(job):
     job.begin()
     fault = {"time": now(), "fault": "hang", "update": 1, "hosts": ["node2"], "message": "it hangs"}

@@ -10,6 +10,7 @@ import pytest
 from experiments import all as all_rows
 from launch import submit
 from launch.cluster import Cluster, Layout, PretrainResources
+from launch.job.record import Record, read_record, write_record
 from launch.local import run as local
 from launch.plan.arrays import build_arrays
 from launch.plan.graph import build_graph
@@ -24,7 +25,8 @@ from launch.plan.together import (
 )
 from mvd.config import ConfigError
 from mvd.config.typed import parse_override
-from mvd.memory import CONTEXT, GB, memory_of, teacher_bytes
+from mvd.memory import CONTEXT, GB, USABLE, memory_of, teacher_bytes
+from mvd.owner import Owner, read_owner, take
 
 FROM_B = ["vits_from_vitb_k400", "vitb_from_vitb_k400"]
 # Writes weights and result of each stage.yaml among its arguments, and what the processes were started with.
@@ -127,6 +129,24 @@ def test_the_memory_of_a_group_has_the_teachers_once(nodes, profile, capsys):
     assert capsys.readouterr().out.count(f"{expected / GB:.1f}, shared") == 2
 
 
+@pytest.mark.parametrize("gpu_memory_gb", [16.0, 20.0, 40.0])
+def test_the_micro_batch_of_a_group_fits_the_gpus_with_the_states_of_all(nodes, gpu_memory_gb):
+    plan = plan_together(nodes, Cluster(gpu_memory_gb=gpu_memory_gb), [])
+    assert plan.groups
+    for members in plan.members():
+        micro_batch = max(stage.execution.micro_batch for stage in members)
+        assert memory_of_stages(members).total(micro_batch) <= USABLE * gpu_memory_gb * GB
+
+
+def test_a_student_that_is_complete_is_not_counted_among_those_that_will_share(nodes, tmp_path):
+    plan = plan_together(nodes, Cluster(runs=str(tmp_path)), [])
+    sizes = sorted(len(members) for members in plan.missing_members())
+    for members in plan.members():
+        members[0].directory.mkdir()
+        members[0].files.write_result({"epochs": 1})
+    assert sizes == [2, 4] and [len(members) for members in plan.missing_members()] == [3]
+
+
 def test_fourteen_rows_are_seven_calls_of_sbatch_with_shared_teachers():
     nodes = build_graph(all_rows.rows)
     plan = plan_together(nodes, Cluster(), [])
@@ -165,7 +185,7 @@ def test_single_pretrainings_are_still_followed_index_by_index_beside_a_group():
 
 
 def test_a_group_has_the_nodes_of_its_smallest_batch_and_waits_for_its_teachers_once():
-    rows = load_rows([*FROM_B, "vitl_k400", "vits_from_vitl_k400"], [parse_override("teachers=train")])
+    rows = load_rows([*FROM_B, "vits_from_vitl_k400", "vitl_k400"], [parse_override("teachers=train")])
     nodes, cluster = build_graph(rows, until="pretrain"), Cluster(nodes=128)
     plan = plan_together(nodes, cluster, [])
     arrays = [a for a in build_arrays(nodes, plan.stages, {}, cluster, plan.groups) if a.stages[0].kind == "pretrain"]
@@ -229,6 +249,19 @@ def test_only_the_student_without_a_result_has_failed(two_students, monkeypatch)
     assert local.run_stages(all_rows.rows, two_students) == 2
     errors = [json.loads(stage.files.job.read_text())["attempts"][0]["error"] for stage in (first, second)]
     assert errors[0] is None and errors[1] == "exit code 2"
+
+
+def test_a_run_that_was_replaced_keeps_its_hands_off_what_its_successor_has_written(two_students, monkeypatch):
+    files, successor = two_students[0][1].files, Record("24", "", "2026-01-01", 1, [], [])
+
+    def replaced(*_):
+        take(files, Owner("24", 0, "node1", "2026-01-01"), lambda _: True)
+        write_record(files, successor)
+        return 1
+
+    monkeypatch.setattr(local, "run_processes", replaced)
+    assert local.run_stages(all_rows.rows, two_students) == 1
+    assert read_record(files) == successor and read_owner(files).job == "24"
 
 
 def test_small_gpu_hours_have_decimals(profile, capsys):
