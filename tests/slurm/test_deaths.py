@@ -21,13 +21,14 @@ class Life:
         self.job = site.record(stage).job_id
 
     def train(self) -> None:
-        """Waits until the next attempt has done two updates more than the one before."""
+        """Waits until the next attempt has done two updates, which may be those that the one before could not save."""
         self.number += 1
-        reached = updates(self.site, self.stage)
-        site = self.site
+        site, paused = self.site, self.site.brake.with_suffix(".reached")
         site.wait(f"attempt {self.number}", lambda: len(site.record(self.stage).attempts) == self.number)
         start = site.record(self.stage).attempts[-1].saved
-        site.wait(f"updates of attempt {self.number}", lambda: start + 2 <= updates(site, self.stage) != reached)
+        site.wait(f"the pause of attempt {self.number}", paused.exists)
+        paused.unlink()
+        assert updates(site, self.stage) >= start + 2
 
     def error(self, number: int) -> str:
         return self.site.record(self.stage).attempts[number - 1].error or ""
