@@ -97,7 +97,7 @@ def read_header(path: Path) -> WeightFile:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file is, or is to be, of the safetensors format: by its name, or by how it begins."""
+    """Whether a file is of the safetensors format, by its name or its first bytes."""
     with open(path, "rb") as handle:
         return path.suffix == ".safetensors" or handle.read(9)[8:] == b"{"
 
