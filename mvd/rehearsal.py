@@ -239,10 +239,11 @@ def _samples_needed(stage: Stage, how: Rehearsal, process: Process) -> int:
     if isinstance(recipe, Test):
         return _test_videos(stage, process)
     if how.resume_from is not None:
-        result: dict[str, Any] = gather(RunDirectory(Path(how.resume_from)).read_result())[0] or {}
+        source = RunDirectory(Path(how.resume_from))
+        result: dict[str, Any] = gather(source.read_result() if process.is_first else None)[0] or {}
         samples: int | None = result.get("rehearsal", {}).get("generated_samples")
         if samples is None:
-            raise ConfigError(f"{how.resume_from} says not how many samples it had; rehearse it again with --force")
+            raise ConfigError(f"{how.resume_from} does not say how many samples it had; rehearse it again with --force")
         return samples
     batch: int = recipe.optimization.global_batch
     return batch * (how.updates + 2 * RESUMED_UPDATES + 1)

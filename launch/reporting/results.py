@@ -163,7 +163,7 @@ def spread(seeds: Sequence[SeedRun], name: str) -> Spread:
 
 def seeds_text(seeds: Sequence[SeedRun]) -> str:
     """The seeds in which the runs differ, as `finetune.seed 0, 1, 2`."""
-    known = dict.fromkeys(kind for run in seeds for kind in run.seeds)  # of a stage that cannot be read, it is not
+    known = dict.fromkeys(kind for run in seeds for kind in run.seeds)  # a stage that cannot be read has no seed
     kinds = [kind for kind in known if len({run.seeds.get(kind) for run in seeds}) > 1]
     values = {kind: ", ".join(str(run.seeds.get(kind, "?")) for run in seeds) for kind in kinds}
     return "; ".join(f"{kind}.seed {text}" for kind, text in values.items())
